@@ -1,0 +1,86 @@
+"""What a decoder is: a pure rule that turns one pass's logits into the next state of a block (SPEC section 3).
+
+Shape suffixes: B rows, L block positions, V vocabulary, D hidden, k tokens of a mix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SoftMix:
+    """What the next pass reads at decoded positions instead of one token's embedding (SPEC section 3.6)."""
+
+    token_ids: Tensor
+    """``(B, L, k)`` int64, the tokens mixed, most probable first."""
+    weights: Tensor
+    """``(B, L, k)`` float32, their probabilities; the rest of the weight goes to the mask embedding."""
+    where: Tensor
+    """``(B, L)`` bool, the positions that read the mix; all others read their token's own embedding."""
+    renormalize: bool
+    """Whether the mix is rescaled to the weighted mean of the norms of its parts."""
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """The current block of every row, between two passes."""
+
+    tokens: Tensor
+    """``(B, L)`` int64, the mask token where nothing is decided yet."""
+    active: Tensor
+    """``(B, L)`` bool, positions that were masks when the block started; prompt positions never are."""
+    masked: Tensor
+    """``(B, L)`` bool, active positions that are still masks."""
+    passes: Tensor
+    """``(B,)`` int64, denoising passes this block has had."""
+    mask_token_id: int
+    mix: SoftMix | None = None
+
+    @classmethod
+    def start(cls, tokens: Tensor, active: Tensor, mask_token_id: int) -> BlockState:
+        """A block before its first pass: masks at the active positions, the prompt's tokens elsewhere."""
+        return cls(
+            tokens=torch.where(active, mask_token_id, tokens),
+            active=active,
+            masked=active.clone(),
+            passes=torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device),
+            mask_token_id=mask_token_id,
+        )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one pass did to the block."""
+
+    state: BlockState
+    """The block after the pass; where a row has converged its tokens are final."""
+    confidence: Tensor
+    """``(B, L)`` float32, probability of the most probable token (the mask token apart)."""
+    promoted: Tensor
+    """``(B, L)`` bool, masks that became tokens in this pass."""
+    revised: Tensor
+    """``(B, L)`` bool, positions decoded earlier whose token changed in this pass."""
+    converged: Tensor
+    """``(B,)`` bool, rows whose block is done."""
+
+
+class Decoder(Protocol):
+    """A decoding rule. Rows never influence one another; nothing but tensors goes in and comes out."""
+
+    name: str
+    temperature: float
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        """Apply one pass.
+
+        Args:
+            logits: ``(B, L, V)`` in any float dtype, for the tokens of ``state``.
+            state: the block the logits were computed for.
+            noise: ``(B, L, V)`` float32 Gumbel noise; needed where ``temperature`` is above 0, ignored otherwise.
+        """
+        ...

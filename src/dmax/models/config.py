@@ -1,0 +1,167 @@
+"""Architecture of a LLaDA2 model, as its ``config.json`` describes it (SPEC section 2)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+MODEL_TYPE = "llada2_moe"
+ARCHITECTURE = "LLaDA2MoeModelLM"
+
+
+class ConfigError(ValueError):
+    """A ``config.json`` that does not describe a model this package can build."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and constants of one LLaDA2 model; field names are those of the published ``config.json``.
+
+    ``num_experts=None`` gives the dense variant, in which every layer is a SwiGLU of width ``intermediate_size``.
+    Token ids have no defaults: they come from the checkpoint (or its tokenizer), never from code.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    mask_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    head_dim: int
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 600_000.0
+    partial_rotary_factor: float = 1.0
+    num_experts: int | None = None
+    num_experts_per_tok: int = 1
+    num_shared_experts: int | None = None
+    moe_intermediate_size: int | None = None
+    first_k_dense_replace: int = 0
+    n_group: int = 1
+    topk_group: int = 1
+    routed_scaling_factor: float = 1.0
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})."
+            )
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise ConfigError(
+                f"partial_rotary_factor {self.partial_rotary_factor} of head_dim {self.head_dim} gives "
+                f"{self.rotary_dim} rotary channels; the number must be even, above 0 and at most head_dim."
+            )
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ConfigError(f"{name} is {getattr(self, name)}, outside the vocabulary of {self.vocab_size}.")
+        if self.num_experts is not None:
+            self._check_experts(self.num_experts)
+
+    def _check_experts(self, num_experts: int) -> None:
+        if not self.moe_intermediate_size:
+            raise ConfigError("a model with experts needs moe_intermediate_size.")
+        if num_experts % self.n_group:
+            raise ConfigError(f"num_experts ({num_experts}) must be a multiple of n_group ({self.n_group}).")
+        if not 1 <= self.topk_group <= self.n_group:
+            raise ConfigError(f"topk_group is {self.topk_group}; it must lie between 1 and n_group ({self.n_group}).")
+        reachable = num_experts // self.n_group * self.topk_group
+        if not 1 <= self.num_experts_per_tok <= reachable:
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.topk_group} kept groups "
+                f"hold {reachable} experts."
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of each head that rotary position embedding turns."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def is_moe_layer(self, index: int) -> bool:
+        """Whether layer ``index`` routes over experts (the first ``first_k_dense_replace`` layers never do)."""
+        return self.num_experts is not None and index >= self.first_k_dense_replace
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Build from the parsed ``config.json``; keys that do not shape the model are passed over.
+
+        Raises:
+            ConfigError: a key is missing, or asks for something this architecture does not have.
+        """
+        model_type = values.get("model_type", MODEL_TYPE)
+        if model_type != MODEL_TYPE:
+            raise ConfigError(f"model_type is {model_type!r}; this package loads {MODEL_TYPE!r} checkpoints.")
+        unsupported = {
+            "use_bias": False,
+            "use_qkv_bias": False,
+            "use_qk_norm": True,
+            "rope_scaling": None,
+            "hidden_act": "silu",
+            "norm_head": False,
+            "norm_topk_prob": True,
+            "score_function": "sigmoid",
+        }
+        for key, expected in unsupported.items():
+            if values.get(key, expected) not in (expected, None):
+                raise ConfigError(f"config key {key} is {values[key]!r}; only {expected!r} is supported.")
+        known = {f.name for f in fields(cls)}
+        picked = {k: v for k, v in values.items() if k in known and (v is not None or k == "num_experts")}
+        if isinstance(picked.get("eos_token_id"), list):
+            picked["eos_token_id"] = picked["eos_token_id"][0]
+        picked.setdefault("pad_token_id", picked.get("eos_token_id"))
+        if "head_dim" not in picked and {"hidden_size", "num_attention_heads"} <= picked.keys():
+            picked["head_dim"] = picked["hidden_size"] // picked["num_attention_heads"]
+        missing = sorted(_REQUIRED - picked.keys())
+        if missing:
+            raise ConfigError(f"config.json lacks {', '.join(missing)}.")
+        return cls(**picked)
+
+    @classmethod
+    def from_file(cls, path: Path) -> ModelConfig:
+        """Read a ``config.json``."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is not valid JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold a JSON object.")
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``config.json`` of a checkpoint in the published layout."""
+        return {
+            "architectures": [ARCHITECTURE],
+            "model_type": MODEL_TYPE,
+            **asdict(self),
+            "hidden_act": "silu",
+            "use_bias": False,
+            "use_qkv_bias": False,
+            "use_qk_norm": True,
+            "rope_scaling": None,
+            "norm_topk_prob": True,
+            "score_function": "sigmoid",
+        }
+
+
+_REQUIRED = {
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "mask_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "head_dim",
+}

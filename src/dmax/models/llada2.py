@@ -1,0 +1,153 @@
+"""The one LLaDA2 definition, for training and inference (SPEC section 2).
+
+Shape suffixes: B rows, T positions, S key positions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dmax.models.attention import Attention, KeyValueStore
+from dmax.models.config import ModelConfig
+from dmax.models.layers import RMSNorm, RotaryTable, SwiGLU
+from dmax.models.masks import block_causal_mask
+from dmax.models.moe import Experts, Router, SparseMLP
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm residual block: attention, then a dense or a sparse feed-forward."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: nn.Module = (
+            SparseMLP(config) if config.is_moe_layer(index) else SwiGLU(config.hidden_size, config.intermediate_size)
+        )
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask_B1TS: Tensor | None,
+        store: KeyValueStore | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.input_layernorm(x_BTD), rotary, mask_B1TS, store)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Backbone(nn.Module):
+    """Embedding table, layers and final norm (``model.*`` in a checkpoint)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryTable(config.rotary_dim, config.rope_theta)
+
+    def forward(
+        self, embeds_BTD: Tensor, position_ids: Tensor, mask_BTS: Tensor | None, store: KeyValueStore | None = None
+    ) -> Tensor:
+        rotary = self.rotary(position_ids)
+        mask_B1TS = None if mask_BTS is None else mask_BTS[:, None]
+        x_BTD = embeds_BTD
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, rotary, mask_B1TS, store)
+        return self.norm(x_BTD)
+
+
+class LLaDA2(nn.Module):
+    """A LLaDA2 diffusion language model. Logits at a position predict the token at that position."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.word_embeddings.weight
+
+    def forward(
+        self,
+        embeds_BTD: Tensor,
+        position_ids: Tensor,
+        mask_BTS: Tensor | None = None,
+        store: KeyValueStore | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            embeds_BTD: ``(B, T, D)`` input embeddings, in the model's dtype.
+            position_ids: ``(B, T)`` int64 absolute positions.
+            mask_BTS: ``(B or 1, T, S)`` bool, True where a query may attend to a key; None lets all see all.
+            store: keeps keys and values between passes; without it S is T.
+
+        Returns:
+            ``(B, T, D)``; :meth:`head` turns the positions that matter into logits.
+        """
+        return self.model(embeds_BTD, position_ids, mask_BTS, store)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
+        return self.model.word_embeddings(token_ids)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits ``(..., V)`` of hidden states ``(..., D)``, in the model's dtype."""
+        return self.lm_head(hidden)
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Tensor, block_length: int = 32) -> Tensor:
+        """The plain uncached block-causal pass over whole sequences that start at position 0.
+
+        Args:
+            token_ids: ``(B, T)`` int64.
+            block_length: tokens in a block.
+
+        Returns:
+            ``(B, T, V)`` logits, in the model's dtype.
+        """
+        positions_1T = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
+        mask_1TT = block_causal_mask(positions_1T, positions_1T, block_length)
+        positions_BT = positions_1T.expand(token_ids.shape[0], -1)
+        return self.head(self(self.embed(token_ids), positions_BT, mask_1TT))
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+
+@torch.no_grad()
+def initialize(model: LLaDA2, generator: torch.Generator) -> LLaDA2:
+    """Fill every weight afresh: normal with ``initializer_range``, norms one, router biases zero.
+
+    Projections that write into the residual stream are scaled down by sqrt(2 * layers), so that depth does not
+    inflate the stream.
+    """
+    std = model.config.initializer_range
+    residual_std = std / (2 * model.config.num_hidden_layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1.0)
+        else:
+            writes_residual = name.endswith(("down_proj", "down_proj.weight", "dense.weight"))
+            parameter.normal_(0.0, residual_std if writes_residual else std, generator=generator)
+    for router in routers(model):
+        router.expert_bias.zero_()
+    return model
+
+
+def routers(model: nn.Module) -> list[Router]:
+    """The routers of a model, first layer first."""
+    return [m for m in model.modules() if isinstance(m, Router)]
+
+
+def expert_stacks(model: nn.Module) -> list[Experts]:
+    """The stacked experts of a model, first layer first."""
+    return [m for m in model.modules() if isinstance(m, Experts)]

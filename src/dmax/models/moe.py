@@ -1,0 +1,93 @@
+"""Mixture of experts with sigmoid routing over expert groups (SPEC section 2).
+
+Shape suffixes: N tokens (rows and positions flattened), D hidden, E experts, A experts of a token, F expert width,
+G expert groups.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmax.models.config import ModelConfig
+from dmax.models.layers import SwiGLU
+
+
+class Router(nn.Module):
+    """Chooses experts by biased sigmoid scores, group-limited; weighs them by the unbiased ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.num_experts is not None
+        self.num_experts = config.num_experts
+        self.num_groups = config.n_group
+        self.groups_kept = config.topk_group
+        self.experts_per_token = config.num_experts_per_tok
+        self.scale = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.register_buffer("expert_bias", torch.zeros(config.num_experts))
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """``(N, D)`` -> expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
+        scores_NE = torch.sigmoid(F.linear(x_ND.float(), self.weight.float()))
+        biased_NE = scores_NE + self.expert_bias
+        if self.groups_kept < self.num_groups:
+            biased_NE = self._keep_best_groups(biased_NE)
+        experts_NA = biased_NE.topk(self.experts_per_token, dim=-1, sorted=False).indices
+        weights_NA = scores_NE.gather(-1, experts_NA)
+        weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
+        return experts_NA, weights_NA * self.scale
+
+    def _keep_best_groups(self, biased_NE: Tensor) -> Tensor:
+        """Put every expert outside the ``topk_group`` best groups out of reach."""
+        grouped_NGE = biased_NE.unflatten(-1, (self.num_groups, -1))
+        best = min(2, grouped_NGE.shape[-1])
+        group_scores_NG = grouped_NGE.topk(best, dim=-1).values.sum(-1)
+        kept_NG = group_scores_NG.topk(self.groups_kept, dim=-1, sorted=False).indices
+        dropped_NG = torch.ones_like(group_scores_NG, dtype=torch.bool).scatter(-1, kept_NG, False)
+        return grouped_NGE.masked_fill(dropped_NG[..., None], float("-inf")).flatten(-2)
+
+
+class Experts(nn.Module):
+    """The SwiGLU experts of one layer, stacked (the "merged" checkpoint layout)."""
+
+    def __init__(self, num_experts: int, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Parameter(torch.empty(num_experts, width, hidden_size))
+        self.up_proj = nn.Parameter(torch.empty(num_experts, width, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, width))
+
+    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
+        """Weighted sum of each token's experts, ``(N, D)``: tokens sorted by expert, one grouped matmul a projection."""
+        num_tokens, per_token = experts_NA.shape
+        expert_of_slot = experts_NA.flatten()
+        order = expert_of_slot.argsort(stable=True)
+        ends_E = torch.bincount(expert_of_slot, minlength=self.gate_proj.shape[0]).cumsum(0).to(torch.int32)
+        sorted_MD = x_ND[order // per_token]
+        gate_MF = F.grouped_mm(sorted_MD, self.gate_proj.transpose(1, 2), offs=ends_E)
+        up_MF = F.grouped_mm(sorted_MD, self.up_proj.transpose(1, 2), offs=ends_E)
+        out_MD = F.grouped_mm(F.silu(gate_MF) * up_MF, self.down_proj.transpose(1, 2), offs=ends_E)
+        slots_NAD = torch.empty_like(out_MD).index_copy(0, order, out_MD).view(num_tokens, per_token, -1)
+        return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
+
+
+class SparseMLP(nn.Module):
+    """Routed experts plus the shared expert every token passes through."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.num_experts is not None and config.moe_intermediate_size is not None
+        self.gate = Router(config)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
+        self.shared_experts = (
+            SwiGLU(config.hidden_size, config.moe_intermediate_size * config.num_shared_experts)
+            if config.num_shared_experts
+            else None
+        )
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_ND = x_BTD.flatten(0, 1)
+        experts_NA, weights_NA = self.gate(x_ND)
+        out_BTD = self.experts(x_ND, experts_NA, weights_NA).view_as(x_BTD)
+        return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)
