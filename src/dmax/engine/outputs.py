@@ -1,0 +1,69 @@
+"""What a generation gives back: plain Python values that go into JSON as they are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One denoising pass of one row. Offsets count from the first position of the block."""
+
+    block: int
+    """Index of the block, counted from absolute position 0 (so the prompt's blocks count too)."""
+    start: int
+    """Absolute position of the block's first token."""
+    tokens: list[int]
+    """The whole block after the pass: the prompt's tail, decoded tokens, and the mask token where undecided."""
+    confidence: list[float]
+    """Probability of the most probable token at every position of the block, as the pass predicted it."""
+    promoted: list[int]
+    """Offsets whose mask became a token in this pass."""
+    revised: list[int]
+    """Offsets decoded earlier whose token changed in this pass."""
+    active: list[int]
+    """Offsets that belong to the answer."""
+    final: bool
+    """Whether the block converged in this pass, so that its tokens stay."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as one JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """The answer to one prompt and what it cost. Conventions are those of SPEC section 1."""
+
+    text: str | None
+    """The answer without special tokens, cut before a stop string; None where there is no tokenizer."""
+    token_ids: list[int]
+    """The answer's tokens, up to and including the first EOS, at most ``gen_length``."""
+    num_tokens: int
+    """Tokens before the first EOS; the EOS is not counted."""
+    passes: int
+    """Denoising passes over all blocks."""
+    nfe: int
+    """Forward passes of the model: ``passes``, plus 1 where the prompt filled at least one whole block."""
+    tpf: float
+    """Tokens per forward: ``num_tokens / nfe``."""
+    tps: float
+    """Tokens per second: ``num_tokens / seconds``."""
+    seconds: float
+    """Wall time from the start of the call to the end of this row."""
+    finish_reason: str
+    """``"stop"`` (EOS or a stop string) or ``"length"`` (``gen_length`` reached)."""
+    decoder: str
+    """Name of the decoder."""
+    params: dict[str, Any]
+    """The decoder's options as they took effect, and the generation's settings; ``seed`` is this row's own."""
+    trace: list[PassRecord] | None = None
+    """Every pass in order, where ``GenerationParams.trace`` asked for it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as one JSON object; ``trace`` is left out where none was recorded."""
+        values = asdict(self)
+        if self.trace is None:
+            del values["trace"]
+        return values

@@ -1,0 +1,84 @@
+"""What a caller may ask of one generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_PROBABILITIES = ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold")
+
+
+class GenerationError(ValueError):
+    """A request that cannot be run as asked; the message says what is allowed."""
+
+
+@dataclass(frozen=True)
+class GenerationParams:
+    """How one prompt is decoded. Field values are checked when the object is made.
+
+    The four thresholds and ``decoder_options`` are options of the decoder; ``None`` leaves an option at the decoder's
+    own default, and a decoder that does not have an option given here refuses it when the generation starts.
+
+    Raises:
+        GenerationError: a value lies outside what its field allows.
+    """
+
+    decoder: str = "soft-parallel"
+    """Name of a registered decoder."""
+    threshold: float | None = None
+    """Confidence from which a mask becomes a token, in [0, 1]."""
+    acceptance_threshold: float | None = None
+    """Confidence from which a decoded block counts as settled, in [0, 1]."""
+    low_threshold: float | None = None
+    """Lower bar of the ``hierarchical`` decoder, in [0, 1]."""
+    editing_threshold: float | None = None
+    """Confidence from which ``joint-threshold`` replaces a token, in [0, 1]."""
+    decoder_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Any further option of the decoder, by name."""
+    gen_length: int = 256
+    """Most tokens of the answer."""
+    block_length: int = 32
+    """Tokens denoised together; the checkpoint was trained for one value (32 for the published ones)."""
+    temperature: float = 0.0
+    """0 decodes greedily; above 0 tokens are drawn (SPEC section 3.2)."""
+    seed: int = 0
+    """Seed of the draws. One object shared by a whole call gives row i the seed ``seed + i``."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer where the first of them begins; they need a tokenizer."""
+    use_cache: bool = True
+    """False recomputes the whole prefix in every pass: slow, and the same answer."""
+    trace: bool = False
+    """Whether the output carries a record of every pass."""
+
+    def __post_init__(self) -> None:
+        for name in ("gen_length", "block_length"):
+            _require_int(name, getattr(self, name), minimum=1)
+        _require_int("seed", self.seed, minimum=0)
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise GenerationError(f"{name} is {value}; it must lie between 0 and 1.")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise GenerationError(f"temperature is {self.temperature}; it must be 0 (greedy) or a finite number above.")
+        self._check_stop()
+        for name in (*_PROBABILITIES, "temperature"):
+            if name in self.decoder_options:
+                raise GenerationError(f"decoder_options holds {name}; give it as the field of that name instead.")
+
+    def _check_stop(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise GenerationError(f"stop is {self.stop!r}; every stop string must be a string that is not empty.")
+        object.__setattr__(self, "stop", stop)
+
+    def decoder_arguments(self) -> dict[str, Any]:
+        """The options given for the decoder, by name, without those left at their default."""
+        given = {name: value for name in _PROBABILITIES if (value := getattr(self, name)) is not None}
+        return {**given, "temperature": self.temperature, **self.decoder_options}
+
+
+def _require_int(name: str, value: Any, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise GenerationError(f"{name} is {value!r}; it must be a whole number of at least {minimum}.")
