@@ -5,11 +5,15 @@ Shape suffixes: B rows, L block positions, V vocabulary, D hidden, k tokens of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class DecoderError(ValueError):
+    """An unknown decoder, an unknown option, or an option out of range."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,45 @@ class BlockState:
     """``(B,)`` int64, denoising passes this block has had."""
     mask_token_id: int
     mix: SoftMix | None = None
+    """What the next pass reads at decoded positions; None where every position reads its own token."""
+    memory: Tensor | None = None
+    """``(B, M)``, whatever the decoder keeps for itself from pass to pass; None or zeros in a fresh block."""
 
     @classmethod
     def start(cls, tokens: Tensor, active: Tensor, mask_token_id: int) -> BlockState:
-        """A block before its first pass: masks at the active positions, the prompt's tokens elsewhere."""
+        """A block before its first pass: masks at the active positions, the prompt's tokens elsewhere.
+
+        Args:
+            tokens: ``(B, L)`` int64; what stands at active positions does not matter.
+            active: ``(B, L)`` bool, positions to be decoded.
+            mask_token_id: the id of the mask token, from the checkpoint.
+        """
         return cls(
             tokens=torch.where(active, mask_token_id, tokens),
             active=active,
             masked=active.clone(),
             passes=torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device),
             mask_token_id=mask_token_id,
+        )
+
+    def restart(self, rows: Tensor, tokens: Tensor, active: Tensor) -> BlockState:
+        """The same batch with a fresh block in some rows; the others go on where they are.
+
+        Args:
+            rows: ``(B,)`` bool, the rows that begin a new block.
+            tokens: ``(B, L)`` int64, read in those rows only.
+            active: ``(B, L)`` bool, read in those rows only.
+        """
+        fresh = BlockState.start(tokens, active, self.mask_token_id)
+        rows_B1 = rows[:, None]
+        return BlockState(
+            tokens=torch.where(rows_B1, fresh.tokens, self.tokens),
+            active=torch.where(rows_B1, fresh.active, self.active),
+            masked=torch.where(rows_B1, fresh.masked, self.masked),
+            passes=torch.where(rows, fresh.passes, self.passes),
+            mask_token_id=self.mask_token_id,
+            mix=None if self.mix is None else replace(self.mix, where=self.mix.where & ~rows_B1),
+            memory=None if self.memory is None else self.memory.masked_fill(rows_B1, 0),
         )
 
 
@@ -72,15 +105,25 @@ class StepResult:
 class Decoder(Protocol):
     """A decoding rule. Rows never influence one another; nothing but tensors goes in and comes out."""
 
-    name: str
-    temperature: float
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Above 0, tokens are drawn instead of taken, and :meth:`step` needs noise."""
+        ...
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass.
 
+        A row that has converged may be stepped again, which does no harm to the others; its final tokens are those of
+        the pass in which it first converged.
+
         Args:
-            logits: ``(B, L, V)`` in any float dtype, for the tokens of ``state``.
-            state: the block the logits were computed for.
+            logits: ``(B, L, V)`` in any float dtype, computed from :func:`input_embeddings` of ``state``.
+            state: the block before the pass.
             noise: ``(B, L, V)`` float32 Gumbel noise; needed where ``temperature`` is above 0, ignored otherwise.
         """
         ...
