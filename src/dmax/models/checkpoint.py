@@ -1,0 +1,287 @@
+"""Checkpoints: the one place where stored tensor names meet the model's own (SPEC section 2).
+
+The two differ in the experts alone. The model keeps each projection of a layer's experts as one stack
+``…mlp.experts.gate_proj`` of shape (experts, out, in); a file holds either that stack ("merged" layout) or one tensor
+an expert, ``…mlp.experts.{e}.gate_proj.weight`` ("separate", as published).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmax.models.config import ConfigError, ModelConfig
+from dmax.models.llada2 import LLaDA2, routers
+from dmax.models.source import (
+    CONFIG_FILE,
+    FLOAT_DTYPES,
+    CheckpointError,
+    StoredTensor,
+    list_tensors,
+    listing,
+    open_tensors,
+    read_json,
+    resolve,
+)
+from dmax.models.tokenizer import Tokenizer
+from dmax.models.writer import DEFAULT_SHARD_BYTES, TensorSpec, new_folder, write_config, write_tensors
+
+__all__ = [
+    "CheckpointError",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "resolve",
+    "save_model",
+]
+
+_EXPERT = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<index>\d+)\.(?P<projection>gate|up|down)_proj\.weight")
+_STACK = re.compile(r".*\.mlp\.experts\.(gate|up|down)_proj")
+_EXPERT_BIAS = re.compile(r".*\.mlp\.gate\.expert_bias")
+_LEFTOVER = re.compile(r".*\.rotary_emb\.inv_freq")
+"""Rotary frequencies: older writers stored this table, which every pass computes from the configuration."""
+
+
+def native_name(name: str) -> tuple[str, int | None]:
+    """The model's name for a stored tensor, and which expert of a stack it is (None: a whole tensor)."""
+    match = _EXPERT.fullmatch(name)
+    if match is None:
+        return name, None
+    return f"{match['experts']}.{match['projection']}_proj", int(match["index"])
+
+
+def expert_name(stack: str, index: int) -> str:
+    """The separate layout's name for one expert of a stack; the inverse of :func:`native_name`."""
+    experts, _, projection = stack.rpartition(".")
+    return f"{experts}.{index}.{projection}.weight"
+
+
+def is_stack(name: str) -> bool:
+    """Whether a native name is a stack of experts."""
+    return _STACK.fullmatch(name) is not None
+
+
+def load_config(path_or_id: str | Path) -> ModelConfig:
+    """Read a checkpoint's architecture; no weight is touched.
+
+    Published configurations leave out some special-token ids. A missing ``eos_token_id`` is the ``pad_token_id``, as
+    in the published family; ids still missing then come from the tokenizer files.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its ``config.json`` is not one of a LLaDA2 model.
+    """
+    folder = resolve(path_or_id)
+    return _read_config(folder, read_json(folder / CONFIG_FILE))
+
+
+def _read_config(folder: Path, values: Mapping[str, Any]) -> ModelConfig:
+    values = dict(values)
+    if values.get("eos_token_id") is None:
+        values["eos_token_id"] = values.get("pad_token_id")
+    if values["eos_token_id"] is None or values.get("mask_token_id") is None:
+        tokenizer = Tokenizer.from_folder(folder)
+        if tokenizer is not None:
+            for key in ("eos_token_id", "mask_token_id"):
+                if values.get(key) is None:
+                    values[key] = getattr(tokenizer, key)
+    try:
+        return ModelConfig.from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def load_tokenizer(path_or_id: str | Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint, or None where it ships none.
+
+    Its special-token ids are those of ``config.json``, where there is one.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its tokenizer files cannot be read.
+    """
+    folder = resolve(path_or_id)
+    ids: dict[str, int] = {}
+    if (folder / CONFIG_FILE).exists():
+        config = load_config(folder)
+        ids = {"eos_token_id": config.eos_token_id, "mask_token_id": config.mask_token_id}
+    return Tokenizer.from_folder(folder, ids)
+
+
+def load_model(
+    path_or_id: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+) -> LLaDA2:
+    """Build the model of a checkpoint and fill it with its weights, either layout, one file or many.
+
+    The model takes shape on the meta device and its memory is claimed once, in its final dtype and place; tensors
+    then go there one at a time, straight from the mapped files.
+
+    Args:
+        path_or_id: a folder, a Hugging Face Hub id or the name of an embedded model; see :func:`resolve`.
+        device: where the weights go.
+        dtype: what the weights become; None keeps the dtype of the stored embedding table. The routers'
+            ``expert_bias`` is float32 whatever is asked.
+
+    Returns:
+        The model in evaluation mode, its weights trainable.
+
+    Raises:
+        CheckpointError: in one sentence, what is wrong with the checkpoint; every tensor that is missing,
+            unexpected or of the wrong shape is counted, and the first of each kind are named.
+    """
+    folder = resolve(path_or_id)
+    values = read_json(folder / CONFIG_FILE)
+    config = _read_config(folder, values)
+    stored = list_tensors(folder)
+    with torch.device("meta"):
+        model = LLaDA2(config)
+    biased = values.get("moe_router_enable_expert_bias") is not False
+    check_fit(folder, stored, layout_of(model, stored, router_bias_required=biased))
+    if dtype is None:
+        dtype = FLOAT_DTYPES[stored["model.word_embeddings.weight"].dtype]
+    if not dtype.is_floating_point:
+        raise CheckpointError(f"Weights cannot become {dtype}: choose a floating-point dtype, such as torch.bfloat16.")
+    _materialize(model, _usable(device), dtype)
+    _fill(model, stored)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors a checkpoint has to hold for a model."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    optional: frozenset[str]
+
+
+def layout_of(model: LLaDA2, stored: Mapping[str, Any], router_bias_required: bool = True) -> Layout:
+    """What to look for: each stack of experts as one tensor if it is stored so, else expert by expert."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    optional = set()
+    for name, tensor in model.state_dict().items():
+        if is_stack(name) and name not in stored:
+            shapes.update({expert_name(name, e): tuple(tensor.shape[1:]) for e in range(tensor.shape[0])})
+        else:
+            shapes[name] = tuple(tensor.shape)
+        if _EXPERT_BIAS.fullmatch(name) and not router_bias_required:
+            optional.add(name)
+    if model.config.tie_word_embeddings:
+        optional.add("lm_head.weight")
+    return Layout(shapes, frozenset(optional))
+
+
+def check_fit(folder: Path, stored: Mapping[str, StoredTensor], layout: Layout) -> None:
+    """Compare what is stored with what the model needs, and report every difference at once.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, unexpected, of another shape or not floating-point.
+    """
+    expected = layout.shapes
+    missing = [name for name in expected if name not in stored and name not in layout.optional]
+    unexpected = [name for name in stored if name not in expected and not _LEFTOVER.fullmatch(name)]
+    known = {name: tensor for name, tensor in stored.items() if name in expected}
+    misshapen = [
+        f"{name} (is {list(tensor.shape)}, should be {list(expected[name])})"
+        for name, tensor in known.items()
+        if tensor.shape != expected[name]
+    ]
+    not_float = [f"{name} (is {tensor.dtype})" for name, tensor in known.items() if tensor.dtype not in FLOAT_DTYPES]
+    findings = [
+        f"{len(names)} {what}: {listing(names)}"
+        for what, names in [
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of the wrong shape", misshapen),
+            ("not floating-point", not_float),
+        ]
+        if names
+    ]
+    if findings:
+        raise CheckpointError(f"The tensors in {folder} do not fit its {CONFIG_FILE}. {'; '.join(findings)}.")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without that backend
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise CheckpointError(f"Device {str(device)!r} cannot be used on this machine: {reason}.") from error
+
+
+def _materialize(model: LLaDA2, device: torch.device, dtype: torch.dtype) -> None:
+    """Claim the memory of a meta-device model, contents undefined."""
+    assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys(), "a buffer that no file fills"
+    model.to(dtype)
+    for router in routers(model):
+        router.expert_bias = router.expert_bias.float()
+    model.to_empty(device=device)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.word_embeddings.weight  # to_empty gave each its own memory
+    for router in routers(model):
+        router.expert_bias.zero_()  # may be absent where the configuration says that the router has none
+
+
+@torch.no_grad()
+def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
+    targets = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del targets["lm_head.weight"]  # the embedding table is the truth; a stored copy may be stale
+    by_file: dict[Path, list[str]] = {}
+    for name, tensor in stored.items():
+        by_file.setdefault(tensor.file, []).append(name)
+    for path, names in by_file.items():
+        with open_tensors(path) as file:
+            for name in names:
+                native, expert = native_name(name)
+                if native in targets:
+                    target = targets[native] if expert is None else targets[native][expert]
+                    target.copy_(file.get_tensor(name))
+
+
+def save_model(
+    model: LLaDA2,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    merged: bool = False,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint in the published form; the folder appears whole or not at all.
+
+    Args:
+        model: weights on any device; each tensor keeps its dtype.
+        folder: must not exist yet, or be empty.
+        tokenizer: written beside the weights where given.
+        merged: store each stack of experts as one tensor instead of one tensor an expert.
+        max_shard_bytes: weights beyond this many bytes are split over several files with an index.
+        overwrite: replace a checkpoint that is already there.
+
+    Raises:
+        CheckpointError: the folder holds something else, or cannot be written.
+    """
+    tensors = dict(_stored_tensors(model, merged))
+    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+    with new_folder(Path(folder), overwrite) as partial:
+        write_tensors(partial, specs, tensors.__getitem__, max_shard_bytes)
+        dtype = str(model.dtype).removeprefix("torch.")
+        write_config(partial, {**model.config.to_dict(), "torch_dtype": dtype})
+        if tokenizer is not None:
+            tokenizer.save(partial)
+
+
+def _stored_tensors(model: LLaDA2, merged: bool) -> Iterator[tuple[str, Tensor]]:
+    """A model's tensors under the names of a layout; experts are views of their stack."""
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        if is_stack(name) and not merged:
+            yield from ((expert_name(name, e), expert) for e, expert in enumerate(tensor))
+        else:
+            yield name, tensor

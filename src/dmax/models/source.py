@@ -1,0 +1,177 @@
+"""Where a checkpoint lies, and which tensors its files hold.
+
+Only JSON, safetensors, tokenizer and template files are ever read: nothing here unpickles or imports what a
+checkpoint ships.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+EMBEDDED_MODELS = ("nano", "nano-base")
+
+COMPANION_FILES = (
+    CONFIG_FILE,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""The files beside the weights that belong to a checkpoint; all others in a folder are left alone."""
+
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Names of the dtypes that a safetensors header may give a weight."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read, understood or written."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, as the header of its file describes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """The safetensors name, such as ``BF16``."""
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """Find the folder of a checkpoint.
+
+    An embedded model's name always means the embedded model (write ``./nano`` for a folder called nano); then comes
+    a local folder; then a Hub id ``owner/name``, of which the weights, configuration and tokenizer are fetched into
+    the Hub cache, or found there.
+
+    Raises:
+        CheckpointError: nothing goes by that name, or the Hub cannot give it.
+    """
+    name = str(path_or_id)
+    if name in EMBEDDED_MODELS:
+        return _existing_folder(Path(str(files("dmax") / "assets" / name)), name)
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return _existing_folder(folder, name)
+    if isinstance(path_or_id, str) and _HUB_ID.fullmatch(name):
+        return _download(name)
+    raise CheckpointError(
+        f"No model {name!r}: it is not a folder here, not an embedded model ({', '.join(EMBEDDED_MODELS)}) "
+        "and not a Hugging Face Hub id (owner/name)."
+    )
+
+
+def _existing_folder(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"Model {name!r} must be a checkpoint folder, and {folder} is not a folder.")
+    return folder
+
+
+def _download(hub_id: str) -> Path:
+    patterns = [*COMPANION_FILES, INDEX_FILE, "model*.safetensors"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # what the Hub client raises for a bad id, no access, no network, no space
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CheckpointError(
+            f"Model {hub_id!r} is not a folder here, and the Hugging Face Hub did not give it "
+            f"({type(error).__name__}: {_shorten(reason)}). Check the name and the network, or give a local folder."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a file that must hold a JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} is not a checkpoint folder: it has no {path.name}.") from error
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not a {type(values).__name__}.")
+    return values
+
+
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint folder, from the headers of its safetensors files; no weight is read.
+
+    Raises:
+        CheckpointError: there are no weights, a file is missing, damaged or at odds with the index.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        return _list_file(folder / WEIGHTS_FILE)
+    if not (folder / INDEX_FILE).exists():
+        raise CheckpointError(_no_weights(folder))
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map from tensor names to file names.")
+    shards = sorted(set(weight_map.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise CheckpointError(f"{folder / INDEX_FILE} names files outside the folder: {listing(outside)}.")
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks {listing(absent)}, which {INDEX_FILE} lists: fetch the checkpoint again."
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        tensors.update(_list_file(folder / shard))
+    misplaced = [name for name, shard in weight_map.items() if name not in tensors or tensors[name].file.name != shard]
+    if misplaced:
+        raise CheckpointError(f"{folder / INDEX_FILE} lists tensors that are not in their files: {listing(misplaced)}.")
+    return tensors
+
+
+def _list_file(path: Path) -> dict[str, StoredTensor]:
+    with open_tensors(path) as file:
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 (not a mapping: it cannot be iterated itself)
+            header = file.get_slice(name)
+            tensors[name] = StoredTensor(path, tuple(header.get_shape()), header.get_dtype())
+        return tensors
+
+
+def open_tensors(path: Path) -> Any:
+    """Map a safetensors file into memory: a context manager with ``keys``, ``get_slice`` and ``get_tensor``."""
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({str(error).rstrip('.')}): fetch or write it again."
+        ) from error
+
+
+def _no_weights(folder: Path) -> str:
+    found = f"{folder} is not a checkpoint folder: it has neither {WEIGHTS_FILE} nor {INDEX_FILE}."
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt", "pkl") for path in folder.glob(f"*.{suffix}"))
+    if pickles:
+        found += f" Pickled weights ({listing(pickles)}) are never loaded: save them as safetensors first."
+    return found
+
+
+def listing(names: Iterable[str], most: int = 6) -> str:
+    """Join names for a message, the first few in full and the rest as a number."""
+    names = list(names)
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _shorten(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
