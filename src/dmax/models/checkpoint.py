@@ -8,8 +8,7 @@ an expert, ``…mlp.experts.{e}.gate_proj.weight`` ("separate", as published).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,7 @@ __all__ = [
 _EXPERT = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<index>\d+)\.(?P<projection>gate|up|down)_proj\.weight")
 _STACK = re.compile(r".*\.mlp\.experts\.(gate|up|down)_proj")
 _EXPERT_BIAS = re.compile(r".*\.mlp\.gate\.expert_bias")
-_LEFTOVER = re.compile(r".*\.rotary_emb\.inv_freq")
-"""Rotary frequencies: older writers stored this table, which every pass computes from the configuration."""
+_ROTARY_TABLE = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
 def native_name(name: str) -> tuple[str, int | None]:
@@ -135,14 +133,7 @@ def load_model(
         CheckpointError: in one sentence, what is wrong with the checkpoint; every tensor that is missing,
             unexpected or of the wrong shape is counted, and the first of each kind are named.
     """
-    folder = resolve(path_or_id)
-    values = read_json(folder / CONFIG_FILE)
-    config = _read_config(folder, values)
-    stored = list_tensors(folder)
-    with torch.device("meta"):
-        model = LLaDA2(config)
-    biased = values.get("moe_router_enable_expert_bias") is not False
-    check_fit(folder, stored, layout_of(model, stored, router_bias_required=biased))
+    model, stored = inspect_checkpoint(path_or_id)
     if dtype is None:
         dtype = FLOAT_DTYPES[stored["model.word_embeddings.weight"].dtype]
     if not dtype.is_floating_point:
@@ -152,39 +143,51 @@ def load_model(
     return model.eval()
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The tensors a checkpoint has to hold for a model."""
+def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, StoredTensor]]:
+    """Check a checkpoint by its configuration and its headers, without reading a weight.
 
-    shapes: Mapping[str, tuple[int, ...]]
-    optional: frozenset[str]
+    Returns:
+        The model on the meta device (shapes, no memory), and every stored tensor by name.
+
+    Raises:
+        CheckpointError: as :func:`load_model`.
+    """
+    folder = resolve(path_or_id)
+    values = read_json(folder / CONFIG_FILE)
+    config = _read_config(folder, values)
+    stored = list_tensors(folder)
+    with torch.device("meta"):
+        model = LLaDA2(config)
+    # A router that was trained with a bias chooses other experts without it, so its absence has to be declared.
+    biased = values.get("moe_router_enable_expert_bias") is not False
+    _check_fit(folder, stored, layout_of(model, stored), biased)
+    return model, stored
 
 
-def layout_of(model: LLaDA2, stored: Mapping[str, Any], router_bias_required: bool = True) -> Layout:
-    """What to look for: each stack of experts as one tensor if it is stored so, else expert by expert."""
+def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors in a file.
+
+    Args:
+        model: on any device.
+        merged: the stacks of experts that are stored as one tensor; the others are stored expert by expert.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
-    optional = set()
     for name, tensor in model.state_dict().items():
-        if is_stack(name) and name not in stored:
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        if is_stack(name) and name not in merged:
             shapes.update({expert_name(name, e): tuple(tensor.shape[1:]) for e in range(tensor.shape[0])})
         else:
             shapes[name] = tuple(tensor.shape)
-        if _EXPERT_BIAS.fullmatch(name) and not router_bias_required:
-            optional.add(name)
-    if model.config.tie_word_embeddings:
-        optional.add("lm_head.weight")
-    return Layout(shapes, frozenset(optional))
+    return shapes
 
 
-def check_fit(folder: Path, stored: Mapping[str, StoredTensor], layout: Layout) -> None:
-    """Compare what is stored with what the model needs, and report every difference at once.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing, unexpected, of another shape or not floating-point.
-    """
-    expected = layout.shapes
-    missing = [name for name in expected if name not in stored and name not in layout.optional]
-    unexpected = [name for name in stored if name not in expected and not _LEFTOVER.fullmatch(name)]
+def _check_fit(
+    folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], biased: bool
+) -> None:
+    """Compare what is stored with what the model needs, and report every difference at once."""
+    missing = [name for name in expected if name not in stored and (biased or not _EXPERT_BIAS.fullmatch(name))]
+    unexpected = [name for name in stored if name not in expected and not _is_leftover(name, expected)]
     known = {name: tensor for name, tensor in stored.items() if name in expected}
     misshapen = [
         f"{name} (is {list(tensor.shape)}, should be {list(expected[name])})"
@@ -204,6 +207,11 @@ def check_fit(folder: Path, stored: Mapping[str, StoredTensor], layout: Layout) 
     ]
     if findings:
         raise CheckpointError(f"The tensors in {folder} do not fit its {CONFIG_FILE}. {'; '.join(findings)}.")
+
+
+def _is_leftover(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tensors that some writers store and no model reads: rotary tables, and the head where it is the embedding."""
+    return _ROTARY_TABLE.fullmatch(name) is not None or (name == "lm_head.weight" and name not in expected)
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -230,18 +238,17 @@ def _materialize(model: LLaDA2, device: torch.device, dtype: torch.dtype) -> Non
 @torch.no_grad()
 def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
     targets = model.state_dict()
-    if model.config.tie_word_embeddings:
-        del targets["lm_head.weight"]  # the embedding table is the truth; a stored copy may be stale
+    needed = layout_of(model, stored)
     by_file: dict[Path, list[str]] = {}
     for name, tensor in stored.items():
-        by_file.setdefault(tensor.file, []).append(name)
+        if name in needed:
+            by_file.setdefault(tensor.file, []).append(name)
     for path, names in by_file.items():
         with open_tensors(path) as file:
             for name in names:
                 native, expert = native_name(name)
-                if native in targets:
-                    target = targets[native] if expert is None else targets[native][expert]
-                    target.copy_(file.get_tensor(name))
+                target = targets[native] if expert is None else targets[native][expert]
+                target.copy_(file.get_tensor(name))
 
 
 def save_model(
@@ -266,22 +273,16 @@ def save_model(
     Raises:
         CheckpointError: the folder holds something else, or cannot be written.
     """
-    tensors = dict(_stored_tensors(model, merged))
-    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+    tensors = model.state_dict()
+
+    def tensor_of(name: str) -> Tensor:
+        native, expert = native_name(name)
+        return tensors[native] if expert is None else tensors[native][expert]
+
+    specs = [TensorSpec.of(name, tensor_of(name)) for name in layout_of(model, tensors if merged else ())]
     with new_folder(Path(folder), overwrite) as partial:
-        write_tensors(partial, specs, tensors.__getitem__, max_shard_bytes)
+        write_tensors(partial, specs, tensor_of, max_shard_bytes)
         dtype = str(model.dtype).removeprefix("torch.")
         write_config(partial, {**model.config.to_dict(), "torch_dtype": dtype})
         if tokenizer is not None:
             tokenizer.save(partial)
-
-
-def _stored_tensors(model: LLaDA2, merged: bool) -> Iterator[tuple[str, Tensor]]:
-    """A model's tensors under the names of a layout; experts are views of their stack."""
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
-        if is_stack(name) and not merged:
-            yield from ((expert_name(name, e), expert) for e, expert in enumerate(tensor))
-        else:
-            yield name, tensor

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 MODEL_TYPE = "llada2_moe"
+MERGED_MODEL_TYPE = "llada2_moe_veomni"
+"""What the published training code calls the same model when its experts are stacked."""
 ARCHITECTURE = "LLaDA2MoeModelLM"
 
 
@@ -49,7 +51,8 @@ class ModelConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
+        positive = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        for name in (*positive, "num_key_value_heads", "head_dim", "n_group"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -99,28 +102,13 @@ class ModelConfig:
             ConfigError: a key is missing, or asks for something this architecture does not have.
         """
         model_type = values.get("model_type", MODEL_TYPE)
-        if model_type != MODEL_TYPE:
+        if model_type not in (MODEL_TYPE, MERGED_MODEL_TYPE):
             raise ConfigError(f"model_type is {model_type!r}; this package loads {MODEL_TYPE!r} checkpoints.")
-        unsupported = {
-            "use_bias": False,
-            "use_qkv_bias": False,
-            "use_qk_norm": True,
-            "rope_scaling": None,
-            "hidden_act": "silu",
-            "norm_head": False,
-            "norm_topk_prob": True,
-            "score_function": "sigmoid",
-        }
-        for key, expected in unsupported.items():
-            if values.get(key, expected) not in (expected, None):
-                raise ConfigError(f"config key {key} is {values[key]!r}; only {expected!r} is supported.")
-        known = {f.name for f in fields(cls)}
-        picked = {k: v for k, v in values.items() if k in known and (v is not None or k == "num_experts")}
-        if isinstance(picked.get("eos_token_id"), list):
-            picked["eos_token_id"] = picked["eos_token_id"][0]
-        picked.setdefault("pad_token_id", picked.get("eos_token_id"))
-        if "head_dim" not in picked and {"hidden_size", "num_attention_heads"} <= picked.keys():
-            picked["head_dim"] = picked["hidden_size"] // picked["num_attention_heads"]
+        for key, allowed in _FIXED.items():
+            if values.get(key) is not None and values[key] not in allowed:
+                raise ConfigError(f"config key {key} is {values[key]!r}; only {allowed[0]!r} is supported.")
+        values = _with_rotary({key: value for key, value in values.items() if value is not None})
+        picked = _with_defaults({f.name: values[f.name] for f in fields(cls) if f.name in values})
         missing = sorted(_REQUIRED - picked.keys())
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}.")
@@ -152,6 +140,65 @@ class ModelConfig:
             "score_function": "sigmoid",
         }
 
+
+def _with_rotary(values: dict[str, Any]) -> dict[str, Any]:
+    """Bring the ways to write the rotary settings down to ``rope_theta`` and ``partial_rotary_factor``."""
+    for key in ("rope_parameters", "rope_scaling"):
+        nested = values.get(key, {})
+        kind = nested.get("rope_type", nested.get("type", "default")) if isinstance(nested, dict) else nested
+        if kind != "default":
+            raise ConfigError(f"config key {key} asks for {kind!r}; only plain rotary embedding is supported.")
+        values = {**nested, **values}
+    rotary_dim, head_dim = values.get("rotary_dim"), values.get("head_dim")
+    if isinstance(rotary_dim, int) and isinstance(head_dim, int) and head_dim > 0:
+        factor = values.setdefault("partial_rotary_factor", rotary_dim / head_dim)
+        if int(head_dim * factor) != rotary_dim:
+            raise ConfigError(
+                f"rotary_dim ({rotary_dim}) is not partial_rotary_factor ({factor}) of head_dim ({head_dim})."
+            )
+    return values
+
+
+def _with_defaults(picked: dict[str, Any]) -> dict[str, Any]:
+    """Check the kind of each value, then fill in what other values imply."""
+    if isinstance(picked.get("eos_token_id"), list) and picked["eos_token_id"]:
+        picked["eos_token_id"] = picked["eos_token_id"][0]
+    for field in fields(ModelConfig):
+        value = picked.get(field.name)
+        kinds = _KINDS[str(field.type)]
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise ConfigError(f"config key {field.name} is {value!r}; it must be of type {kinds[0].__name__}.")
+    if "eos_token_id" in picked:
+        picked.setdefault("pad_token_id", picked["eos_token_id"])
+    if not picked.get("num_experts"):
+        picked["num_experts"] = None
+    heads = picked.get("num_attention_heads", 0)
+    if heads > 0:
+        picked["num_key_value_heads"] = picked.get("num_key_value_heads") or heads
+        if "hidden_size" in picked:
+            picked.setdefault("head_dim", picked["hidden_size"] // heads)
+    return picked
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+}
+
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "use_bias": (False,),
+    "use_qkv_bias": (False,),
+    "use_qk_norm": (True,),
+    "use_sliding_window": (False,),
+    "hidden_act": ("silu",),
+    "norm_head": (False,),
+    "norm_topk_prob": (True,),
+    "score_function": ("sigmoid",),
+    "router_dtype": ("fp32", "float32"),
+}
+"""What this architecture fixes: the key may be absent or null, else it must have one of these values."""
 
 _REQUIRED = {
     "vocab_size",

@@ -129,8 +129,10 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         CheckpointError: the place is taken (with ``overwrite``: by anything but a checkpoint), or cannot be written.
     """
+    folder = Path(os.path.abspath(folder))
     _check_free(folder, overwrite)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed and had the same id
     try:
         partial.mkdir(parents=True)
         yield partial
