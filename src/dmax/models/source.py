@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 CONFIG_FILE = "config.json"
@@ -32,6 +31,9 @@ COMPANION_FILES = (
     "chat_template.jinja",
 )
 """The files beside the weights that belong to a checkpoint; all others in a folder are left alone."""
+
+_FETCHED = (*COMPANION_FILES, INDEX_FILE, "model*.safetensors")
+"""What is fetched from the Hub: never code, never pickles."""
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Names of the dtypes that a safetensors header may give a weight."""
@@ -65,10 +67,15 @@ def resolve(path_or_id: str | Path) -> Path:
     """
     name = str(path_or_id)
     if name in EMBEDDED_MODELS:
-        return _existing_folder(Path(str(files("dmax") / "assets" / name)), name)
+        embedded = Path(str(files("dmax") / "assets" / name))
+        if not embedded.is_dir():
+            raise CheckpointError(f"The embedded model {name!r} is not part of this installation: install dmax again.")
+        return embedded
     folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
     if folder.exists():
-        return _existing_folder(folder, name)
+        raise CheckpointError(f"{name} is a file: give the folder of a checkpoint.")
     if isinstance(path_or_id, str) and _HUB_ID.fullmatch(name):
         return _download(name)
     raise CheckpointError(
@@ -77,22 +84,21 @@ def resolve(path_or_id: str | Path) -> Path:
     )
 
 
-def _existing_folder(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        raise CheckpointError(f"Model {name!r} must be a checkpoint folder, and {folder} is not a folder.")
-    return folder
-
-
 def _download(hub_id: str) -> Path:
-    patterns = [*COMPANION_FILES, INDEX_FILE, "model*.safetensors"]
+    from huggingface_hub import errors, snapshot_download  # here, because a local model has no need of it
+
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (OSError, ValueError) as error:  # what the Hub client raises for a bad id, no access, no network, no space
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise CheckpointError(
-            f"Model {hub_id!r} is not a folder here, and the Hugging Face Hub did not give it "
-            f"({type(error).__name__}: {_shorten(reason)}). Check the name and the network, or give a local folder."
-        ) from error
+        return Path(snapshot_download(hub_id, allow_patterns=list(_FETCHED)))
+    except Exception as error:  # beside its own errors the client lets those of its HTTP library through
+        if isinstance(error, errors.GatedRepoError):
+            reason = "the Hugging Face Hub gives it only to accounts that were granted access; log in with one"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            reason = "the Hugging Face Hub has no such model, or it is private"
+        elif isinstance(error, errors.LocalEntryNotFoundError):
+            reason = "the Hugging Face Hub cannot be reached, and there is no copy in its cache"
+        else:
+            reason = f"fetching it from the Hugging Face Hub failed ({type(error).__name__}: {error})".rstrip(".")
+        raise CheckpointError(f"Model {hub_id!r} is not a folder here, and {reason}.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,7 +177,3 @@ def listing(names: Iterable[str], most: int = 6) -> str:
     names = list(names)
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _shorten(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
