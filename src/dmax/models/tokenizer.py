@@ -96,7 +96,7 @@ class Tokenizer:
         names = {key: self._token(key) for key in self.settings if key.endswith("_token")}
         try:
             text = self._render.render(messages=messages, add_generation_prompt=add_generation_prompt, **names)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of the checkpoint's: it can fail in any way
             raise ValueError(f"The chat template does not take these messages: {error}.") from error
         return self.encode(text)
 

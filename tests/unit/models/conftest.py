@@ -1,0 +1,71 @@
+"""Small models with random weights, and checkpoints of them on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmax.models import LLaDA2, ModelConfig, save_model
+from dmax.models.llada2 import initialize, routers
+
+CONFIG = ModelConfig(
+    vocab_size=48,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    partial_rotary_factor=0.5,
+    mask_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    num_experts=8,
+    num_experts_per_tok=2,
+    num_shared_experts=1,
+    moe_intermediate_size=16,
+    first_k_dense_replace=1,
+    n_group=4,
+    topk_group=2,
+    routed_scaling_factor=2.5,
+    initializer_range=0.3,
+)
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    """A model with one dense and two expert layers."""
+    return CONFIG
+
+
+@pytest.fixture
+def build() -> Callable[..., LLaDA2]:
+    """Changes to :data:`CONFIG` -> a float32 model whose weights and router biases are all random."""
+
+    def make(**changes: object) -> LLaDA2:
+        generator = torch.Generator().manual_seed(7)
+        model = initialize(LLaDA2(replace(CONFIG, **changes)), generator)
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.data.normal_(1.0, 0.1, generator=generator)
+        for router in routers(model):
+            router.expert_bias.normal_(0.0, 0.1, generator=generator)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def model(build: Callable[..., LLaDA2]) -> LLaDA2:
+    return build()
+
+
+@pytest.fixture
+def folder(model: LLaDA2, tmp_path: Path) -> Path:
+    """``model`` as a checkpoint in the published layout, one file, float32."""
+    save_model(model, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"

@@ -1,0 +1,75 @@
+"""The masks, entry by entry against the rules in words (SPEC sections 1 and 5)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmax.models.masks import block_causal_mask, noisy_clean_mask
+
+
+@pytest.mark.parametrize("block_length", [1, 3, 4, 32])
+@pytest.mark.parametrize("length", [1, 7, 12])
+def test_a_token_sees_its_own_and_all_earlier_blocks(length: int, block_length: int) -> None:
+    positions = torch.arange(length)[None]
+    mask = block_causal_mask(positions, positions, block_length)
+    assert mask.shape == (1, length, length)
+    assert mask.dtype == torch.bool
+    for query in range(length):
+        for key in range(length):
+            assert mask[0, query, key].item() == (key // block_length <= query // block_length)
+
+
+def test_rows_have_their_own_positions_and_empty_slots_are_never_seen() -> None:
+    queries = torch.tensor([[4, 5], [8, 9]])
+    keys = torch.tensor([[0, 4, 8, -1], [-1, 7, 8, 12]])
+    mask = block_causal_mask(queries, keys, block_length=4)
+    assert mask.tolist() == [
+        [[True, True, False, False], [True, True, False, False]],
+        [[False, True, True, False], [False, True, True, False]],
+    ]
+
+
+def visible(query: tuple[str, int, int], key: tuple[str, int, int], block_length: int) -> bool:
+    """The rule of SPEC section 5 for one pair; a token is (half, position, noisy copy)."""
+    (query_half, query_position, query_copy), (key_half, key_position, key_copy) = query, key
+    if query == key:
+        return True
+    if query_position < 0 or key_position < 0:
+        return False
+    query_block, key_block = query_position // block_length, key_position // block_length
+    if query_half == "noisy":
+        if key_half == "noisy":
+            return query_copy == key_copy and query_block == key_block
+        return key_block < query_block
+    return key_half == "clean" and key_block <= query_block
+
+
+@pytest.mark.parametrize("block_length", [1, 2, 3, 8])
+def test_noisy_and_clean_halves_see_what_the_rule_says(block_length: int) -> None:
+    length = 7
+    positions = torch.arange(length)[None]
+    mask = noisy_clean_mask(positions, positions, block_length)
+    tokens = [("noisy", p, 0) for p in range(length)] + [("clean", p, 0) for p in range(length)]
+    expected = [[visible(query, key, block_length) for key in tokens] for query in tokens]
+    assert mask[0].tolist() == expected
+
+
+def test_halves_may_be_subsets_with_padding_and_several_noisy_copies() -> None:
+    block_length = 2
+    noisy = [(2, 0), (3, 0), (2, 1), (5, 1), (-1, 1)]
+    clean = [0, 1, 2, 4, -1]
+    mask = noisy_clean_mask(
+        torch.tensor([[p for p, _ in noisy]]),
+        torch.tensor([clean]),
+        block_length,
+        copy_ids=torch.tensor([[c for _, c in noisy]]),
+    )
+    tokens = [("noisy", p, c) for p, c in noisy] + [("clean", p, -1) for p in clean]
+    expected = [[visible(query, key, block_length) for key in tokens] for query in tokens]
+    assert mask[0].tolist() == expected
+
+
+def test_every_query_sees_something() -> None:
+    noisy, clean = torch.tensor([[-1, -1], [0, 1]]), torch.tensor([[-1], [-1]])
+    assert noisy_clean_mask(noisy, clean, 4).any(-1).all()

@@ -1,0 +1,98 @@
+"""Routing and experts against SPEC section 2, restated as slow loops over single tokens in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dmax.models import ModelConfig
+from dmax.models.moe import Router, SparseMLP
+
+
+def route(router: Router, x: torch.Tensor, config: ModelConfig) -> list[dict[int, float]]:
+    """Each token's experts with their combination weights."""
+    assert config.num_experts is not None
+    weight, bias = router.weight.double(), router.expert_bias.double()
+    per_group = config.num_experts // config.n_group
+    chosen = []
+    for token in x.double():
+        scores = [1 / (1 + torch.exp(-(weight[e] @ token)).item()) for e in range(config.num_experts)]
+        biased = [scores[e] + bias[e].item() for e in range(config.num_experts)]
+        members = [list(range(g * per_group, (g + 1) * per_group)) for g in range(config.n_group)]
+        group_scores = [sum(sorted((biased[e] for e in group), reverse=True)[:2]) for group in members]
+        groups = sorted(range(config.n_group), key=lambda g: -group_scores[g])[: config.topk_group]
+        reachable = [e for g in groups for e in members[g]]
+        experts = sorted(reachable, key=lambda e: -biased[e])[: config.num_experts_per_tok]
+        total = sum(scores[e] for e in experts) + 1e-20
+        chosen.append({e: scores[e] / total * config.routed_scaling_factor for e in experts})
+    return chosen
+
+
+def random_layer(config: ModelConfig) -> tuple[SparseMLP, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    layer = SparseMLP(config)
+    for parameter in layer.parameters():
+        parameter.data.normal_(0.0, 0.4, generator=generator)
+    layer.gate.expert_bias.normal_(0.0, 0.3, generator=generator)
+    return layer, torch.randn(40, config.hidden_size, generator=generator)
+
+
+ROUTINGS = {
+    "published": {},
+    "one group": {"n_group": 1, "topk_group": 1},
+    "all groups kept": {"topk_group": 4},
+    "one expert a group": {"n_group": 8, "topk_group": 3},
+    "one group kept": {"topk_group": 1},
+    "scale": {"routed_scaling_factor": 0.7},
+}
+
+
+@pytest.mark.parametrize("changes", ROUTINGS.values(), ids=ROUTINGS.keys())
+def test_router_chooses_and_weighs_as_the_rule_says(changes: dict[str, float], config: ModelConfig) -> None:
+    config = replace(config, **changes)
+    layer, x = random_layer(config)
+    experts, weights = layer.gate(x)
+    assert weights.dtype == torch.float32
+    for token, expected in enumerate(route(layer.gate, x, config)):
+        found = dict(zip(experts[token].tolist(), weights[token].tolist(), strict=True))
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_bias_moves_the_choice_but_not_the_weights(config: ModelConfig) -> None:
+    layer, x = random_layer(config)
+    layer.gate.expert_bias.zero_()
+    layer.gate.expert_bias[:2] = 5.0  # both experts of the first group
+    experts, weights = layer.gate(x)
+    assert (experts.sort(-1).values == torch.tensor([0, 1])).all()
+    scores = torch.sigmoid(x @ layer.gate.weight.T).gather(-1, experts)
+    torch.testing.assert_close(weights, scores / scores.sum(-1, keepdim=True) * 2.5)
+
+
+def test_router_scores_in_float32_in_a_low_precision_model(config: ModelConfig) -> None:
+    layer, x = random_layer(config)
+    bias = layer.gate.expert_bias.clone()
+    layer.bfloat16()
+    layer.gate.expert_bias = bias
+    x = x.bfloat16()
+    experts, weights = layer.gate(x)
+    for token, expected in enumerate(route(layer.gate, x, config)):
+        assert dict(zip(experts[token].tolist(), weights[token].tolist(), strict=True)) == pytest.approx(expected, 1e-4)
+
+
+@pytest.mark.parametrize("shared", [None, 1, 2])
+def test_layer_is_the_weighted_experts_plus_the_shared_one(shared: int | None, config: ModelConfig) -> None:
+    config = replace(config, num_shared_experts=shared)
+    layer, x = random_layer(config)
+    gate, up, down = (getattr(layer.experts, f"{name}_proj").double() for name in ("gate", "up", "down"))
+    out = layer(x[None])[0]
+    for token, chosen in enumerate(route(layer.gate, x, config)):
+        expected = torch.zeros(config.hidden_size, dtype=torch.float64)
+        for expert, weight in chosen.items():
+            gated = gate[expert] @ x[token].double()
+            expected += weight * (down[expert] @ (gated * gated.sigmoid() * (up[expert] @ x[token].double())))
+        if layer.shared_experts is not None:
+            assert layer.shared_experts.gate_proj.weight.shape == (16 * shared, config.hidden_size)
+            expected += layer.shared_experts(x[token]).double()
+        torch.testing.assert_close(out[token].double(), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,158 @@
+"""The tokenizer wrapper: text, special tokens and chat templates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from dmax.models import CheckpointError, LLaDA2, Tokenizer, load_model, load_tokenizer, save_model
+
+SPECIAL = ["<pad>", "<|mask|>", "<eos>", "<user>", "<assistant>"]
+TEMPLATE = """{%- for message in messages %}
+    {%- if message.role not in ("user", "assistant") %}{{ raise_exception("unknown role " + message.role) }}{% endif %}
+    {{- "<" + message.role + ">" + message.content }}
+    {%- if message.role == "assistant" %}{{ eos_token }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<assistant>" }}{% endif %}
+"""
+
+
+def pipeline() -> tokenizers.Tokenizer:
+    """Bytes as tokens, after the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer(pipeline(), {"eos_token": "<eos>", "pad_token": {"content": "<pad>"}}, TEMPLATE)
+
+
+def ids(text: str) -> list[int]:
+    return pipeline().encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("text", ["", "3 + 4 = 7", " leading and trailing ", "naïve 数学 🙂\n\ttab"])
+def test_text_survives_the_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens_have_ids_but_no_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.eos_token_id == 2
+    assert tokenizer.mask_token_id == 1  # found by its published name
+    assert tokenizer.vocab_size == len(SPECIAL) + 256
+    assert tokenizer.decode([*ids("a"), 1, *ids("b"), 2, 0]) == "ab"
+    assert tokenizer.decode([*ids("a"), 100_000]) == "a"
+
+
+def test_a_named_mask_token_wins_over_the_published_name() -> None:
+    assert Tokenizer(pipeline(), {"mask_token": "<pad>"}).mask_token_id == 0
+    assert Tokenizer(pipeline(), {}).eos_token_id is None
+
+
+def test_a_conversation_becomes_what_the_template_says(tokenizer: Tokenizer) -> None:
+    turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    assert tokenizer.apply_chat_template(turns, add_generation_prompt=False) == ids("<user>1+1?<assistant>2<eos>")
+    assert tokenizer.apply_chat_template(turns[:1]) == ids("<user>1+1?<assistant>")
+
+
+def test_a_template_may_refuse_and_there_may_be_none(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="does not take these messages: unknown role system"):
+        tokenizer.apply_chat_template([{"role": "system", "content": ""}])
+    with pytest.raises(ValueError, match="no chat template"):
+        Tokenizer(pipeline()).apply_chat_template([{"role": "user", "content": ""}])
+
+
+def test_json_in_a_template_is_plain_json() -> None:
+    tokenizer = Tokenizer(pipeline(), {}, "{{ messages[0] | tojson }}")
+    turn = {"role": "user", "content": "<é&'>"}
+    assert tokenizer.decode(tokenizer.apply_chat_template([turn])) == json.dumps(turn, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception.__globals__.json }}",
+        "{% include 'config.json' %}",
+        "{{ range(10 ** 9) | list }}",
+    ],
+)
+def test_a_template_cannot_reach_out_of_its_sandbox(source: str) -> None:
+    with pytest.raises(ValueError, match="does not take these messages"):
+        Tokenizer(pipeline(), {}, source).apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_a_template_that_is_not_jinja() -> None:
+    with pytest.raises(CheckpointError, match="not valid Jinja"):
+        Tokenizer(pipeline(), {}, "{% for %}")
+
+
+def test_a_saved_tokenizer_is_read_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    found = Tokenizer.from_folder(tmp_path)
+    assert found is not None
+    assert found.chat_template == TEMPLATE
+    assert (found.eos_token_id, found.mask_token_id, found.vocab_size) == (2, 1, tokenizer.vocab_size)
+    assert found.encode("x <user> y") == tokenizer.encode("x <user> y")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "chat_template" not in settings
+
+
+@pytest.mark.parametrize(
+    "value", ["{{ 1 }}", [{"name": "tool_use", "template": "{{ 2 }}"}, {"name": "default", "template": "{{ 1 }}"}]]
+)
+def test_a_template_inside_the_settings(value: object, tmp_path: Path) -> None:
+    pipeline().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    found = Tokenizer.from_folder(tmp_path)
+    assert found is not None
+    assert found.apply_chat_template([]) == ids("1")
+    (tmp_path / "chat_template.jinja").write_text("{{ 3 }}")
+    found = Tokenizer.from_folder(tmp_path)
+    assert found is not None
+    assert found.apply_chat_template([]) == ids("3")
+
+
+def test_the_configuration_decides_the_special_ids(tokenizer: Tokenizer, model: LLaDA2, tmp_path: Path) -> None:
+    settings = Tokenizer(pipeline(), {"eos_token": "<user>", "mask_token": "<assistant>"})
+    save_model(model, tmp_path / "out", tokenizer=settings)
+    found = load_tokenizer(tmp_path / "out")
+    assert found is not None
+    assert (
+        (found.eos_token_id, found.mask_token_id) == (model.config.eos_token_id, model.config.mask_token_id) == (2, 1)
+    )
+    load_model(tmp_path / "out")
+
+
+def test_a_folder_with_nothing_but_a_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    found = load_tokenizer(tmp_path)
+    assert found is not None
+    assert found.eos_token_id == 2
+
+
+def test_a_checkpoint_without_a_tokenizer(folder: Path) -> None:
+    assert load_tokenizer(folder) is None
+
+
+def test_broken_tokenizer_files(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer file"):
+        load_tokenizer(folder)
+    pipeline().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read as JSON"):
+        load_tokenizer(folder)
