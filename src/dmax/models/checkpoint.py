@@ -85,9 +85,9 @@ def _read_config(folder: Path, values: Mapping[str, Any]) -> ModelConfig:
     if values["eos_token_id"] is None or values.get("mask_token_id") is None:
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer is not None:
-            for key in ("eos_token_id", "mask_token_id"):
-                if values.get(key) is None:
-                    values[key] = getattr(tokenizer, key)
+            for key in ("eos_token", "mask_token"):
+                if values.get(f"{key}_id") is None:
+                    values[f"{key}_id"] = tokenizer.special_id(key)
     try:
         return ModelConfig.from_dict(values)
     except ConfigError as error:

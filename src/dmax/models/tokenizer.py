@@ -101,26 +101,36 @@ class Tokenizer:
         return self.encode(text)
 
     @property
-    def eos_token_id(self) -> int | None:
-        """Id of the token that ends an answer."""
-        return self._id("eos_token")
+    def eos_token_id(self) -> int:
+        """Id of the token that ends an answer; ValueError where nothing names one."""
+        return self._known_id("eos_token")
 
     @property
-    def mask_token_id(self) -> int | None:
-        """Id of the token that stands for "not decided yet"."""
-        found = self._id("mask_token")
-        return self.pipeline.token_to_id(_PUBLISHED_MASK_TOKEN) if found is None else found
+    def mask_token_id(self) -> int:
+        """Id of the token that stands for "not decided yet"; ValueError where nothing names one."""
+        return self._known_id("mask_token")
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; a model's vocabulary may be padded beyond it."""
         return self.pipeline.get_vocab_size()
 
-    def _id(self, key: str) -> int | None:
+    def special_id(self, key: str) -> int | None:
+        """Id of a special token by its role, such as ``eos_token``; None where nothing names one."""
         if f"{key}_id" in self._ids:
             return self._ids[f"{key}_id"]
         token = self._token(key)
+        if token is None and key == "mask_token":
+            token = _PUBLISHED_MASK_TOKEN
         return None if token is None else self.pipeline.token_to_id(token)
+
+    def _known_id(self, key: str) -> int:
+        found = self.special_id(key)
+        if found is None:
+            raise ValueError(
+                f"The tokenizer has no {key}: name it in {SETTINGS_FILE}, or give {key}_id in config.json."
+            )
+        return found
 
     def _token(self, key: str) -> str | None:
         """A special token's text; settings hold it plain or as an object with ``content``."""

@@ -56,7 +56,13 @@ def test_special_tokens_have_ids_but_no_text(tokenizer: Tokenizer) -> None:
 
 def test_a_named_mask_token_wins_over_the_published_name() -> None:
     assert Tokenizer(pipeline(), {"mask_token": "<pad>"}).mask_token_id == 0
-    assert Tokenizer(pipeline(), {}).eos_token_id is None
+
+
+def test_a_role_that_nothing_names() -> None:
+    tokenizer = Tokenizer(pipeline(), {})
+    assert tokenizer.special_id("eos_token") is None
+    with pytest.raises(ValueError, match="has no eos_token: name it in tokenizer_config"):
+        _ = tokenizer.eos_token_id
 
 
 def test_a_conversation_becomes_what_the_template_says(tokenizer: Tokenizer) -> None:
