@@ -58,10 +58,12 @@ class GenerationParams:
         _require_int("seed", self.seed, minimum=0)
         for name in _PROBABILITIES:
             value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise GenerationError(f"{name} is {value}; it must lie between 0 and 1.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
-            raise GenerationError(f"temperature is {self.temperature}; it must be 0 (greedy) or a finite number above.")
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                raise GenerationError(f"{name} is {value!r}; it must be a number from 0 to 1.")
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise GenerationError(
+                f"temperature is {self.temperature!r}; it must be 0 (greedy) or a finite number above."
+            )
         self._check_stop()
         for name in (*_PROBABILITIES, "temperature"):
             if name in self.decoder_options:
@@ -76,7 +78,13 @@ class GenerationParams:
     def decoder_arguments(self) -> dict[str, Any]:
         """The options given for the decoder, by name, without those left at their default."""
         given = {name: value for name in _PROBABILITIES if (value := getattr(self, name)) is not None}
-        return {**given, "temperature": self.temperature, **self.decoder_options}
+        if self.temperature > 0:  # a decoder that can only be greedy need not know the option
+            given["temperature"] = self.temperature
+        return {**given, **self.decoder_options}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require_int(name: str, value: Any, minimum: int) -> None:

@@ -1,0 +1,49 @@
+"""Generation parameters are checked where they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dmax.engine import GenerationError, GenerationParams
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"gen_length": 0}, "gen_length is 0; it must be a whole number of at least 1"),
+        ({"gen_length": 2.0}, "gen_length is 2.0"),
+        ({"block_length": True}, "block_length is True"),
+        ({"block_length": -4}, "block_length is -4"),
+        ({"seed": -1}, "seed is -1; it must be a whole number of at least 0"),
+        ({"threshold": 1.5}, "threshold is 1.5; it must be a number from 0 to 1"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": "0.5"}, "threshold is '0.5'"),
+        ({"low_threshold": -0.1}, "low_threshold is -0.1"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"stop": ("end", "")}, "every stop string must be a string that is not empty"),
+        ({"stop": [3]}, "every stop string must be a string"),
+        ({"decoder_options": {"threshold": 0.5}}, "decoder_options holds threshold; give it as the field"),
+    ],
+)
+def test_refuses_values_out_of_range(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(GenerationError, match=complaint.replace("(", r"\(")):
+        GenerationParams(**values)
+
+
+def test_takes_the_ends_of_every_range() -> None:
+    params = GenerationParams(gen_length=1, block_length=1, threshold=0, acceptance_threshold=1, seed=0, temperature=0)
+    assert (params.threshold, params.acceptance_threshold) == (0, 1)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("end", ("end",)), (["a", "b"], ("a", "b")), ((), ())])
+def test_stop_strings_become_a_tuple(given: Any, kept: tuple[str, ...]) -> None:
+    assert GenerationParams(stop=given).stop == kept
+
+
+def test_only_what_was_given_reaches_the_decoder() -> None:
+    assert GenerationParams().decoder_arguments() == {}
+    params = GenerationParams(threshold=0.0, temperature=0.5, decoder_options={"soft": False})
+    assert params.decoder_arguments() == {"threshold": 0.0, "temperature": 0.5, "soft": False}
