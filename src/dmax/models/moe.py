@@ -26,7 +26,10 @@ class Router(nn.Module):
         self.experts_per_token = config.num_experts_per_tok
         self.scale = config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.expert_bias: Tensor
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
+        self.load_E: Tensor | None = None
+        """Set by a trainer: counts, in training mode, the tokens each expert was chosen for."""
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """``(N, D)`` -> expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
@@ -35,6 +38,9 @@ class Router(nn.Module):
         if self.groups_kept < self.num_groups:
             biased_NE = self._keep_best_groups(biased_NE)
         experts_NA = biased_NE.topk(self.experts_per_token, dim=-1, sorted=False).indices
+        if self.training and self.load_E is not None:
+            chosen_NAE = experts_NA[..., None] == torch.arange(self.num_experts, device=experts_NA.device)
+            self.load_E.add_(chosen_NAE.sum((0, 1)))
         weights_NA = scores_NE.gather(-1, experts_NA)
         weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
         return experts_NA, weights_NA * self.scale
@@ -62,8 +68,8 @@ class Experts(nn.Module):
         """Weighted sum of each token's experts, ``(N, D)``: tokens sorted by expert, one grouped matmul a projection."""
         num_tokens, per_token = experts_NA.shape
         expert_of_slot = experts_NA.flatten()
-        order = expert_of_slot.argsort(stable=True)
-        ends_E = torch.bincount(expert_of_slot, minlength=self.gate_proj.shape[0]).cumsum(0).to(torch.int32)
+        sorted_experts, order = expert_of_slot.sort(stable=True)
+        ends_E = torch.searchsorted(sorted_experts, torch.arange(self.gate_proj.shape[0], device=x_ND.device), right=True, out_int32=True)
         sorted_MD = x_ND[order // per_token]
         gate_MF = F.grouped_mm(sorted_MD, self.gate_proj.transpose(1, 2), offs=ends_E)
         up_MF = F.grouped_mm(sorted_MD, self.up_proj.transpose(1, 2), offs=ends_E)

@@ -1,0 +1,93 @@
+"""From an endless stream of examples to batches, every one a function of (recipe, position in the run)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmax.training.corruption import bernoulli_mask, block_mask, uniform_tokens
+from dmax.training.data import Example, Source, generator_for, pad_to_block
+from dmax.training.layout import Layout, lay_out
+from dmax.training.recipe import ObjectiveSection
+
+POOL = 8
+"""Batches whose examples are sorted by length together, so that rows of one batch need little padding."""
+SHAPE_MULTIPLE = 16
+
+_NOISE, _ORDER = 1, 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A layout, which of its noisy positions to corrupt, and where its examples came from."""
+
+    layout: Layout
+    hidden: Tensor
+    """``(B, M)`` bool."""
+    indices: tuple[int, ...]
+
+
+class Batches:
+    """Batches of one run, addressed by number; nothing here keeps state between calls except the current pool."""
+
+    def __init__(
+        self, source: Source, objective: ObjectiveSection, *, rows: int, context: int, eos_token_id: int, seed: int
+    ) -> None:
+        self.source = source
+        self.objective = objective
+        self.rows = rows
+        self.context = context
+        self.eos_token_id = eos_token_id
+        self.seed = seed
+        self._pool_number = -1
+        self._pool: list[list[tuple[int, Example]]] = []
+        self.dropped = 0
+
+    def batch(self, number: int, block_length: int) -> Batch:
+        """Batch ``number`` of the run, its blocks ``block_length`` tokens long."""
+        pool_number, place = divmod(number, POOL)
+        if pool_number != self._pool_number:
+            self._pool, self._pool_number = self._build_pool(pool_number), pool_number
+        members = self._pool[place]
+        examples = [pad_to_block(example, block_length, self.eos_token_id) for _, example in members]
+        layout = lay_out(examples, block_length, self.eos_token_id, SHAPE_MULTIPLE)
+        indices = tuple(index for index, _ in members)
+        hidden = torch.stack([self._hide(layout, row, index) for row, index in enumerate(indices)])
+        return Batch(layout, hidden, indices)
+
+    def _build_pool(self, pool_number: int) -> list[list[tuple[int, Example]]]:
+        size = POOL * self.rows
+        candidates = ((i, self.source.example(i)) for i in range(pool_number * size, (pool_number + 1) * size))
+        members = [(i, example) for i, example in candidates if self._fits(example)]
+        self.dropped += size - len(members)
+        members.sort(key=lambda member: len(member[1].token_ids))
+        chunks = [members[i * len(members) // POOL : (i + 1) * len(members) // POOL] for i in range(POOL)]
+        order = torch.randperm(POOL, generator=generator_for(self.seed, pool_number, _ORDER))
+        return [chunks[int(i)] for i in order]
+
+    def _fits(self, example: Example) -> bool:
+        return any(example.supervised) and len(example.token_ids) <= self.context
+
+    def _hide(self, layout: Layout, row: int, index: int) -> Tensor:
+        generator = generator_for(self.seed, index, _NOISE)
+        if self.objective.kind != "masked":
+            return bernoulli_mask(layout.supervised[row], self.objective.mask_ratio, generator)
+        blocks = layout.noisy_positions[row] // layout.block_length
+        return block_mask(layout.supervised[row], blocks, self.objective.noise, self.objective.prefix_share, generator)
+
+    def random_tokens(self, batch: Batch, vocab_size: int) -> Tensor:
+        """``(B, M)`` int64: the true tokens, the corrupted positions filled with uniformly random ones."""
+        rows = [
+            uniform_tokens(hidden, ids, vocab_size, generator_for(self.seed, index, _NOISE, _NOISE))
+            for hidden, ids, index in zip(batch.hidden, batch.layout.noisy_ids, batch.indices, strict=True)
+        ]
+        return torch.stack(rows)
+
+
+def exact_layouts(examples: Sequence[Example], rows: int, eos_token_id: int) -> Iterator[Layout]:
+    """Layouts with blocks of one token, in which a fully masked noisy half is greedy left-to-right decoding."""
+    for start in range(0, len(examples), rows):
+        yield lay_out(examples[start : start + rows], 1, eos_token_id, SHAPE_MULTIPLE)

@@ -1,0 +1,101 @@
+"""Training examples: token ids plus which of them a model is asked to produce.
+
+A source is addressed by index, so that example ``i`` of a run is the same whenever and wherever it is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+MAX_SUPERVISED_PADDING = 32
+"""EOS tokens after the answer's own EOS that may carry loss: one block of the published length (SPEC section 5.4)."""
+
+
+class DataError(ValueError):
+    """Training data that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence, laid out from absolute position 0."""
+
+    token_ids: tuple[int, ...]
+    supervised: tuple[bool, ...]
+    """Which tokens may be corrupted and carry loss: the response and its EOS."""
+
+
+class Source(Protocol):
+    """An endless or finite stream of examples, addressed by index."""
+
+    def example(self, index: int) -> Example:
+        """The example at ``index``; the same index always gives the same example."""
+        ...
+
+
+class ChatEncoder(Protocol):
+    """What turning text into examples needs of a tokenizer."""
+
+    eos_token_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def apply_chat_template(
+        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]: ...
+
+
+def chat_example(tokenizer: ChatEncoder, question: str, answer: str) -> Example:
+    """A question as the user's turn and the answer, closed by EOS, as the supervised response."""
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}])
+    response = [*tokenizer.encode(answer), tokenizer.eos_token_id]
+    return Example((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))
+
+
+def pad_to_block(example: Example, block_length: int, eos_token_id: int) -> Example:
+    """Fill the last block with EOS, of which at most :data:`MAX_SUPERVISED_PADDING` tokens carry loss.
+
+    Only an example that ends with a supervised EOS is an answer whose padding means something; any other is filled
+    with unsupervised EOS.
+    """
+    missing = -len(example.token_ids) % block_length
+    is_answer = example.supervised[-1] and example.token_ids[-1] == eos_token_id
+    supervised = tuple(is_answer and i < MAX_SUPERVISED_PADDING for i in range(missing))
+    return Example((*example.token_ids, *(eos_token_id,) * missing), (*example.supervised, *supervised))
+
+
+class Mixture:
+    """Several sources in fixed proportions: each index draws one source by its weight, then that source's example."""
+
+    def __init__(self, sources: Sequence[tuple[Source, float]], seed: int) -> None:
+        if not sources or any(weight <= 0 for _, weight in sources):
+            raise DataError("a data mixture needs at least one source, each with a weight above 0.")
+        self.sources = [source for source, _ in sources]
+        self.weights = torch.tensor([weight for _, weight in sources], dtype=torch.float64)
+        self.seed = seed
+
+    def example(self, index: int) -> Example:
+        if len(self.sources) == 1:
+            return self.sources[0].example(index)
+        choice = torch.multinomial(self.weights, 1, generator=generator_for(self.seed, index)).item()
+        return self.sources[int(choice)].example(index)
+
+
+def generator_for(*key: int) -> torch.Generator:
+    """A CPU generator whose stream is a function of ``key`` alone, e.g. (seed, example index, purpose).
+
+    Keys are folded with the splitmix64 finaliser, so that neighbouring keys give unrelated streams.
+    """
+    state = 0
+    for part in key:
+        state = (state + part + 0x9E3779B97F4A7C15) & _MASK64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state & (_MASK64 >> 1))
+
+
+_MASK64 = (1 << 64) - 1

@@ -1,0 +1,82 @@
+"""The ``[noisy | clean]`` layout that block diffusion trains on (SPEC section 5), cut to what the loss can see.
+
+The published layout repeats the whole sequence twice. A noisy block without supervised positions reaches no loss, and
+neither does a clean block that no noisy block looks back at; both are left out here, which changes no loss.
+
+Shape suffixes: B rows, M noisy positions, N clean positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmax.models.masks import noisy_clean_mask
+from dmax.training.data import Example
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of sequences, before any corruption."""
+
+    noisy_ids: Tensor
+    """``(B, M)`` int64, the true tokens at the noisy positions."""
+    noisy_positions: Tensor
+    """``(B, M)`` int64 absolute positions, -1 for padding."""
+    supervised: Tensor
+    """``(B, M)`` bool, the noisy positions that may be corrupted and carry loss."""
+    clean_ids: Tensor
+    """``(B, N)`` int64."""
+    clean_positions: Tensor
+    """``(B, N)`` int64 absolute positions, -1 for padding."""
+    mask: Tensor
+    """``(B, M + N, M + N)`` bool, True where a query may attend to a key."""
+    block_length: int
+
+    def positions(self) -> Tensor:
+        """``(B, M + N)`` int64 position ids of ``[noisy | clean]``, padding at 0."""
+        return torch.cat([self.noisy_positions, self.clean_positions], 1).clamp(min=0)
+
+
+def lay_out(examples: Sequence[Example], block_length: int, pad_token_id: int, multiple: int = 1) -> Layout:
+    """Arrange examples as one batch.
+
+    Args:
+        examples: sequences whose length is a whole number of blocks.
+        block_length: tokens in a block.
+        pad_token_id: token at padding positions, which nothing attends to.
+        multiple: both halves are padded to a multiple of this, to keep the number of distinct shapes small.
+    """
+    rows = [_cut(example, block_length) for example in examples]
+    noisy_length = _round_up(max(len(noisy) for noisy, _ in rows), multiple)
+    clean_length = _round_up(max(clean for _, clean in rows), multiple)
+    noisy_positions = torch.full((len(rows), noisy_length), -1)
+    clean_positions = torch.full((len(rows), clean_length), -1)
+    noisy_ids = torch.full((len(rows), noisy_length), pad_token_id)
+    clean_ids = torch.full((len(rows), clean_length), pad_token_id)
+    supervised = torch.zeros(len(rows), noisy_length, dtype=torch.bool)
+    for row, (example, (noisy, clean)) in enumerate(zip(examples, rows, strict=True)):
+        tokens = torch.tensor(example.token_ids)
+        noisy_positions[row, : len(noisy)] = noisy
+        noisy_ids[row, : len(noisy)] = tokens[noisy]
+        supervised[row, : len(noisy)] = torch.tensor(example.supervised)[noisy]
+        clean_positions[row, :clean] = torch.arange(clean)
+        clean_ids[row, :clean] = tokens[:clean]
+    mask = noisy_clean_mask(noisy_positions, clean_positions, block_length)
+    return Layout(noisy_ids, noisy_positions, supervised, clean_ids, clean_positions, mask, block_length)
+
+
+def _cut(example: Example, block_length: int) -> tuple[Tensor, int]:
+    """Positions of the noisy half, and how many clean tokens the last noisy block looks back at."""
+    supervised = torch.tensor(example.supervised)
+    assert supervised.any() and len(supervised) % block_length == 0
+    has_loss = supervised.view(-1, block_length).any(1)
+    noisy = has_loss.repeat_interleave(block_length).nonzero().flatten()
+    return noisy, int(noisy[-1]) // block_length * block_length
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

@@ -1,0 +1,95 @@
+"""Where a run's numbers go: ``metrics.jsonl``, TensorBoard, the progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class MetricsLog:
+    """One JSON object a step in ``metrics.jsonl``, and the same numbers as TensorBoard scalars.
+
+    Opening it for a resumed run drops the lines of steps that will be taken again.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.step = step
+
+    def __enter__(self) -> MetricsLog:
+        path = self.folder / "metrics.jsonl"
+        kept = _lines_up_to(path, self.step) if self.step and path.exists() else []
+        self._file = path.open("w", encoding="utf-8")
+        self._file.writelines(kept)
+        self._writer = _tensorboard(self.folder, self.step)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Record one step; ``metrics`` holds its number as ``step``."""
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, int(metrics["step"]))
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        lines.append(line)
+    return lines
+
+
+def _tensorboard(folder: Path, step: int) -> Any | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+class Progress:
+    """A progress bar with the numbers one watches."""
+
+    def __init__(self, name: str, steps: int, step: int) -> None:
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task(name, total=steps, completed=step, numbers="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, metrics: dict[str, float]) -> None:
+        """Show one step."""
+        shown = [f"loss {metrics['loss']:.4f}"]
+        shown += [
+            f"{name.removeprefix('accuracy_')} acc {value:.3f}"
+            for name, value in metrics.items()
+            if name.startswith("accuracy_")
+        ]
+        shown.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
+        self._bar.update(self._task, completed=int(metrics["step"]), numbers="  ".join(shown))

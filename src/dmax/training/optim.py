@@ -1,0 +1,120 @@
+"""Optimisers: Muon for the matrices inside the layers, AdamW for everything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dmax.models.moe import Experts
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters for Muon (2-D and stacked expert matrices of the layers) and for AdamW (the rest)."""
+    experts = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim == 2 and ".layers." in name and not name.endswith("gate.weight")
+        (matrices if is_matrix or id(parameter) in experts else others).append(parameter)
+    return matrices, others
+
+
+class MatrixSlices:
+    """2-D parameters that share storage with parameters that may be stacks of matrices.
+
+    ``torch.optim.Muon`` takes 2-D parameters only; each expert of a stack becomes one, updated in place.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.slices = [nn.Parameter(part) for p in parameters for part in _matrices(p.data)]
+
+    def take_gradients(self) -> None:
+        """Point every slice's gradient at its part of the full gradient."""
+        parts = (part for p in self.parameters for part in _matrices(_gradient(p)))
+        for piece, gradient in zip(self.slices, parts, strict=True):
+            piece.grad = gradient
+
+
+def _matrices(tensor: Tensor) -> Iterator[Tensor]:
+    return iter(tensor.unbind(0)) if tensor.ndim == 3 else iter([tensor])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+class Optimizer:
+    """The optimisers of one run behind one step; ``muon_lr=0`` leaves AdamW alone with all parameters."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        adamw_lr: float,
+        muon_lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        clip_norm: float,
+    ) -> None:
+        self.all_parameters = list(model.parameters())
+        self.clip_norm = clip_norm
+        matrices, others = split_parameters(model) if muon_lr else ([], self.all_parameters)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=adamw_lr, betas=betas, weight_decay=weight_decay)
+        ]
+        self.slices = MatrixSlices(matrices)
+        if matrices:
+            self.optimizers.append(torch.optim.Muon(self.slices.slices, lr=muon_lr, weight_decay=weight_decay))
+        self.peak_lrs = [o.param_groups[0]["lr"] for o in self.optimizers]
+
+    def step(self, lr_factor: float) -> float:
+        """Clip, update every parameter at ``lr_factor`` times its peak rate, clear; returns the gradient norm."""
+        norm = nn.utils.clip_grad_norm_(self.all_parameters, self.clip_norm)
+        self.slices.take_gradients()
+        for optimizer, peak in zip(self.optimizers, self.peak_lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * lr_factor
+            optimizer.step()
+        for parameter in (*self.all_parameters, *self.slices.slices):
+            parameter.grad = None
+        return float(norm)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Optimiser state as flat named tensors (safetensors-ready)."""
+        return {
+            f"{kind}.{index}.{key}": value
+            for kind, optimizer in enumerate(self.optimizers)
+            for index, state in optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state_tensors`."""
+        for kind, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                owner, index, key = name.split(".", 2)
+                if int(owner) == kind:
+                    state.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str, decay: float) -> float:
+    """Share of the peak learning rate at ``step`` (counted from 0).
+
+    Args:
+        step: the step about to be taken.
+        steps: steps of the whole run.
+        warmup: steps of linear warm-up.
+        schedule: ``cosine`` to zero, or ``wsd``: constant, then linear to zero.
+        decay: share of the run that ``wsd`` spends on the way down.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    decay_steps = int(steps * decay)
+    return 1.0 if step < steps - decay_steps else (steps - step) / max(1, decay_steps)

@@ -1,0 +1,192 @@
+"""What a training run is made of: one YAML file, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run."""
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """Either ``start_from`` (a checkpoint folder, hub id or embedded model) or ``config`` for fresh weights."""
+
+    start_from: str | None = None
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ModelSection:
+        if (self.start_from is None) == (self.config is None):
+            raise ValueError("give either start_from or config")
+        return self
+
+
+class TokenizerSection(Section):
+    """``start_from`` takes a tokenizer as it is; ``vocab_size`` trains one on the first ``problems`` of the data."""
+
+    start_from: str | None = None
+    vocab_size: int | None = Field(None, ge=300)
+    problems: int = Field(20_000, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TokenizerSection:
+        if (self.start_from is None) == (self.vocab_size is None):
+            raise ValueError("give either start_from or vocab_size")
+        return self
+
+
+class SourceSection(Section):
+    """One source of examples and its share of the mixture."""
+
+    source: Literal["gsm-symbolic", "arithmetic"]
+    weight: float = Field(1.0, gt=0)
+
+
+class BlockLengthStage(Section):
+    """The block length from ``step`` on."""
+
+    step: int = Field(ge=0)
+    block_length: int = Field(ge=1)
+
+
+class ObjectiveSection(Section):
+    """The training objective (SPEC section 5).
+
+    ``masked`` draws a mask ratio per block from ``noise``; the others use the fixed ``mask_ratio``.
+    """
+
+    kind: Literal["masked", "oput", "uniform", "dparallel"]
+    block_length: int | list[BlockLengthStage] = 32
+    noise: tuple[Share, Share] = (0.0, 1.0)
+    prefix_share: Share = 0.0
+    mask_ratio: Share = 0.75
+    rollout: Literal["greedy", "sampled"] = "greedy"
+    form: Literal["joint", "alternate"] = "joint"
+    beta: float = Field(2.0, ge=0)
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> ObjectiveSection:
+        if isinstance(self.block_length, list):
+            steps = [stage.step for stage in self.block_length]
+            if not steps or steps[0] != 0 or steps != sorted(set(steps)):
+                raise ValueError("block_length stages must start at step 0 and rise")
+        if self.noise[0] > self.noise[1]:
+            raise ValueError("noise must be [lowest, highest]")
+        return self
+
+    def block_length_at(self, step: int) -> int:
+        """The block length in force at ``step``."""
+        if isinstance(self.block_length, int):
+            return self.block_length
+        return [stage.block_length for stage in self.block_length if stage.step <= step][-1]
+
+
+class OptimizerSection(Section):
+    """Muon for the matrices of the layers where ``muon_lr`` is above 0, AdamW for the rest."""
+
+    adamw_lr: float = Field(2e-6, gt=0)
+    muon_lr: float = Field(0.0, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    warmup: int = Field(0, ge=0)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay: Share = 0.3
+    router_bias_rate: float = Field(0.0, ge=0)
+    """Step by which a router's expert bias moves against an expert's overload; 0 freezes it."""
+
+
+class TrainSection(Section):
+    """Length, batch, precision, checkpoints."""
+
+    steps: int = Field(ge=1)
+    rows: int = Field(ge=1)
+    """Sequences in a forward pass."""
+    accumulation: int = Field(1, ge=1)
+    """Forward passes in an optimiser step."""
+    context: int = Field(2048, ge=1)
+    """Longest sequence, in tokens; longer examples are dropped and counted."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compile: bool = False
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    validate_every: int = Field(500, ge=1)
+    """Steps between validations."""
+    validation_rows: int = Field(64, ge=0)
+    generate_rows: int = Field(0, ge=0)
+    """Validation problems answered by generation (needs the engine; ``dmax train`` provides it)."""
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: str
+    seed: int
+    model: ModelSection
+    tokenizer: TokenizerSection
+    data: list[SourceSection] = Field(min_length=1)
+    objective: ObjectiveSection
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: the file is missing, not YAML, or has a key or value that no recipe has; the message names the
+            first such key and the nearest valid one.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold a mapping of recipe sections ({', '.join(Recipe.model_fields)}).")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg']}."
+    key = str(first["loc"][-1])
+    known = _fields_at(first["loc"][:-1])
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"there is no recipe key {where!r}; did you mean {nearest[0]!r}? Valid here: {', '.join(known)}."
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section at a location inside the recipe."""
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelSection,
+        "tokenizer": TokenizerSection,
+        "data": SourceSection,
+        "objective": ObjectiveSection,
+        "optimizer": OptimizerSection,
+        "train": TrainSection,
+    }
+    if not location:
+        return list(Recipe.model_fields)
+    section = BlockLengthStage if "block_length" in location else sections[str(location[0])]
+    return list(section.model_fields)

@@ -1,0 +1,18 @@
+"""How OPUT's rollout turns the model's predictions into tokens (SPEC section 5.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The most probable token, as the published code does: ``(S, V)`` -> ``(S,)`` int64."""
+    return logits.argmax(-1)
+
+
+def sampled(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw from the predictive distribution (Eq. 4 of the paper): ``(S, V)`` float32 -> ``(S,)`` int64."""
+    uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
+    gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-20)).clamp(min=1e-20))
+    return (logits + gumbel).argmax(-1)

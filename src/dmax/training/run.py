@@ -1,0 +1,90 @@
+"""From a recipe file to a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dmax.models.checkpoint import load_model, load_tokenizer, save_model
+from dmax.models.config import ModelConfig
+from dmax.models.llada2 import LLaDA2, initialize
+from dmax.models.tokenizer import Tokenizer
+from dmax.training.data import Mixture, Source, generator_for
+from dmax.training.gsm_symbolic import Arithmetic, GsmSymbolic, problem
+from dmax.training.recipe import Recipe, RecipeError, SourceSection, load_recipe
+from dmax.training.tokenizer import train_tokenizer
+from dmax.training.trainer import RunInputs, Trainer, Validate
+
+_INITIALIZATION = 4
+
+
+def run_recipe(
+    recipe_path: Path, output: Path | None = None, resume: bool = False, validate: Validate | None = None
+) -> Path:
+    """Run a recipe to its end.
+
+    Args:
+        recipe_path: the YAML file.
+        output: folder of the run's files; ``runs/<recipe name>`` by default.
+        resume: continue from the newest complete checkpoint in ``output`` (from the start where there is none).
+        validate: measures generated answers during training, where the recipe asks for it.
+
+    Returns:
+        The folder of the final weights, ``output / "model"``.
+
+    Raises:
+        RecipeError: the recipe cannot be run, or ``output`` holds another run.
+    """
+    recipe = load_recipe(recipe_path)
+    output = Path("runs") / recipe.name if output is None else output
+    if not resume and (output / "metrics.jsonl").exists():
+        raise RecipeError(f"{output} holds a run already: continue it with --resume, or choose another --output.")
+    torch.manual_seed(recipe.seed)
+    tokenizer = _tokenizer(recipe, output / "tokenizer")
+    model = _model(recipe, tokenizer)
+    inputs = RunInputs(
+        recipe=recipe,
+        model=model,
+        train_source=Mixture([(_source(s, tokenizer), s.weight) for s in recipe.data], recipe.seed),
+        validation_source=GsmSymbolic(tokenizer, "validation"),
+        save_weights=lambda trained, folder: save_model(trained, folder, tokenizer=tokenizer, overwrite=True),
+        load_weights=lambda trained, folder: trained.load_state_dict(load_model(folder).state_dict()),
+        validate=validate,
+    )
+    trainer = Trainer(inputs, output)
+    if resume:
+        trainer.resume()
+    trainer.run()
+    return output / "model"
+
+
+def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
+    section = recipe.tokenizer
+    if section.start_from is None:
+        assert section.vocab_size is not None
+        if not (folder / "tokenizer.json").exists():
+            rows = (problem("train", i) for i in range(section.problems))
+            train_tokenizer((f"{row['question']}\n{row['solution']}" for row in rows), section.vocab_size, folder)
+        tokenizer = Tokenizer.from_folder(folder)
+    else:
+        tokenizer = load_tokenizer(section.start_from)
+    if tokenizer is None:
+        raise RecipeError(f"{section.start_from} has no tokenizer.json; name a folder or model that has one.")
+    return tokenizer
+
+
+def _model(recipe: Recipe, tokenizer: Tokenizer) -> LLaDA2:
+    section = recipe.model
+    if section.start_from is not None:
+        return load_model(section.start_from)
+    eos = tokenizer.eos_token_id
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": eos, "pad_token_id": eos}
+    config = ModelConfig.from_dict({"vocab_size": tokenizer.vocab_size, **ids, **(section.config or {})})
+    return initialize(LLaDA2(config), generator_for(recipe.seed, _INITIALIZATION))
+
+
+def _source(section: SourceSection, tokenizer: Tokenizer) -> Source:
+    if section.source == "gsm-symbolic":
+        return GsmSymbolic(tokenizer)
+    return Arithmetic(tokenizer)
