@@ -30,11 +30,16 @@ def test_rows_have_their_own_positions_and_empty_slots_are_never_seen() -> None:
     ]
 
 
+def expected_mask(tokens: list[tuple[str, int, int]], block_length: int) -> list[list[bool]]:
+    """All pairs by the rule; a token always sees itself."""
+    return [
+        [i == j or visible(query, key, block_length) for j, key in enumerate(tokens)] for i, query in enumerate(tokens)
+    ]
+
+
 def visible(query: tuple[str, int, int], key: tuple[str, int, int], block_length: int) -> bool:
     """The rule of SPEC section 5 for one pair; a token is (half, position, noisy copy)."""
     (query_half, query_position, query_copy), (key_half, key_position, key_copy) = query, key
-    if query == key:
-        return True
     if query_position < 0 or key_position < 0:
         return False
     query_block, key_block = query_position // block_length, key_position // block_length
@@ -51,14 +56,13 @@ def test_noisy_and_clean_halves_see_what_the_rule_says(block_length: int) -> Non
     positions = torch.arange(length)[None]
     mask = noisy_clean_mask(positions, positions, block_length)
     tokens = [("noisy", p, 0) for p in range(length)] + [("clean", p, 0) for p in range(length)]
-    expected = [[visible(query, key, block_length) for key in tokens] for query in tokens]
-    assert mask[0].tolist() == expected
+    assert mask[0].tolist() == expected_mask(tokens, block_length)
 
 
 def test_halves_may_be_subsets_with_padding_and_several_noisy_copies() -> None:
     block_length = 2
-    noisy = [(2, 0), (3, 0), (2, 1), (5, 1), (-1, 1)]
-    clean = [0, 1, 2, 4, -1]
+    noisy = [(2, 0), (3, 0), (2, 1), (5, 1), (-1, 1), (-1, 1)]
+    clean = [0, 1, 2, 4, -1, -1]
     mask = noisy_clean_mask(
         torch.tensor([[p for p, _ in noisy]]),
         torch.tensor([clean]),
@@ -66,8 +70,7 @@ def test_halves_may_be_subsets_with_padding_and_several_noisy_copies() -> None:
         copy_ids=torch.tensor([[c for _, c in noisy]]),
     )
     tokens = [("noisy", p, c) for p, c in noisy] + [("clean", p, -1) for p in clean]
-    expected = [[visible(query, key, block_length) for key in tokens] for query in tokens]
-    assert mask[0].tolist() == expected
+    assert mask[0].tolist() == expected_mask(tokens, block_length)
 
 
 def test_every_query_sees_something() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from dmax.models import CheckpointError, LLaDA2, Tokenizer, load_model, load_tokenizer, save_model
 
@@ -44,6 +44,15 @@ def ids(text: str) -> list[int]:
 @pytest.mark.parametrize("text", ["", "3 + 4 = 7", " leading and trailing ", "naïve 数学 🙂\n\ttab"])
 def test_text_survives_the_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_nothing_is_put_around_a_text() -> None:
+    wrapping = pipeline()
+    wrapping.post_processor = processors.TemplateProcessing(
+        single="<user> $A <eos>", special_tokens=[("<user>", 3), ("<eos>", 2)]
+    )
+    assert wrapping.encode("a").ids == [3, *ids("a"), 2]
+    assert Tokenizer(wrapping).encode("a") == ids("a")
 
 
 def test_special_tokens_have_ids_but_no_text(tokenizer: Tokenizer) -> None:
