@@ -13,6 +13,5 @@ def greedy(logits: Tensor) -> Tensor:
 
 def sampled(logits: Tensor, generator: torch.Generator) -> Tensor:
     """A draw from the predictive distribution (Eq. 4 of the paper): ``(S, V)`` float32 -> ``(S,)`` int64."""
-    uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
-    gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-20)).clamp(min=1e-20))
-    return (logits + gumbel).argmax(-1)
+    waiting_times = torch.empty(logits.shape).exponential_(generator=generator).to(logits.device)
+    return (logits - waiting_times.log()).argmax(-1)

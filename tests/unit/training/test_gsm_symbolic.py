@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("reasoning_gym")
+
+from dmax.training.gsm_symbolic import CHUNK, SPLIT_SEEDS, Arithmetic, GsmSymbolic, equations, problem
+
+
+class CharTokenizer:
+    eos_token_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    def apply_chat_template(self, messages, add_generation_prompt=True) -> list[int]:
+        return self.encode(messages[0]["content"])
+
+
+def test_problems_are_a_function_of_split_and_index() -> None:
+    assert problem("train", CHUNK + 3) == problem("train", CHUNK + 3)
+    assert problem("train", 5) != problem("validation", 5) != problem("test", 5)
+    assert not problem("train", 5)["question"].endswith("Do not include units.")
+    assert "####" in problem("train", 5)["solution"]
+
+
+def test_splits_start_too_far_apart_to_meet() -> None:
+    starts = sorted(SPLIT_SEEDS.values())
+    assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) >= 10**12
+    assert starts[0] >= 10**12, "small seeds are the ones people evaluate with"
+
+
+def test_a_problem_becomes_a_chat_example() -> None:
+    row = problem("validation", 7)
+    example = GsmSymbolic(CharTokenizer(), "validation").example(7)
+    assert "".join(map(chr, example.token_ids[:-1])) == row["question"] + row["solution"]
+    assert sum(example.supervised) == len(row["solution"]) + 1
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        ("He has 3*4=12 cups and 12 + 5 = 17 plates.", [("3*4=", "12"), ("12 + 5 = ", "17")]),
+        ("It costs 69 x €8 = €552.", [("69 x €8 = €", "552")]),
+        ("980 puppies + 720 puppies = 1700 puppies", [("980 puppies + 720 puppies = ", "1700")]),
+        ("240 * 1/2 = €120 for it", [("240 * 1/2 = €", "120")]),
+        ("30% of 50 = 15", []),
+        ("48=48 emails", []),
+        ("2 + 2 = 5", []),
+        ("7 / 0 = 3", []),
+    ],
+)
+def test_equations_are_the_true_steps(solution: str, expected: list[tuple[str, str]]) -> None:
+    assert equations(solution) == expected
+
+
+def test_drills_supervise_results_only() -> None:
+    example = Arithmetic(CharTokenizer(), "validation").example(0)
+    text = "".join(map(chr, example.token_ids))
+    assert len(text.splitlines()) > 3
+    for line in text.splitlines():
+        assert "=" in line
+    answers = "".join(c for c, s in zip(text, example.supervised, strict=True) if s)
+    assert answers == "".join(line.rsplit("=", 1)[1].lstrip(" $€£¥") + "\n" for line in text.splitlines())

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dmax.training.data import Example, generator_for
+from dmax.training.layout import Layout, lay_out
+from dmax.training.objectives import dparallel_loss, entropy_where_right, masked_loss, oput_losses, uniform_loss
+from dmax.training.rollout import greedy, sampled
+
+VOCAB, MASK = 12, 0
+
+
+@pytest.fixture
+def layout() -> Layout:
+    ids = torch.randint(1, VOCAB, (3, 8), generator=generator_for(1)).tolist()
+    return lay_out([Example(tuple(row), (False,) * 3 + (True,) * 5) for row in ids], 4, pad_token_id=1)
+
+
+@pytest.fixture
+def hidden(layout: Layout) -> torch.Tensor:
+    return layout.supervised & (torch.rand(layout.supervised.shape, generator=generator_for(2)) < 0.6)
+
+
+class Recorder:
+    """A stand-in model whose logits depend on the token it reads; remembers its inputs."""
+
+    def __init__(self) -> None:
+        self.table = torch.randn(VOCAB, VOCAB, generator=generator_for(3)).requires_grad_()
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, noisy_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        self.seen.append(noisy_ids)
+        return self.table[noisy_ids[layout.supervised]]
+
+
+def test_masked_loss_counts_masked_positions_only(layout: Layout, hidden: torch.Tensor) -> None:
+    model = Recorder()
+    part = masked_loss(model, layout, hidden, MASK)
+    expected = F.cross_entropy(model.table[MASK].expand(int(hidden.sum()), -1), layout.noisy_ids[hidden])
+    torch.testing.assert_close(part.loss, expected)
+
+
+def test_oput_counts_every_supervised_position_and_reads_its_own_predictions(
+    layout: Layout, hidden: torch.Tensor
+) -> None:
+    model = Recorder()
+    parts = list(oput_losses(model, layout, hidden, MASK, greedy))
+    assert [part.name for part in parts] == ["mask", "pred"]
+    masked, rolled = model.seen
+    assert (masked[hidden] == MASK).all() and torch.equal(masked[~hidden], layout.noisy_ids[~hidden])
+    assert (rolled[hidden] == model.table[MASK].argmax()).all() and torch.equal(rolled[~hidden], masked[~hidden])
+    for part, seen in zip(parts, model.seen, strict=True):
+        expected = F.cross_entropy(model.table[seen[layout.supervised]], layout.noisy_ids[layout.supervised])
+        torch.testing.assert_close(part.loss, expected)
+        assert part.loss.requires_grad
+
+
+def test_the_alternate_form_rolls_out_without_gradient(layout: Layout, hidden: torch.Tensor) -> None:
+    joint, alternate = Recorder(), Recorder()
+    (pred,) = oput_losses(alternate, layout, hidden, MASK, greedy, which=("pred",))
+    (mask,) = oput_losses(alternate, layout, hidden, MASK, greedy, which=("mask",))
+    both = list(oput_losses(joint, layout, hidden, MASK, greedy))
+    torch.testing.assert_close(mask.loss, both[0].loss)
+    torch.testing.assert_close(pred.loss, both[1].loss)
+    pred.loss.backward()
+    both[1].loss.backward()
+    torch.testing.assert_close(alternate.table.grad, joint.table.grad)
+
+
+def test_sampled_rollouts_follow_the_predicted_distribution() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().expand(20_000, 3)
+    tokens = sampled(logits, generator_for(4))
+    shares = tokens.bincount(minlength=3) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.25, 0.25]), atol=0.015)
+    assert torch.equal(tokens, sampled(logits, generator_for(4)))
+    assert greedy(logits).eq(0).all()
+
+
+def test_oput_takes_a_sampled_rollout(layout: Layout, hidden: torch.Tensor) -> None:
+    model = Recorder()
+    list(oput_losses(model, layout, hidden, MASK, partial(sampled, generator=generator_for(5))))
+    assert len(set(model.seen[1][hidden].tolist())) > 1
+
+
+def test_uniform_training_reads_random_tokens(layout: Layout, hidden: torch.Tensor) -> None:
+    model = Recorder()
+    random_ids = torch.randint(VOCAB, layout.noisy_ids.shape, generator=generator_for(6))
+    part = uniform_loss(model, layout, hidden, random_ids)
+    expected_ids = torch.where(hidden, random_ids, layout.noisy_ids)
+    assert torch.equal(model.seen[0], expected_ids)
+    logits = model.table[expected_ids[layout.supervised]]
+    torch.testing.assert_close(part.loss, F.cross_entropy(logits, layout.noisy_ids[layout.supervised]))
+
+
+def test_certainty_forcing_adds_the_entropy_where_the_model_is_right(layout: Layout, hidden: torch.Tensor) -> None:
+    plain = masked_loss(Recorder(), layout, hidden, MASK)
+    forced = dparallel_loss(Recorder(), layout, hidden, MASK, beta=2.0)
+    model = Recorder()
+    logits = model.table[MASK].expand(int(hidden.sum()), -1)
+    entropy = entropy_where_right(logits, layout.noisy_ids[hidden])
+    torch.testing.assert_close(forced.loss, plain.loss + 2.0 * entropy)
+
+
+def test_entropy_is_averaged_over_right_predictions_only() -> None:
+    logits = torch.tensor([[0.0, 0.0, -1e9], [5.0, 0.0, 0.0]])
+    assert entropy_where_right(logits, torch.tensor([0, 1])).item() == pytest.approx(math.log(2))
+    assert entropy_where_right(logits, torch.tensor([2, 2])).item() == 0.0
