@@ -103,7 +103,7 @@ def test_without_a_dtype_the_stored_one_is_kept(folder: Path, tmp_path: Path) ->
 
 def test_every_tensor_is_aligned_to_its_items(build: Callable[..., LLaDA2], tmp_path: Path) -> None:
     model = build(vocab_size=49).to(torch.bfloat16)
-    model.model.norm.weight = torch.nn.Parameter(torch.ones(25, dtype=torch.bfloat16))
+    model.model.layers[0].input_layernorm.weight = torch.nn.Parameter(torch.ones(25, dtype=torch.bfloat16))
     for router in routers(model):
         router.expert_bias = router.expert_bias.float()
     model.lm_head.double()

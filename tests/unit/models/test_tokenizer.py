@@ -12,13 +12,17 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from dmax.models import CheckpointError, LLaDA2, Tokenizer, load_model, load_tokenizer, save_model
 
 SPECIAL = ["<pad>", "<|mask|>", "<eos>", "<user>", "<assistant>"]
-TEMPLATE = """{%- for message in messages %}
-    {%- if message.role not in ("user", "assistant") %}{{ raise_exception("unknown role " + message.role) }}{% endif %}
-    {{- "<" + message.role + ">" + message.content }}
-    {%- if message.role == "assistant" %}{{ eos_token }}{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ "<assistant>" }}{% endif %}
+TEMPLATE = """{% for message in messages %}
+    {% if message.role not in ("user", "assistant") %}
+        {{ raise_exception("unknown role " + message.role) }}
+    {% endif %}
+{{ "<" + message.role + ">" + message.content }}{% if message.role == "assistant" %}{{ eos_token }}{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ "<assistant>" }}
+{%- endif %}
 """
+"""The line breaks after tags, and the blanks before them, are not part of the text."""
 
 
 def pipeline() -> tokenizers.Tokenizer:
