@@ -1,0 +1,62 @@
+"""What every benchmark writes beside its figures, so that a figure can be judged and a run repeated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmax import LLaDA2
+
+
+def describe_run() -> dict[str, Any]:
+    """The command, the machine and the versions of this process."""
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "machine": {
+            "processor": _processor(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": platform.platform(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
+    """Which model ran, how large, where and in which dtype."""
+    return {
+        "name": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """``--seed``, ``--threads`` and ``--json``."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if left out")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+
+
+def report(result: dict[str, Any], path: Path | None) -> None:
+    """Print a result, and write it where a path is given."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
