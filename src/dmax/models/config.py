@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 MODEL_TYPE = "llada2_moe"
@@ -113,17 +111,6 @@ class ModelConfig:
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}.")
         return cls(**picked)
-
-    @classmethod
-    def from_file(cls, path: Path) -> ModelConfig:
-        """Read a ``config.json``."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not valid JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must hold a JSON object.")
-        return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """The ``config.json`` of a checkpoint in the published layout."""
