@@ -14,15 +14,18 @@ from rich.progress import Progress as RichProgress
 class MetricsLog:
     """One JSON object a step in ``metrics.jsonl``, and the same numbers as TensorBoard scalars.
 
-    Opening it for a resumed run drops the lines of steps that will be taken again.
+    Opening it for a resumed run drops the lines of steps that will be taken again. A silent log writes nothing.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, step: int, enabled: bool = True) -> None:
         self.folder = folder
         self.step = step
+        self.enabled = enabled
 
     def __enter__(self) -> MetricsLog:
+        if not self.enabled:
+            return self
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "metrics.jsonl"
         kept = _lines_up_to(path, self.step) if self.step and path.exists() else []
         self._file = path.open("w", encoding="utf-8")
@@ -31,12 +34,16 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.enabled:
+            return
         self._file.close()
         if self._writer is not None:
             self._writer.close()
 
     def write(self, metrics: dict[str, float]) -> None:
         """Record one step; ``metrics`` holds its number as ``step``."""
+        if not self.enabled:
+            return
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
         if self._writer is not None:
@@ -64,13 +71,14 @@ def _tensorboard(folder: Path, step: int) -> Any | None:
 class Progress:
     """A progress bar with the numbers one watches."""
 
-    def __init__(self, name: str, steps: int, step: int) -> None:
+    def __init__(self, name: str, steps: int, step: int, enabled: bool = True) -> None:
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
+            disable=not enabled,
         )
         self._task = self._bar.add_task(name, total=steps, completed=step, numbers="")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from dmax.models.checkpoint import load_model, load_tokenizer, save_model
 from dmax.models.config import ModelConfig
 from dmax.models.llada2 import LLaDA2, initialize
 from dmax.models.tokenizer import Tokenizer
+from dmax.problems import problem
 from dmax.training.data import Mixture, Source, generator_for
-from dmax.training.gsm_symbolic import Arithmetic, GsmSymbolic, problem
+from dmax.training.gsm_symbolic import Arithmetic, GsmSymbolic
+from dmax.training.processes import barrier, process_group, rank
 from dmax.training.recipe import Recipe, RecipeError, SourceSection, load_recipe
 from dmax.training.tokenizer import train_tokenizer
 from dmax.training.trainer import RunInputs, Trainer, Validate
@@ -40,7 +40,12 @@ def run_recipe(
     output = Path("runs") / recipe.name if output is None else output
     if not resume and (output / "metrics.jsonl").exists():
         raise RecipeError(f"{output} holds a run already: continue it with --resume, or choose another --output.")
-    torch.manual_seed(recipe.seed)
+    with process_group():
+        _run(recipe, output, resume, validate)
+    return output / "model"
+
+
+def _run(recipe: Recipe, output: Path, resume: bool, validate: Validate | None) -> None:
     tokenizer = _tokenizer(recipe, output / "tokenizer")
     model = _model(recipe, tokenizer)
     inputs = RunInputs(
@@ -56,16 +61,16 @@ def run_recipe(
     if resume:
         trainer.resume()
     trainer.run()
-    return output / "model"
 
 
 def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
     section = recipe.tokenizer
     if section.start_from is None:
         assert section.vocab_size is not None
-        if not (folder / "tokenizer.json").exists():
+        if rank() == 0 and not (folder / "tokenizer.json").exists():
             rows = (problem("train", i) for i in range(section.problems))
             train_tokenizer((f"{row['question']}\n{row['solution']}" for row in rows), section.vocab_size, folder)
+        barrier()
         tokenizer = Tokenizer.from_folder(folder)
     else:
         tokenizer = load_tokenizer(section.start_from)

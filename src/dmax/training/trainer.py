@@ -1,4 +1,4 @@
-"""The training loop: one process, one recipe, resumable bit for bit."""
+"""The training loop: one recipe, on one process or several, resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dmax.training.metrics import MetricsLog, Progress
 from dmax.training.objectives import LossPart, dparallel_loss, masked_loss, oput_losses, uniform_loss
 from dmax.training.optim import Optimizer, learning_rate_factor
 from dmax.training.predictor import Predictor
+from dmax.training.processes import average, barrier, rank, world_size
 from dmax.training.recipe import Recipe
 from dmax.training.rollout import greedy, sampled
 from dmax.training.state import RunState, complete_checkpoints, load_checkpoint, save_checkpoint
@@ -101,7 +102,11 @@ class Trainer:
         if self.recipe.optimizer.router_bias_rate:
             for router in routers(self.model):
                 router.load_E = torch.zeros(router.num_experts)
-        with MetricsLog(self.output, self.step) as log, Progress(self.recipe.name, train.steps, self.step) as progress:
+        shown = rank() == 0
+        with (
+            MetricsLog(self.output, self.step, shown) as log,
+            Progress(self.recipe.name, train.steps, self.step, shown) as progress,
+        ):
             while self.step < train.steps:
                 started = time.perf_counter()
                 metrics = self.train_step()
@@ -114,7 +119,9 @@ class Trainer:
                 progress.update(metrics)
                 if self.step % train.checkpoint_every == 0 or self.step == train.steps:
                     self.checkpoint()
-        self.inputs.save_weights(self.model, self.output / "model")
+        if shown:
+            self.inputs.save_weights(self.model, self.output / "model")
+        barrier()
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns its metrics."""
@@ -123,14 +130,17 @@ class Trainer:
         totals: dict[str, float] = {}
         tokens = 0
         for micro in range(recipe.train.accumulation):
-            number = self.step * recipe.train.accumulation + micro
+            number = (self.step * recipe.train.accumulation + micro) * world_size() + rank()
             batch, parts = self._micro_batch(number)
             for part in parts:
                 (part.loss / recipe.train.accumulation).backward()
                 self._add(totals, part)
                 tokens += batch.layout.mask.shape[0] * batch.layout.mask.shape[1]
-        if not all(map(_is_finite, totals.values())):
-            raise TrainingDiverged(f"the loss is not finite at step {self.step + 1}: {totals}.")
+        counts = {name: totals.pop(f"n:{name}") for name in [n[2:] for n in totals if n.startswith("n:")]}
+        means = self._over_processes({name: value / counts[name] for name, value in totals.items()})
+        average(p.grad for p in self.model.parameters() if p.grad is not None)
+        if not all(map(_is_finite, means.values())):
+            raise TrainingDiverged(f"the loss is not finite at step {self.step + 1}: {means}.")
         settings = recipe.optimizer
         factor = learning_rate_factor(
             self.step, recipe.train.steps, settings.warmup, settings.schedule, settings.decay
@@ -138,10 +148,8 @@ class Trainer:
         norm = self.optimizer.step(factor)
         self._balance_routers()
         self.step += 1
-        counts = {name: totals.pop(f"n:{name}") for name in [n[2:] for n in totals if n.startswith("n:")]}
-        means = {name: value / counts[name] for name, value in totals.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss_"))
-        return {"step": self.step, "loss": loss, **means, "grad_norm": norm, "lr_factor": factor, "tokens": tokens}
+        return {"step": self.step, "loss": loss, **means, "grad_norm": norm, "lr_factor": factor, "tokens": tokens * world_size()}
 
     def _micro_batch(self, number: int) -> tuple[Batch, Iterator[LossPart]]:
         """The batch of a forward pass and the losses to run backward on it."""
@@ -170,12 +178,20 @@ class Trainer:
             totals[name] = totals.get(name, 0.0) + float(value.detach())
             totals[f"n:{name}"] = totals.get(f"n:{name}", 0.0) + 1
 
+    @staticmethod
+    def _over_processes(means: dict[str, float]) -> dict[str, float]:
+        values = torch.tensor(list(means.values()), dtype=torch.float64)
+        average([values])
+        return dict(zip(means, values.tolist(), strict=True))
+
     def _balance_routers(self) -> None:
         """Move every expert's bias against its overload (auxiliary-loss-free balancing, arXiv 2408.15664)."""
         rate = self.recipe.optimizer.router_bias_rate
         if not rate:
             return
-        for router in routers(self.model):
+        balanced = routers(self.model)
+        average(router.load_E for router in balanced if router.load_E is not None)
+        for router in balanced:
             assert router.load_E is not None
             router.expert_bias += rate * torch.sign(router.load_E.mean() - router.load_E)
             router.load_E.zero_()
@@ -204,6 +220,8 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write a complete checkpoint of this step."""
+        if rank():
+            return
         save_checkpoint(
             self.output,
             RunState(self.step, self.digest, self.seconds),

@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
-from dmax.training.gsm_symbolic import CHUNK, SPLIT_SEEDS, Arithmetic, GsmSymbolic, equations, problem
+from dmax.problems import CHUNK, SPLIT_SEEDS, equations, problem
+from dmax.training.gsm_symbolic import Arithmetic, GsmSymbolic
 
 
 class CharTokenizer:

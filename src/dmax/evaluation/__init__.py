@@ -1,0 +1,1 @@
+"""Measuring decoders: problems, grading, and what the answers cost in forward passes."""

@@ -1,0 +1,62 @@
+"""Accuracy and cost of a decoder on fresh word problems from :mod:`dmax.problems`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dmax.engine import LLM, GenerationOutput, GenerationParams
+from dmax.evaluation.grading import same_number
+from dmax.models.llada2 import LLaDA2
+from dmax.models.tokenizer import Tokenizer
+from dmax.problems import Split, problem
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a decoder did on a set of problems."""
+
+    problems: int
+    accuracy: float
+    """Share of problems whose final number is right."""
+    tpf: float
+    """Mean over problems of each one's tokens per forward, EOS not counted, prefill counted (the paper's convention)."""
+    tpf_pooled: float
+    """All tokens over all forwards."""
+    tokens: int
+    """Answer tokens over all problems, EOS not counted."""
+    nfe: int
+    """Forwards over all problems."""
+
+
+def answer(
+    llm: LLM, rows: Sequence[dict[str, str]], params: GenerationParams, batch_size: int = 32
+) -> list[GenerationOutput]:
+    """Answers to problems as :func:`dmax.problems.problem` gives them, in their order."""
+    prompts = [LLM.chat_prompt(row["question"]) for row in rows]
+    batches = (prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size))
+    return [output for batch in batches for output in llm.generate(batch, params)]
+
+
+def score(rows: Sequence[dict[str, str]], outputs: Sequence[GenerationOutput]) -> Score:
+    """Grade and count answers."""
+    right = [same_number(output.text or "", row["answer"]) for row, output in zip(rows, outputs, strict=True)]
+    tokens, nfe = sum(o.num_tokens for o in outputs), sum(o.nfe for o in outputs)
+    mean_tpf = sum(o.tpf for o in outputs) / len(outputs)
+    return Score(len(outputs), sum(right) / len(right), mean_tpf, tokens / nfe, tokens, nfe)
+
+
+def fresh_problems(split: Split, count: int, seed: int = 0) -> list[dict[str, str]]:
+    """The first ``count`` problems of a split."""
+    return [problem(split, index, seed) for index in range(count)]
+
+
+def validator(tokenizer: Tokenizer, params: GenerationParams) -> Callable[[LLaDA2, int], dict[str, float]]:
+    """For a trainer: generated accuracy and TPF on validation problems, with the weights as they are."""
+
+    def validate(model: LLaDA2, count: int) -> dict[str, float]:
+        rows = fresh_problems("validation", count)
+        result = score(rows, answer(LLM(model, tokenizer), rows, params))
+        return {"validation_accuracy": result.accuracy, "validation_tpf": result.tpf}
+
+    return validate

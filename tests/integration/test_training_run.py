@@ -1,0 +1,111 @@
+"""Whole runs of the smoke recipe: killed and resumed, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("reasoning_gym")
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "smoke" / "oput.yaml"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in metrics(output)}
+
+
+def command(recipe: Path, output: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "dmax.training", str(recipe), "--output", str(output), *options]
+
+
+def edited(folder: Path, optimizer: dict[str, Any] | None = None, **train: Any) -> Path:
+    """The smoke recipe with other values in its ``optimizer`` and ``train`` sections."""
+    values = yaml.safe_load(RECIPE.read_text())
+    values["train"] |= train
+    values["optimizer"] |= optimizer or {}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(RECIPE, output), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    return output
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_loadable_model(finished: Path) -> None:
+    from dmax.models.checkpoint import load_model, load_tokenizer
+
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert {"loss_mask", "loss_pred", "accuracy_mask", "accuracy_pred", "tokens_per_second"} <= rows[0].keys()
+    model, tokenizer = load_model(finished / "model"), load_tokenizer(finished / "model")
+    assert tokenizer is not None
+    assert tokenizer.eos_token_id == model.config.eos_token_id != model.config.mask_token_id == tokenizer.mask_token_id
+    assert len(tokenizer.encode("1234")) == 4
+
+
+def test_a_killed_run_resumes_with_the_losses_of_the_uninterrupted_one(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = subprocess.Popen(command(RECIPE, output), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (output / "metrics.jsonl").exists() or len(metrics_lines(output)) < 23:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(metrics_lines(output)) < 40
+    subprocess.run(command(RECIPE, output, "--resume"), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    assert losses(output) == losses(finished)
+    ours, theirs = ((folder / "model" / "model.safetensors").read_bytes() for folder in (output, finished))
+    assert ours == theirs
+
+
+def metrics_lines(output: Path) -> list[str]:
+    return (output / "metrics.jsonl").read_text().splitlines()
+
+
+def test_two_processes_take_the_steps_of_one_that_accumulates_twice(tmp_path: Path) -> None:
+    adamw = {"muon_lr": 0.0, "adamw_lr": 0.001}  # Muon's bfloat16 iterations amplify the last bit of a gradient
+    single = edited(tmp_path, adamw, steps=6, accumulation=2, rows=2, checkpoint_every=6, validate_every=6)
+    subprocess.run(command(single, tmp_path / "one"), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    double = edited(tmp_path, adamw, steps=6, accumulation=1, rows=2, checkpoint_every=6, validate_every=6)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*launcher, *command(double, tmp_path / "two")[1:]],
+        check=True, env=ENVIRONMENT, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+def test_resuming_with_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
+    from dmax.training.run import run_recipe
+
+    with pytest.raises(ValueError, match="different recipe"):
+        run_recipe(edited(tmp_path, rows=3), finished, resume=True)
+
+
+def test_an_output_that_holds_a_run_is_not_overwritten(finished: Path) -> None:
+    from dmax.training.recipe import RecipeError
+    from dmax.training.run import run_recipe
+
+    with pytest.raises(RecipeError, match="--resume"):
+        run_recipe(RECIPE, finished)
