@@ -54,7 +54,7 @@ class Trainer:
         self.recipe = recipe = inputs.recipe
         self.model = inputs.model
         self.output = output
-        self.digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+        self.digest = _digest(recipe)
         self.batches = Batches(
             inputs.train_source,
             recipe.objective,
@@ -228,6 +228,13 @@ class Trainer:
             self.optimizer.state_tensors(),
             partial(self.inputs.save_weights, self.model),
         )
+
+
+def _digest(recipe: Recipe) -> str:
+    """Fingerprint of everything in a recipe that the weights depend on; how often a run looks up is not part of it."""
+    cadence = {"checkpoint_every", "validate_every", "validation_rows", "generate_rows"}
+    text = recipe.model_dump_json(exclude={"name": True, "train": cadence})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_finite(value: float) -> bool:

@@ -1,0 +1,130 @@
+"""The DMax effect on the embedded models: accuracy against tokens per forward, on fresh word problems.
+
+Answers the same unseen problems with the base model (`threshold` decoding, from its default down) and with the model
+that OPUT made of it (`soft-parallel`, over its thresholds), then lowers the base model's threshold until it is as fast
+as the other at its default. Accuracy is the share of problems whose final number is right, with a 95 % bootstrap
+interval; TPF is the mean over problems of tokens before EOS per forward, the prefill counted as one forward (the
+pooled ratio stands beside it in the JSON).
+
+    python benchmarks/nano_effect.py [--problems N] [--seed N] [--json FILE] [--plot FILE.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from run_record import add_common_options, describe_model, describe_run, report
+
+from dmax import LLM, GenerationParams
+from dmax.evaluation.grading import same_number
+from dmax.evaluation.word_problems import answer, fresh_problems, score
+
+BASE_THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+NANO_THRESHOLDS = (0.95, 0.9, 0.8, 0.65, 0.5, 0.3, 0.0)
+SEARCH_STEPS = 5
+
+
+def bootstrap(right: Sequence[bool], seed: int, draws: int = 2000) -> list[float]:
+    """95 % interval of a mean."""
+    values = torch.tensor(right, dtype=torch.float64)
+    picks = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed))
+    return torch.quantile(values[picks].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+
+
+class Contest:
+    """One set of problems, answered under any settings."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.rows = fresh_problems("test", count, seed)
+        self.seed = seed
+
+    def point(self, name: str, llm: LLM, decoder: str, threshold: float | None) -> dict[str, Any]:
+        params = GenerationParams(decoder=decoder, threshold=threshold, gen_length=320)
+        started = time.perf_counter()
+        outputs = answer(llm, self.rows, params)
+        seconds = time.perf_counter() - started
+        result = score(self.rows, outputs)
+        right = [same_number(o.text or "", row["answer"]) for o, row in zip(outputs, self.rows, strict=True)]
+        record = {
+            "model": name, "decoder": decoder, "threshold": outputs[0].params["threshold"], **asdict(result),
+            "accuracy_95": bootstrap(right, self.seed), "tokens_per_second_batch_32": result.tokens / seconds,
+        }  # fmt: skip
+        print(f"{name:10} {decoder:14} {record['threshold']:.3f}  acc {result.accuracy:.3f}  TPF {result.tpf:.2f}")
+        return record
+
+    def base_as_fast_as(self, tpf: float, llm: LLM, tried: list[dict[str, Any]]) -> dict[str, Any]:
+        """The base model with its threshold lowered, by bisection, until its TPF is that of the other."""
+        low, high = 0.0, 0.95
+        closest = min(tried, key=lambda p: abs(p["tpf"] - tpf))
+        for _ in range(SEARCH_STEPS):
+            below = [p["threshold"] for p in tried if p["tpf"] >= tpf]
+            above = [p["threshold"] for p in tried if p["tpf"] < tpf]
+            low, high = max([low, *below]), min([high, *above])
+            tried.append(self.point("nano-base", llm, "threshold", round((low + high) / 2, 4)))
+            closest = min(tried, key=lambda p: abs(p["tpf"] - tpf))
+            if abs(closest["tpf"] / tpf - 1) < 0.03:
+                break
+        return closest
+
+
+def plot(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for label, style in (("nano-base, threshold", "o-"), ("nano, soft-parallel", "s-")):
+        curve = sorted(points[label], key=lambda p: p["tpf"])
+        x, y = [p["tpf"] for p in curve], [100 * p["accuracy"] for p in curve]
+        axes.plot(x, y, style, label=label)
+        axes.fill_between(x, *zip(*[[100 * v for v in p["accuracy_95"]] for p in curve], strict=True), alpha=0.15)
+    axes.set(xlabel="tokens per forward (TPF)", ylabel="accuracy (%)", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=160)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--base", default="nano-base", help="model decoded with `threshold`")
+    parser.add_argument("--nano", default="nano", help="model decoded with `soft-parallel`")
+    parser.add_argument("--plot", type=Path, help="write the two curves to this picture")
+    add_common_options(parser)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    contest = Contest(arguments.problems, arguments.seed)
+    base, nano = LLM(arguments.base), LLM(arguments.nano)
+    base_curve = [contest.point("nano-base", base, "threshold", t) for t in BASE_THRESHOLDS]
+    nano_curve = [contest.point("nano", nano, "soft-parallel", t) for t in NANO_THRESHOLDS]
+    default = contest.point("nano", nano, "soft-parallel", None)
+    pushed = contest.base_as_fast_as(default["tpf"], base, base_curve)
+    without_oput = contest.point("nano-base", base, "soft-parallel", None)
+    table = {
+        "base": base_curve[0], "nano": default, "base_pushed_to_nanos_tpf": pushed, "base_soft_parallel": without_oput,
+        "tpf_ratio": default["tpf"] / base_curve[0]["tpf"],
+        "accuracy_difference_points": 100 * (default["accuracy"] - base_curve[0]["accuracy"]),
+    }  # fmt: skip
+    curves = {"nano-base, threshold": base_curve, "nano, soft-parallel": nano_curve}
+    if arguments.plot:
+        plot(curves, arguments.plot)
+    result = {
+        **table, "curves": curves, **describe_run(),
+        "models": {
+            "base": describe_model(arguments.base, base.model), "nano": describe_model(arguments.nano, nano.model)
+        },
+        "seed": arguments.seed, "split": "test", "problems": arguments.problems,
+    }  # fmt: skip
+    report(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
