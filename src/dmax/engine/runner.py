@@ -65,15 +65,15 @@ class CachedRunner:
     def _prefill_chunk(self, rows: list[Sequence], slots: list[int]) -> None:
         """Run the next positions of these rows, which all stand at the same position.
 
-        Rows that end inside the chunk are filled up. What the filling stores lies in later blocks than the prompt's:
-        no prompt position sees it, and decoding overwrites it before it reads there.
+        Rows that end inside the chunk are filled up. What lies behind the whole blocks of a prompt, its tail or the
+        filling, is stored like the rest: no earlier block sees it, and decoding overwrites it before it reads there.
         """
         length = self._block_length
         start = self._stored[slots[0]]
         longest = max(rows[slot].prompt_blocks_end for slot in slots)
         width = min(max(PREFILL_TOKENS // len(slots) // length, 1) * length, longest - start)
         pad = self._model.config.pad_token_id
-        chunks = [rows[slot].tokens[start : min(start + width, rows[slot].prompt_blocks_end)] for slot in slots]
+        chunks = [rows[slot].tokens[start : start + width] for slot in slots]
         token_ids = torch.tensor([chunk + [pad] * (width - len(chunk)) for chunk in chunks], device=self._model.device)
         window = self._cache.window(slots, [start] * len(slots), width)
         keys_1S = torch.arange(start + width, device=self._model.device)[None]
