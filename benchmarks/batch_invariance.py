@@ -16,7 +16,7 @@ import torch
 from run_record import add_common_options, describe_model, describe_run, report
 
 from dmax import LLM, GenerationOutput, GenerationParams
-from dmax.training.gsm_symbolic import problem
+from dmax.evaluation.word_problems import fresh_problems
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -52,9 +52,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    prompts = [
-        LLM.chat_prompt(problem("test", index, arguments.seed)["question"]) for index in range(arguments.problems)
-    ]
+    rows = fresh_problems("test", arguments.problems, arguments.seed)
+    prompts = [LLM.chat_prompt(row["question"]) for row in rows]
     params = GenerationParams(decoder=arguments.decoder, gen_length=arguments.gen_length)
     results: dict[str, Any] = {}
     for name in arguments.dtypes:
