@@ -20,7 +20,7 @@ class Score:
     accuracy: float
     """Share of problems whose final number is right."""
     tpf: float
-    """Mean over problems of each one's tokens per forward, EOS not counted, prefill counted (the paper's convention)."""
+    """Mean over problems of tokens per forward, EOS not counted, prefill counted (the paper's convention)."""
     tpf_pooled: float
     """All tokens over all forwards."""
     tokens: int

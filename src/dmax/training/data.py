@@ -5,9 +5,9 @@ A source is addressed by index, so that example ``i`` of a run is the same whene
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -39,17 +39,20 @@ class Source(Protocol):
 class ChatEncoder(Protocol):
     """What turning text into examples needs of a tokenizer."""
 
-    eos_token_id: int
+    @property
+    def eos_token_id(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]: ...
 
     def apply_chat_template(
-        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> list[int]: ...
 
 
 def chat_example(tokenizer: ChatEncoder, question: str, answer: str) -> Example:
     """A question as the user's turn and the answer, closed by EOS, as the supervised response."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer names no EOS token, so no answer could end; add eos_token to its settings.")
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}])
     response = [*tokenizer.encode(answer), tokenizer.eos_token_id]
     return Example((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))

@@ -14,7 +14,8 @@ from dmax.models.moe import Experts
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters for Muon (2-D and stacked expert matrices of the layers) and for AdamW (the rest)."""
     experts = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim == 2 and ".layers." in name and not name.endswith("gate.weight")
         (matrices if is_matrix or id(parameter) in experts else others).append(parameter)

@@ -39,8 +39,8 @@ class TokenizerSection(Section):
     """``start_from`` takes a tokenizer as it is; ``vocab_size`` trains one on the first ``problems`` of the data."""
 
     start_from: str | None = None
-    vocab_size: int | None = Field(None, ge=300)
-    problems: int = Field(20_000, ge=1)
+    vocab_size: int | None = Field(default=None, ge=300)
+    problems: int = Field(default=20_000, ge=1)
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizerSection:
@@ -53,7 +53,7 @@ class SourceSection(Section):
     """One source of examples and its share of the mixture."""
 
     source: Literal["gsm-symbolic", "arithmetic"]
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
 
 
 class BlockLengthStage(Section):
@@ -76,7 +76,7 @@ class ObjectiveSection(Section):
     mask_ratio: Share = 0.75
     rollout: Literal["greedy", "sampled"] = "greedy"
     form: Literal["joint", "alternate"] = "joint"
-    beta: float = Field(2.0, ge=0)
+    beta: float = Field(default=2.0, ge=0)
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> ObjectiveSection:
@@ -98,15 +98,15 @@ class ObjectiveSection(Section):
 class OptimizerSection(Section):
     """Muon for the matrices of the layers where ``muon_lr`` is above 0, AdamW for the rest."""
 
-    adamw_lr: float = Field(2e-6, gt=0)
-    muon_lr: float = Field(0.0, ge=0)
+    adamw_lr: float = Field(default=2e-6, gt=0)
+    muon_lr: float = Field(default=0.0, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    warmup: int = Field(0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    warmup: int = Field(default=0, ge=0)
     schedule: Literal["cosine", "wsd"] = "cosine"
     decay: Share = 0.3
-    router_bias_rate: float = Field(0.0, ge=0)
+    router_bias_rate: float = Field(default=0.0, ge=0)
     """Step by which a router's expert bias moves against an expert's overload; 0 freezes it."""
 
 
@@ -116,18 +116,18 @@ class TrainSection(Section):
     steps: int = Field(ge=1)
     rows: int = Field(ge=1)
     """Sequences in a forward pass."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(default=1, ge=1)
     """Forward passes in an optimiser step."""
-    context: int = Field(2048, ge=1)
+    context: int = Field(default=2048, ge=1)
     """Longest sequence, in tokens; longer examples are dropped and counted."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     compile: bool = False
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
-    validate_every: int = Field(500, ge=1)
+    validate_every: int = Field(default=500, ge=1)
     """Steps between validations."""
-    validation_rows: int = Field(64, ge=0)
-    generate_rows: int = Field(0, ge=0)
+    validation_rows: int = Field(default=64, ge=0)
+    generate_rows: int = Field(default=0, ge=0)
     """Validation problems answered by generation (needs the engine; ``dmax train`` provides it)."""
 
 

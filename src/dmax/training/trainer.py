@@ -142,14 +142,19 @@ class Trainer:
         if not all(map(_is_finite, means.values())):
             raise TrainingDiverged(f"the loss is not finite at step {self.step + 1}: {means}.")
         settings = recipe.optimizer
-        factor = learning_rate_factor(
-            self.step, recipe.train.steps, settings.warmup, settings.schedule, settings.decay
-        )
+        factor = learning_rate_factor(self.step, recipe.train.steps, settings.warmup, settings.schedule, settings.decay)
         norm = self.optimizer.step(factor)
         self._balance_routers()
         self.step += 1
         loss = sum(value for name, value in means.items() if name.startswith("loss_"))
-        return {"step": self.step, "loss": loss, **means, "grad_norm": norm, "lr_factor": factor, "tokens": tokens * world_size()}
+        return {
+            "step": self.step,
+            "loss": loss,
+            **means,
+            "grad_norm": norm,
+            "lr_factor": factor,
+            "tokens": tokens * world_size(),
+        }
 
     def _micro_batch(self, number: int) -> tuple[Batch, Iterator[LossPart]]:
         """The batch of a forward pass and the losses to run backward on it."""

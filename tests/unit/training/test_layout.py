@@ -36,7 +36,13 @@ def test_the_cut_layout_gives_the_logits_of_the_published_one(model: LLaDA2) -> 
     ids = torch.tensor([sequence.token_ids])
     positions = torch.arange(32)[None]
     whole = Layout(
-        ids, positions, torch.tensor([sequence.supervised]), ids, positions, noisy_clean_mask(positions, positions, 8), 8
+        ids,
+        positions,
+        torch.tensor([sequence.supervised]),
+        ids,
+        positions,
+        noisy_clean_mask(positions, positions, 8),
+        8,
     )
     hidden = torch.rand(32, generator=generator_for(2)) < 0.6
     hidden &= torch.tensor(sequence.supervised)
