@@ -51,11 +51,12 @@ def fresh_problems(split: Split, count: int, seed: int = 0) -> list[dict[str, st
     return [problem(split, index, seed) for index in range(count)]
 
 
-def validator(tokenizer: Tokenizer, params: GenerationParams) -> Callable[[LLaDA2, int], dict[str, float]]:
+def validator(tokenizer: Tokenizer) -> Callable[[LLaDA2, int, int, str], dict[str, float]]:
     """For a trainer: generated accuracy and TPF on validation problems, with the weights as they are."""
 
-    def validate(model: LLaDA2, count: int) -> dict[str, float]:
+    def validate(model: LLaDA2, count: int, block_length: int, decoder: str) -> dict[str, float]:
         rows = fresh_problems("validation", count)
+        params = GenerationParams(decoder=decoder, block_length=block_length, gen_length=320)
         result = score(rows, answer(LLM(model, tokenizer), rows, params))
         return {"validation_accuracy": result.accuracy, "validation_tpf": result.tpf}
 

@@ -15,6 +15,8 @@ from dmax.training.recipe import ObjectiveSection
 
 POOL = 8
 """Batches whose examples are sorted by length together, so that rows of one batch need little padding."""
+NEIGHBOURS = 2
+"""Batches of similar length that stay next to each other, so that processes in step wait little for one another."""
 SHAPE_MULTIPLE = 16
 
 _NOISE, _ORDER = 1, 2
@@ -65,8 +67,8 @@ class Batches:
         self.dropped += size - len(members)
         members.sort(key=lambda member: len(member[1].token_ids))
         chunks = [members[i * len(members) // POOL : (i + 1) * len(members) // POOL] for i in range(POOL)]
-        order = torch.randperm(POOL, generator=generator_for(self.seed, pool_number, _ORDER))
-        return [chunks[int(i)] for i in order]
+        order = torch.randperm(POOL // NEIGHBOURS, generator=generator_for(self.seed, pool_number, _ORDER))
+        return [chunks[int(i) * NEIGHBOURS + place] for i in order for place in range(NEIGHBOURS)]
 
     def _fits(self, example: Example) -> bool:
         return any(example.supervised) and len(example.token_ids) <= self.context

@@ -129,6 +129,8 @@ class TrainSection(Section):
     validation_rows: int = Field(default=64, ge=0)
     generate_rows: int = Field(default=0, ge=0)
     """Validation problems answered by generation (needs the engine; ``dmax train`` provides it)."""
+    generate_with: str = "threshold"
+    """The decoder that answers them."""
 
 
 class Recipe(Section):

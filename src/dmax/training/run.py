@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dmax.models.checkpoint import load_model, load_tokenizer, save_model
@@ -20,7 +21,10 @@ _INITIALIZATION = 4
 
 
 def run_recipe(
-    recipe_path: Path, output: Path | None = None, resume: bool = False, validate: Validate | None = None
+    recipe_path: Path,
+    output: Path | None = None,
+    resume: bool = False,
+    validator: Callable[[Tokenizer], Validate] | None = None,
 ) -> Path:
     """Run a recipe to its end.
 
@@ -28,7 +32,7 @@ def run_recipe(
         recipe_path: the YAML file.
         output: folder of the run's files; ``runs/<recipe name>`` by default.
         resume: continue from the newest complete checkpoint in ``output`` (from the start where there is none).
-        validate: measures generated answers during training, where the recipe asks for it.
+        validator: gives, for the run's tokenizer, what measures generated answers where the recipe asks for it.
 
     Returns:
         The folder of the final weights, ``output / "model"``.
@@ -41,11 +45,11 @@ def run_recipe(
     if not resume and (output / "metrics.jsonl").exists():
         raise RecipeError(f"{output} holds a run already: continue it with --resume, or choose another --output.")
     with process_group():
-        _run(recipe, output, resume, validate)
+        _run(recipe, output, resume, validator)
     return output / "model"
 
 
-def _run(recipe: Recipe, output: Path, resume: bool, validate: Validate | None) -> None:
+def _run(recipe: Recipe, output: Path, resume: bool, validator: Callable[[Tokenizer], Validate] | None) -> None:
     tokenizer = _tokenizer(recipe, output / "tokenizer")
     model = _model(recipe, tokenizer)
     inputs = RunInputs(
@@ -55,7 +59,7 @@ def _run(recipe: Recipe, output: Path, resume: bool, validate: Validate | None) 
         validation_source=GsmSymbolic(tokenizer, "validation"),
         save_weights=lambda trained, folder: save_model(trained, folder, tokenizer=tokenizer, overwrite=True),
         load_weights=lambda trained, folder: trained.load_state_dict(load_model(folder).state_dict()),
-        validate=validate,
+        validate=None if validator is None else validator(tokenizer),
     )
     trainer = Trainer(inputs, output)
     if resume:

@@ -24,8 +24,9 @@ from dmax.training.recipe import Recipe
 from dmax.training.rollout import greedy, sampled
 from dmax.training.state import RunState, complete_checkpoints, load_checkpoint, save_checkpoint
 
-Validate = Callable[[LLaDA2, int], dict[str, float]]
-"""``(model, number of problems) -> metrics`` measured by generating answers; injected, since it needs the engine."""
+Validate = Callable[[LLaDA2, int, int, str], dict[str, float]]
+"""``(model, number of problems, block length, decoder) -> metrics`` of generated answers; injected, since answering
+needs the engine."""
 _ROLLOUT = 3
 
 
@@ -214,7 +215,8 @@ class Trainer:
         ]
         metrics = {"validation_exact": sum(right) / len(right)} if right else {}
         if self.inputs.validate is not None and train.generate_rows:
-            metrics |= self.inputs.validate(self.model, train.generate_rows)
+            block_length = self.recipe.objective.block_length_at(self.step)
+            metrics |= self.inputs.validate(self.model, train.generate_rows, block_length, train.generate_with)
         return metrics
 
     def _rows_right(self, layout: Layout) -> list[torch.Tensor]:
@@ -237,7 +239,7 @@ class Trainer:
 
 def _digest(recipe: Recipe) -> str:
     """Fingerprint of everything in a recipe that the weights depend on; how often a run looks up is not part of it."""
-    cadence = {"checkpoint_every", "validate_every", "validation_rows", "generate_rows"}
+    cadence = {"checkpoint_every", "validate_every", "validation_rows", "generate_rows", "generate_with"}
     text = recipe.model_dump_json(exclude={"name": True, "train": cadence})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
