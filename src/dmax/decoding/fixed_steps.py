@@ -1,0 +1,41 @@
+"""``fixed-steps``: a fixed number of tokens each pass, the most confident first (SPEC section 4; LLaDA).
+
+Shape suffixes: B rows, L block positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dmax.decoding.base import BlockState, StepResult
+from dmax.decoding.commit import commit_masks, pass_quota
+from dmax.decoding.options import check_steps, check_temperature
+from dmax.decoding.prediction import predict, rank_by_confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedStepsDecoder:
+    """Decodes a block in ``steps`` passes, or in one a token where the block has fewer active positions.
+
+    The active positions are spread evenly over the passes, the first passes taking the remainder. None is one token a
+    pass: the reference that stands for autoregressive decoding.
+    """
+
+    name: ClassVar[str] = "fixed-steps"
+    steps: int | None = None
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        check_temperature(self.temperature)
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        """Apply one pass; see :meth:`Decoder.step`."""
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        steps = self.steps or state.tokens.shape[1]
+        quota_B1 = pass_quota(state.active.sum(-1), steps, state.passes)
+        due_BL = rank_by_confidence(prediction.confidence, state.masked) < quota_B1
+        return commit_masks(state, prediction, state.masked & due_BL)

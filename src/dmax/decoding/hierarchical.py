@@ -1,0 +1,58 @@
+"""``hierarchical``: one token from every run of masks, so that parallel guesses lie apart (SPEC section 4; dInfer).
+
+Shape suffixes: B rows, L block positions (i a position, j the one it is compared with), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dmax.decoding.base import BlockState, StepResult
+from dmax.decoding.commit import commit_masks
+from dmax.decoding.options import check_probability, check_temperature
+from dmax.decoding.prediction import predict, rank_by_confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalDecoder:
+    """Commits the most confident mask of every run if above ``low_threshold``, and every mask above ``threshold``.
+
+    The most confident mask of all is committed in any case. Committed tokens never change.
+    """
+
+    name: ClassVar[str] = "hierarchical"
+    threshold: float = 0.9
+    low_threshold: float = 0.4
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_probability("threshold", self.threshold)
+        check_probability("low_threshold", self.low_threshold)
+        check_temperature(self.temperature)
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        """Apply one pass; see :meth:`Decoder.step`."""
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        confidence_BL = prediction.confidence
+        rank_BL = rank_by_confidence(confidence_BL, state.masked)
+        chosen_BL = best_of_run(rank_BL, state.masked) & (confidence_BL > self.low_threshold)
+        chosen_BL = chosen_BL | (confidence_BL > self.threshold) | (rank_BL == 0)
+        return commit_masks(state, prediction, state.masked & chosen_BL)
+
+
+def best_of_run(rank_BL: Tensor, masked_BL: Tensor) -> Tensor:
+    """Masks that no other mask of their run outranks; True means nothing at positions that are not masks.
+
+    Args:
+        rank_BL: ``(B, L)`` int64, 0 the most confident, masks before everything else.
+        masked_BL: ``(B, L)`` bool.
+    """
+    # Masks of one run have the same number of decoded positions to their left. The decoded position that opens the
+    # run shares that number but ranks behind every mask.
+    run_BL = (~masked_BL).cumsum(-1)
+    same_run_Bij = run_BL[:, :, None] == run_BL[:, None, :]
+    outranked_Bij = rank_BL[:, None, :] < rank_BL[:, :, None]
+    return ~(same_run_Bij & outranked_Bij).any(-1)

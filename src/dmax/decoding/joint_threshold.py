@@ -1,0 +1,68 @@
+"""``joint-threshold``: fill masks and correct tokens in the same pass (SPEC section 4; LLaDA2.1).
+
+Shape suffixes: B rows, L block positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dmax.decoding.base import BlockState, StepResult
+from dmax.decoding.options import check_count, check_probability, check_steps, check_temperature
+from dmax.decoding.prediction import predict
+from dmax.decoding.threshold import confident_masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointThresholdDecoder:
+    """Commits masks as ``threshold`` does and edits tokens that the model would now replace.
+
+    A committed token is replaced where the most probable token is another one with a probability above
+    ``editing_threshold``. Once no mask is left, passes go on until one edits nothing, at most ``max_post_steps``.
+    """
+
+    name: ClassVar[str] = "joint-threshold"
+    threshold: float = 0.95
+    editing_threshold: float = 0.9
+    max_post_steps: int = 16
+    steps: int | None = None
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_probability("threshold", self.threshold)
+        check_probability("editing_threshold", self.editing_threshold)
+        check_count("max_post_steps", self.max_post_steps, 0)
+        check_steps(self.steps)
+        check_temperature(self.temperature)
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        """Apply one pass; see :meth:`Decoder.step`. The state's memory counts the passes begun without a mask."""
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        promoted_BL = confident_masks(state, prediction.confidence, self.threshold, self.steps)
+        best_BL = prediction.candidates[..., 0]  # an edit answers to the model's best token even where tokens are drawn
+        edited_BL = state.active & ~state.masked & (best_BL != state.tokens)
+        edited_BL = edited_BL & (prediction.confidence > self.editing_threshold)
+        tokens_BL = torch.where(edited_BL, best_BL, state.tokens)
+        masked_BL = state.masked ^ promoted_BL
+
+        post_pass_B1 = ~state.masked.any(-1, keepdim=True)
+        post_passes_B1 = post_pass_B1.long() if state.memory is None else state.memory + post_pass_B1
+        settled_B1 = post_pass_B1 & ~edited_BL.any(-1, keepdim=True)
+        done_B1 = settled_B1 | (post_passes_B1 >= self.max_post_steps)
+        return StepResult(
+            state=replace(
+                state,
+                tokens=torch.where(promoted_BL, prediction.tokens, tokens_BL),
+                masked=masked_BL,
+                passes=state.passes + 1,
+                memory=post_passes_B1,
+            ),
+            confidence=prediction.confidence,
+            promoted=promoted_BL,
+            revised=edited_BL,
+            converged=done_B1[:, 0] & ~masked_BL.any(-1),
+        )

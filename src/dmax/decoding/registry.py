@@ -1,0 +1,101 @@
+"""Decoders by name: the ones of this package, and those that other packages register.
+
+A package adds a decoder through the entry-point group ``dmax.decoders``. Entry points are looked up when a name is
+asked for and loaded only when it is theirs, so that a broken package can spoil nothing but its own decoder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from dmax.decoding.base import Decoder, DecoderError
+from dmax.decoding.fixed_steps import FixedStepsDecoder
+from dmax.decoding.hierarchical import HierarchicalDecoder
+from dmax.decoding.joint_threshold import JointThresholdDecoder
+from dmax.decoding.soft_parallel import SoftParallelDecoder
+from dmax.decoding.threshold import ThresholdDecoder
+
+ENTRY_POINT_GROUP = "dmax.decoders"
+
+_BUILT_IN: dict[str, Callable[..., Decoder]] = {
+    SoftParallelDecoder.name: SoftParallelDecoder,
+    ThresholdDecoder.name: ThresholdDecoder,
+    HierarchicalDecoder.name: HierarchicalDecoder,
+    FixedStepsDecoder.name: FixedStepsDecoder,
+    JointThresholdDecoder.name: JointThresholdDecoder,
+}
+
+
+def decoder_names() -> list[str]:
+    """All decoders there are: this package's first, then those of other packages in alphabetical order."""
+    others = {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    return [*_BUILT_IN, *sorted(others - _BUILT_IN.keys())]
+
+
+def decoder_options(name: str) -> dict[str, Any]:
+    """The options of a decoder with their defaults.
+
+    Raises:
+        DecoderError: there is no such decoder, or the package that registers it is broken.
+    """
+    return _defaults(name, _factory(name))
+
+
+def get_decoder(name: str, **options: Any) -> Decoder:
+    """Build a decoder.
+
+    Args:
+        name: one of :func:`decoder_names`.
+        options: values for some of :func:`decoder_options`; the others keep their defaults.
+
+    Raises:
+        DecoderError: there is no such decoder or option, or a value is out of range.
+    """
+    factory = _factory(name)
+    known = _defaults(name, factory)
+    for option in options:
+        if option not in known:
+            raise DecoderError(f"decoder {name!r} has no option {option!r}; {_suggest(option, known)}.")
+    return factory(**options)
+
+
+def _factory(name: str) -> Callable[..., Decoder]:
+    """The callable that builds the decoder of that name. This package's own names cannot be taken over."""
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    found = tuple(entry_points(group=ENTRY_POINT_GROUP, name=name))
+    if not found:
+        raise DecoderError(f"there is no decoder {name!r}; {_suggest(name, decoder_names())}.")
+    if len({entry.value for entry in found}) > 1:
+        claims = " and ".join(sorted(entry.value for entry in found))
+        raise DecoderError(f"decoder {name!r} is registered more than once ({claims}); uninstall all but one package.")
+    return _load(found[0])
+
+
+def _load(entry: EntryPoint) -> Callable[..., Decoder]:
+    try:
+        factory = entry.load()
+    except Exception as error:  # another package's import may raise anything
+        raise DecoderError(f"decoder {entry.name!r} could not be loaded from {entry.value}: {error}.") from error
+    if not callable(factory) or not callable(getattr(factory, "step", None)):
+        raise DecoderError(f"decoder {entry.name!r}: {entry.value} must be a class with a step method.")
+    return factory
+
+
+def _defaults(name: str, factory: Callable[..., Decoder]) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters
+    required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    if required:
+        raise DecoderError(f"decoder {name!r} has options without a default ({', '.join(required)}); give them one.")
+    return {key: parameter.default for key, parameter in parameters.items()}
+
+
+def _suggest(wrong: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(wrong, valid, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}choose from {', '.join(valid)}"

@@ -1,0 +1,63 @@
+"""``threshold``: commit every mask the model is sure of, and a minimum each pass (SPEC section 4; LLaDA2.0's default).
+
+Shape suffixes: B rows, L block positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dmax.decoding.base import BlockState, StepResult
+from dmax.decoding.commit import commit_masks, pass_quota
+from dmax.decoding.options import check_probability, check_steps, check_temperature
+from dmax.decoding.prediction import predict, rank_by_confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdDecoder:
+    """Commits masks whose confidence is above ``threshold``; committed tokens never change.
+
+    Where fewer than the pass's quota qualify, the quota's most confident masks are committed. The quota is the block
+    length spread over ``steps`` passes; None is one token a pass.
+    """
+
+    name: ClassVar[str] = "threshold"
+    threshold: float = 0.95
+    steps: int | None = None
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_probability("threshold", self.threshold)
+        check_steps(self.steps)
+        check_temperature(self.temperature)
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        """Apply one pass; see :meth:`Decoder.step`."""
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        promoted_BL = confident_masks(state, prediction.confidence, self.threshold, self.steps)
+        return commit_masks(state, prediction, promoted_BL)
+
+
+def confident_masks(state: BlockState, confidence: Tensor, threshold: float, steps: int | None) -> Tensor:
+    """Masks above the threshold, together with the quota's most confident ones.
+
+    The union is the rule: the masks above the threshold are the most confident ones, so whichever of the two sets is
+    larger holds the other.
+
+    Args:
+        state: the block before the pass.
+        confidence: ``(B, L)`` float32.
+        threshold: a probability.
+        steps: passes over which the block length is spread to give the quota; None for a quota of one.
+
+    Returns:
+        ``(B, L)`` bool, at least one position of every row that has a mask.
+    """
+    length = state.tokens.shape[1]
+    # With more steps than positions the later passes would owe nothing, and a pass that commits nothing repeats itself.
+    quota_B1 = pass_quota(length, min(steps or length, length), state.passes)
+    due_BL = rank_by_confidence(confidence, state.masked) < quota_B1
+    return state.masked & (due_BL | (confidence > threshold))
