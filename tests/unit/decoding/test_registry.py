@@ -116,27 +116,21 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return build
 
 
-LEFT_TO_RIGHT = """
-    from dataclasses import dataclass
-    from typing import ClassVar
-
-    from dmax.decoding import DecoderError, commit_masks, predict
+DOCUMENTATION = (Path(__file__).parents[3] / "docs" / "decoding.md").read_text(encoding="utf-8")
+LEFT_TO_RIGHT = DOCUMENTATION.partition("```python\n# left_to_right.py\n")[2].partition("```")[0]
+"""The documentation's example of a decoder of one's own."""
 
 
-    @dataclass(frozen=True, kw_only=True)
-    class LeftToRight:
-        name: ClassVar[str] = "left-to-right"
-        width: int = 1
-        temperature: float = 0.0
-
-        def __post_init__(self):
-            if self.width < 1:
-                raise DecoderError(f"width is {self.width}; it must be at least 1.")
-
-        def step(self, logits, state, noise=None):
-            prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
-            return commit_masks(state, prediction, state.masked & (state.masked.cumsum(-1) <= self.width))
-"""
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_documentation_gives_every_option_and_its_default(name: str) -> None:
+    (row,) = (line for line in DOCUMENTATION.splitlines() if line.startswith(f"| `{name}` |"))
+    switches = {"top_k", "soft", "renormalize", "contiguous", "revise"}
+    for option, default in decoder_options(name).items():
+        if option in switches:
+            shown = default if option == "top_k" else f"`{default}`"
+            assert f"\n| `{option}` | {shown} |" in DOCUMENTATION
+        elif option != "temperature":
+            assert f"`{option}` ({'none' if default is None else default})" in row
 
 
 class TestThirdParty:

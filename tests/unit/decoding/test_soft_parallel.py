@@ -94,6 +94,12 @@ class TestConvergence:
         assert decoder.step(says((7, 0.2), (3, 0.95), (4, 0.95)), block([2, 5, MASK], prompt=1)).converged.item()
         assert not decoder.step(says((7, 0.2), (3, 0.95), (4, 0.89)), block([2, 5, MASK], prompt=1)).converged.item()
 
+    def test_confidence_equal_to_the_acceptance_threshold_is_enough(self, block) -> None:
+        logits = torch.full((1, 1, 8), -torch.inf)
+        logits[..., [2, 3]] = 0.0  # two tokens at exactly one half
+        decoder = SoftParallelDecoder(threshold=0, acceptance_threshold=0.5)
+        assert decoder.step(logits.expand(1, 2, 8), block([MASK, MASK])).converged.item()
+
     def test_when_no_token_changes(self, says, block) -> None:
         decoder = SoftParallelDecoder(threshold=0.5)
         assert decoder.step(says((2, 0.5), (3, 0.5)), block([2, 3])).converged.item()
