@@ -57,7 +57,6 @@ def confident_masks(state: BlockState, confidence: Tensor, threshold: float, ste
         ``(B, L)`` bool, at least one position of every row that has a mask.
     """
     length = state.tokens.shape[1]
-    # With more steps than positions the later passes would owe nothing, and a pass that commits nothing repeats itself.
-    quota_B1 = pass_quota(length, min(steps or length, length), state.passes)
+    quota_B1 = pass_quota(length, steps or length, state.passes)
     due_BL = rank_by_confidence(confidence, state.masked) < quota_B1
     return state.masked & (due_BL | (confidence > threshold))

@@ -80,6 +80,17 @@ class TestHierarchical:
         result = HierarchicalDecoder().step(says((2, 0.2), (3, 0.3), (4, 0.3)), block([MASK] * 3))
         assert flags(result.promoted) == [1]
 
+    def test_confidence_equal_to_a_threshold_is_not_enough(self, block) -> None:
+        logits = torch.full((1, 3, 8), -torch.inf)
+        logits[..., [2, 3]] = 0.0  # two tokens at exactly one half
+        state = block([MASK, 4, MASK])
+        for low_threshold, promoted in ((0.5, [0]), (0.49, [0, 2])):
+            decoder = HierarchicalDecoder(low_threshold=low_threshold)
+            assert flags(decoder.step(logits, state).promoted) == promoted
+        for threshold, promoted in ((0.5, [0]), (0.49, [0, 2])):
+            decoder = HierarchicalDecoder(threshold=threshold, low_threshold=1.0)
+            assert flags(decoder.step(logits, state).promoted) == promoted
+
     def test_prompt_bounds_a_run_but_belongs_to_none(self, says, block) -> None:
         logits = says((7, 0.99), (3, 0.6), (4, 0.5))
         assert flags(HierarchicalDecoder().step(logits, block([2, MASK, MASK], prompt=1)).promoted) == [1]
