@@ -1,0 +1,56 @@
+"""The ``dmax`` command and its sub-commands."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from dmax.cli.chat import chat
+from dmax.cli.errors import OneLineErrors
+from dmax.cli.generate import generate
+from dmax.cli.info import info
+from dmax.cli.options import option_groups
+from dmax.cli.tools import convert, train
+
+DISTRIBUTION = "dmax-llm"
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (generate, chat, info, convert, train):
+    app.command()(option_groups(_command))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            number = version(DISTRIBUTION)
+        except PackageNotFoundError:
+            number = "(not installed)"
+        typer.echo(f"dmax {number}")
+        raise typer.Exit
+
+
+@app.callback()
+def _dmax(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """DMax diffusion language models: text decoded many tokens at a time."""
+
+
+def main() -> None:
+    """Entry point of the ``dmax`` console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows a substitute; it is no reason to fail after the work is done.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app(prog_name="dmax")

@@ -1,0 +1,79 @@
+"""One sentence on stderr and exit code 2 for everything a user can get wrong; tracebacks are for bugs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+USAGE_ERROR = 2
+"""Exit code of everything that bad input ends."""
+
+
+class CommandError(typer.TyperException):
+    """Bad input: one sentence that says what was wrong, what is allowed and how to mend it."""
+
+    exit_code = USAGE_ERROR
+
+
+class OneLineErrors(TyperGroup):
+    """A command group that answers bad input with one line instead of a usage panel."""
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(*args, **extra)
+        except typer.TyperException as error:
+            report(error.format_message())
+            sys.exit(error.exit_code)
+        except typer.Abort:
+            sys.exit(1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn the errors that this package raises for bad input into a :class:`CommandError`.
+
+    A ``ValueError`` of a class defined elsewhere is a bug of ours and keeps its traceback.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not type(error).__module__.startswith("dmax."):
+            raise
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise CommandError(f"{where}{error.strerror or error}.") from error
+
+
+def report(message: str) -> None:
+    """Print one error line on stderr."""
+    line = Text.assemble(("Error: ", "bold red"), " ".join(message.split()))
+    Console(stderr=True).print(line, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Print one line that is neither output nor error on stderr."""
+    Console(stderr=True).print(Text(message, style="dim"), soft_wrap=True)
+
+
+def choose(what: str, value: str, choices: Sequence[str]) -> str:
+    """``value`` where it is one of ``choices``.
+
+    Raises:
+        CommandError: it is not; the message names the nearest choice and all of them.
+    """
+    if value in choices:
+        return value
+    nearest = get_close_matches(value.lower(), choices, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise CommandError(f"{what} {value!r} is unknown; choose from {', '.join(choices)}.{hint}")

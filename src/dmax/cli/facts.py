@@ -1,0 +1,137 @@
+"""What a model is, from its configuration and the headers of its files; no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmax.cli.errors import CommandError
+from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_config, load_tokenizer, resolve
+from dmax.models.checkpoint import is_stack, native_name
+from dmax.models.llada2 import expert_stacks
+from dmax.models.source import COMPANION_FILES, EMBEDDED_MODELS, INDEX_FILE, WEIGHTS_FILE, list_tensors, read_json
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Everything ``dmax info`` shows, as plain values; sizes in bytes.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its configuration, tokenizer or weights are damaged.
+        CommandError: the Hub cannot give its configuration.
+    """
+    source = _without_weights(name)
+    config, tokenizer = load_config(source), load_tokenizer(source)
+    with torch.device("meta"):
+        model = LLaDA2(config)
+    total, active = _count(model)
+    return {
+        "architecture": _architecture(config),
+        "parameters": {"total": total, "active": active},
+        "weight_bytes": {dtype: total * size for dtype, size in _BYTES.items()},
+        "cache_bytes_per_token": {dtype: _cache_values(config) * size for dtype, size in _BYTES.items()},
+        "special_tokens": _special_tokens(config, tokenizer),
+        "tokenizer": None
+        if tokenizer is None
+        else {"vocab_size": tokenizer.vocab_size, "chat_template": tokenizer.chat_template is not None},
+        "weights": _weights(source),
+    }
+
+
+def _without_weights(name: str) -> str | Path:
+    """What to read in place of ``name``: of a Hub model that is not here, only the small files are fetched."""
+    if name in EMBEDDED_MODELS or Path(name).expanduser().exists() or name.count("/") != 1:
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*COMPANION_FILES, INDEX_FILE]))
+    except Exception as error:  # beside its own errors the client lets those of its HTTP library through
+        raise CommandError(
+            f"model {name!r} is not a folder here, and the Hugging Face Hub did not give its configuration "
+            f"({type(error).__name__}); check the name and the connection."
+        ) from error
+
+
+def _architecture(config: ModelConfig) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "kind": "dense" if config.num_experts is None else "mixture of experts",
+        "layers": config.num_hidden_layers,
+        "dense_layers": sum(not config.is_moe_layer(index) for index in range(config.num_hidden_layers)),
+        "hidden_size": config.hidden_size,
+        "dense_width": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "rotary_dim": config.rotary_dim,
+        "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "tied_embeddings": config.tie_word_embeddings,
+    }
+    if config.num_experts is not None:
+        facts["experts"] = {
+            "count": config.num_experts,
+            "per_token": config.num_experts_per_tok,
+            "shared": config.num_shared_experts or 0,
+            "width": config.moe_intermediate_size,
+            "groups": config.n_group,
+            "groups_per_token": config.topk_group,
+        }
+    return facts
+
+
+def _count(model: LLaDA2) -> tuple[int, int]:
+    """Parameters in all, and those active for one token: everything but the routed experts it is not sent to."""
+    config = model.config
+    total = sum(parameter.numel() for parameter in model.parameters())
+    routed = sum(parameter.numel() for experts in expert_stacks(model) for parameter in experts.parameters())
+    idle = routed - routed * config.num_experts_per_tok // config.num_experts if config.num_experts else 0
+    return total, total - idle
+
+
+def _cache_values(config: ModelConfig) -> int:
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+
+
+def _special_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, dict[str, Any]]:
+    ids = {"mask": config.mask_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}
+    texts = {} if tokenizer is None else {role: tokenizer.pipeline.id_to_token(i) for role, i in ids.items()}
+    return {role: {"id": token_id, "text": texts.get(role)} for role, token_id in ids.items()}
+
+
+def _weights(source: str | Path) -> dict[str, Any] | None:
+    """How the weights are stored; None where there are none.
+
+    Where only the index of the weights is there, as for a model on the Hub, it tells what it can.
+    """
+    folder = resolve(source)
+    if not (folder / WEIGHTS_FILE).exists():
+        if not (folder / INDEX_FILE).exists():
+            return None
+        index = read_json(folder / INDEX_FILE)
+        weight_map = index.get("weight_map", {})
+        shards = set(weight_map.values())
+        if not any((folder / shard).exists() for shard in shards):
+            size = index.get("metadata", {}).get("total_size")
+            return {"layout": _layout(weight_map), "dtypes": None, "files": len(shards), "bytes": size, "here": False}
+    stored = list_tensors(folder)
+    files = {tensor.file for tensor in stored.values()}
+    return {
+        "layout": _layout(stored),
+        "dtypes": sorted({tensor.dtype for tensor in stored.values()}),
+        "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+        "here": True,
+    }
+
+
+def _layout(names: Iterable[str]) -> str:
+    names = list(names)
+    if any(is_stack(name) for name in names):
+        return "merged experts"
+    return "separate experts" if any(native_name(name)[1] is not None for name in names) else "dense"

@@ -1,0 +1,134 @@
+"""From options to what the engine takes: a loaded model and checked parameters."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from dmax.cli.errors import CommandError, choose, user_errors
+from dmax.cli.options import DecodingOptions, ModelOptions
+from dmax.engine import GenerationOutput, GenerationParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from dmax.decoding import Decoder
+    from dmax.engine import LLM
+
+_AUTO = "auto"
+_DTYPES = ("float32", "bfloat16", "float16")
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How answers are decoded: the parameters, and the decoder they name with its defaults filled in."""
+
+    params: GenerationParams
+    decoder: Decoder
+
+
+def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
+    """Check the decoding options before anything is loaded.
+
+    Raises:
+        CommandError: a value is out of range, or the decoder or one of its options does not exist.
+    """
+    with user_errors():
+        params = GenerationParams(
+            decoder=options.decoder,
+            threshold=options.threshold,
+            acceptance_threshold=options.acceptance_threshold,
+            low_threshold=options.low_threshold,
+            editing_threshold=options.editing_threshold,
+            decoder_options=_decoder_options(options.decoder_option or ()),
+            gen_length=options.gen_length,
+            block_length=options.block_length,
+            temperature=options.temperature,
+            seed=options.seed,
+            stop=tuple(options.stop or ()),
+            trace=trace,
+        )
+        # What needs no torch is checked by now; importing it takes a moment.
+        with _status("Starting"):
+            from dmax.decoding import get_decoder
+        return Rule(params, get_decoder(params.decoder, **params.decoder_arguments()))
+
+
+def _decoder_options(pairs: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise CommandError(f"--decoder-option {pair!r} must have the form NAME=VALUE, such as soft=false.")
+        try:
+            options[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            options[name.replace("-", "_")] = value
+    return options
+
+
+def load_llm(options: ModelOptions) -> LLM:
+    """Load the model; in a terminal, say so meanwhile.
+
+    Raises:
+        CommandError: there is no such model, device or dtype, or the checkpoint is damaged.
+    """
+    kind = _AUTO if options.device == _AUTO else _check_device(options.device)
+    dtype_name = choose("dtype", options.dtype, (_AUTO, *_DTYPES))
+    with _status(f"Loading {options.model}"), user_errors():
+        import torch
+
+        from dmax.engine import LLM
+
+        device = options.device
+        if kind == _AUTO:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype: torch.dtype | None = None if dtype_name == _AUTO else getattr(torch, dtype_name)
+        try:
+            return LLM(options.model, device=device, dtype=dtype)
+        except torch.OutOfMemoryError as error:
+            raise CommandError(f"{options.model} does not fit into the memory of {device}.") from error
+
+
+def _status(text: str) -> AbstractContextManager[object]:
+    """Say on a terminal what is being waited for."""
+    console = Console(stderr=True)
+    return console.status(text) if console.is_terminal else nullcontext()
+
+
+def _check_device(name: str) -> str:
+    kind, colon, index = name.partition(":")
+    choose("device", kind, (_AUTO, *_DEVICES))
+    if colon and not re.fullmatch(r"\d+", index):
+        raise CommandError(f"device {name!r} is malformed; write {kind}, or {kind}:0 for one of several.")
+    return kind
+
+
+def decode(
+    llm: LLM, prompts: Sequence[list[int]], params: Sequence[GenerationParams], **callbacks: Any
+) -> list[GenerationOutput]:
+    """Answer prompts given as token ids, each with its own params.
+
+    Raises:
+        CommandError: the engine refuses the request, or memory does not suffice.
+    """
+    import torch
+
+    with user_errors():
+        try:
+            return llm.generate(list(prompts), list(params), **callbacks)
+        except torch.OutOfMemoryError as error:
+            raise CommandError("memory does not suffice; lower --gen-length, or --batch-size in a batch.") from error
+
+
+def at_terminal(console: Console) -> bool:
+    """Whether a person watches ``console`` on stdout; an environment that forces colour does not make it so."""
+    return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal

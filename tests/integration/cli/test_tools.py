@@ -1,0 +1,83 @@
+"""``dmax convert`` and ``dmax train``: arguments reach the work, and bad ones a sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import Result
+
+from dmax import load_model
+
+
+def test_converting_there_and_back_keeps_every_bit(
+    invoke: Callable[..., Result], checkpoints: Any, tmp_path: Path
+) -> None:
+    merged, separate = tmp_path / "merged", tmp_path / "separate"
+    result = invoke("convert", checkpoints.chat, merged, "--layout", "merged")
+    assert (result.exit_code, result.stdout) == (0, f"{merged}\n")
+    assert invoke("convert", merged, separate, "--layout", "separate").exit_code == 0
+    before, after = load_model(checkpoints.chat).state_dict(), load_model(separate).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (separate / "tokenizer.json").exists()
+
+
+def test_what_convert_refuses(refusal: Callable[..., str], checkpoints: Any, tmp_path: Path) -> None:
+    assert "'merged'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--layout", "merge")
+    assert "nowhere" in refusal("convert", tmp_path / "nowhere", tmp_path / "a", "--layout", "merged")
+    assert "--layout" in refusal("convert", checkpoints.chat, tmp_path / "a")
+    (tmp_path / "mine").write_text("keep", encoding="utf-8")
+    assert "not empty" in refusal("convert", checkpoints.chat, tmp_path, "--layout", "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Stands in for training; gives the list of calls it was given."""
+    calls: list[tuple[Any, ...]] = []
+    module = ModuleType("dmax.training.run")
+
+    def run_recipe(*arguments: Any) -> Path:
+        calls.append(arguments)
+        return Path("run/model")
+
+    module.run_recipe = run_recipe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dmax.training.run", module)
+    return calls
+
+
+def test_train_hands_over_its_arguments(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
+    assert invoke("train", "a.yaml").stdout == "run/model\n"
+    assert invoke("train", "a.yaml", "--output", "run", "--resume").exit_code == 0
+    assert training == [(Path("a.yaml"), None, False), (Path("a.yaml"), Path("run"), True)]
+
+
+def test_train_without_its_extra(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("dmax.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    message = refusal("train", "a.yaml")
+    assert "yaml is not installed" in message
+    assert "dmax-llm[train]" in message
+
+
+def test_a_recipe_that_is_not_there(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert "absent.yaml" in refusal("train", tmp_path / "absent.yaml", "--output", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stopping_a_run_says_how_to_go_on(
+    invoke: Callable[..., Result], training: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["dmax.training.run"], "run_recipe", interrupted)
+    result = invoke("train", "a.yaml")
+    assert result.exit_code == 130
+    assert "--resume" in result.stderr
