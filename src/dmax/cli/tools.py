@@ -45,6 +45,7 @@ def train(
 ) -> None:
     """Train a model by a recipe."""
     try:
+        from dmax.evaluation.word_problems import validator
         from dmax.training.run import run_recipe
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "dmax":
@@ -54,7 +55,7 @@ def train(
         ) from error
     try:
         with user_errors():
-            weights = run_recipe(recipe, output, resume)
+            weights = run_recipe(recipe, output, resume, validator)
     except KeyboardInterrupt:
         note("Stopped; --resume goes on from the newest checkpoint.")
         raise typer.Exit(130) from None

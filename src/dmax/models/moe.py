@@ -65,11 +65,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, width))
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
-        """Weighted sum of each token's experts, ``(N, D)``: tokens sorted by expert, one grouped matmul a projection."""
+        """Weighted sum of each token's experts, ``(N, D)``: tokens sorted by expert, a grouped matmul a projection."""
         num_tokens, per_token = experts_NA.shape
         expert_of_slot = experts_NA.flatten()
         sorted_experts, order = expert_of_slot.sort(stable=True)
-        ends_E = torch.searchsorted(sorted_experts, torch.arange(self.gate_proj.shape[0], device=x_ND.device), right=True, out_int32=True)
+        all_experts = torch.arange(self.gate_proj.shape[0], device=x_ND.device)
+        ends_E = torch.searchsorted(sorted_experts, all_experts, right=True, out_int32=True)
         sorted_MD = x_ND[order // per_token]
         gate_MF = F.grouped_mm(sorted_MD, self.gate_proj.transpose(1, 2), offs=ends_E)
         up_MF = F.grouped_mm(sorted_MD, self.up_proj.transpose(1, 2), offs=ends_E)

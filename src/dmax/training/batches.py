@@ -13,7 +13,7 @@ from dmax.training.data import Example, Source, generator_for, pad_to_block
 from dmax.training.layout import Layout, lay_out
 from dmax.training.recipe import ObjectiveSection
 
-POOL = 8
+POOL = 32
 """Batches whose examples are sorted by length together, so that rows of one batch need little padding."""
 NEIGHBOURS = 2
 """Batches of similar length that stay next to each other, so that processes in step wait little for one another."""
@@ -67,8 +67,10 @@ class Batches:
         self.dropped += size - len(members)
         members.sort(key=lambda member: len(member[1].token_ids))
         chunks = [members[i * len(members) // POOL : (i + 1) * len(members) // POOL] for i in range(POOL)]
-        order = torch.randperm(POOL // NEIGHBOURS, generator=generator_for(self.seed, pool_number, _ORDER))
-        return [chunks[int(i) * NEIGHBOURS + place] for i in order for place in range(NEIGHBOURS)]
+        generator = generator_for(self.seed, pool_number, _ORDER)
+        order = torch.randperm(POOL // NEIGHBOURS, generator=generator).tolist()
+        within = [torch.randperm(NEIGHBOURS, generator=generator).tolist() for _ in order]
+        return [chunks[i * NEIGHBOURS + place] for i, places in zip(order, within, strict=True) for place in places]
 
     def _fits(self, example: Example) -> bool:
         return any(example.supervised) and len(example.token_ids) <= self.context

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from dmax.training.layout import Layout
 
 
 class _NoisyHidden(nn.Module):
-    """Hidden states of the noisy half of ``[noisy | clean]``: the part worth compiling as a whole."""
+    """Hidden states of the noisy half of ``[noisy | clean]``."""
 
     def __init__(self, model: LLaDA2) -> None:
         super().__init__()
@@ -33,18 +31,17 @@ class Predictor:
     def __init__(self, model: LLaDA2, dtype: torch.dtype, compile_model: bool) -> None:
         self.model = model
         self.dtype = dtype
-        module = _NoisyHidden(model)
-
-        def run(parameters: dict[str, Tensor], *args: Any) -> Tensor:
-            return functional_call(module, parameters, args)
-
-        self._run = torch.compile(run, dynamic=True) if compile_model else run
+        self._module = _NoisyHidden(model)
+        if compile_model:  # layer by layer: layers of one kind share their code, and it compiles in seconds
+            for layer in model.model.layers:
+                layer.compile(dynamic=True)
 
     def __call__(self, noisy_ids: Tensor, layout: Layout) -> Tensor:
         """``(B, M)`` int64 -> ``(S, V)`` float32, in row order; a :data:`dmax.training.objectives.Predict`."""
         parameters = {f"model.{name}": p.to(self.dtype) for name, p in self.model.named_parameters()}
         ids = torch.cat([noisy_ids, layout.clean_ids], 1)
-        hidden_BMD = self._run(parameters, ids, layout.positions(), layout.mask, noisy_ids.shape[1])
+        inputs = (ids, layout.positions(), layout.mask, noisy_ids.shape[1])
+        hidden_BMD = functional_call(self._module, parameters, inputs)
         logits_SV = F.linear(hidden_BMD[layout.supervised], parameters[_head_name(self.model)])
         return logits_SV.float()
 

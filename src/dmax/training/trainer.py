@@ -115,7 +115,8 @@ class Trainer:
                 self.seconds += elapsed
                 metrics |= {"tokens_per_second": metrics.pop("tokens") / elapsed, "hours": self.seconds / 3600}
                 if self.step % train.validate_every == 0 or self.step == train.steps:
-                    metrics |= self.validation_metrics()
+                    with torch.compiler.set_stance("force_eager"):  # other shapes, seldom: not worth compiling for
+                        metrics |= self.validation_metrics()
                 log.write(metrics)
                 progress.update(metrics)
                 if self.step % train.checkpoint_every == 0 or self.step == train.steps:
@@ -214,7 +215,7 @@ class Trainer:
             for row in self._rows_right(layout)
         ]
         metrics = {"validation_exact": sum(right) / len(right)} if right else {}
-        if self.inputs.validate is not None and train.generate_rows:
+        if self.inputs.validate is not None and train.generate_rows and rank() == 0:
             block_length = self.recipe.objective.block_length_at(self.step)
             metrics |= self.inputs.validate(self.model, train.generate_rows, block_length, train.generate_with)
         return metrics

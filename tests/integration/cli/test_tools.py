@@ -13,6 +13,7 @@ import torch
 from typer.testing import Result
 
 from dmax import load_model
+from dmax.evaluation.word_problems import validator
 
 
 def test_converting_there_and_back_keeps_every_bit(
@@ -54,7 +55,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_train_hands_over_its_arguments(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     assert invoke("train", "a.yaml").stdout == "run/model\n"
     assert invoke("train", "a.yaml", "--output", "run", "--resume").exit_code == 0
-    assert training == [(Path("a.yaml"), None, False), (Path("a.yaml"), Path("run"), True)]
+    assert training == [(Path("a.yaml"), None, False, validator), (Path("a.yaml"), Path("run"), True, validator)]
 
 
 def test_train_without_its_extra(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
