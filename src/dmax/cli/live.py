@@ -167,4 +167,4 @@ class LiveView:
         canvas = self._canvas
         if not canvas.passes:
             return Text("reading the prompt", style="dim")
-        return Group(*lines, Text(f"{canvas.tokens} tokens · {canvas.passes} passes", style="dim"))
+        return Group(*lines, Text(f"{canvas.tokens} tokens · pass {canvas.passes}", style="dim"))

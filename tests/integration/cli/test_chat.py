@@ -26,14 +26,14 @@ def chat(invoke: Callable[..., Result], checkpoints: Any) -> Callable[..., Resul
     return run
 
 
-def _answers(checkpoint: object, *turns: str, system: str | None = None) -> list[str]:
+def _answers(checkpoint: object, *turns: str, system: str | None = None, temperature: float = 0.0) -> list[str]:
     """What a conversation gives when every turn sees all before it, and draws with a seed of its own."""
     llm = LLM(checkpoint)  # type: ignore[arg-type]
     messages = [] if system is None else [{"role": "system", "content": system}]
     answers = []
     for index, turn in enumerate(turns):
         messages.append({"role": "user", "content": turn})
-        [output] = llm.generate(messages, replace(PARAMS, seed=index))
+        [output] = llm.generate(messages, replace(PARAMS, seed=index, temperature=temperature))
         assert output.text is not None
         messages.append({"role": "assistant", "content": output.text})
         answers.append(output.text)
@@ -45,6 +45,11 @@ def test_every_turn_sees_those_before_it(chat: Callable[..., Result], checkpoint
     assert expected[1] != _answers(checkpoints.chat, "w8 w9")[0]
     result = chat("w7", "", "w8 w9")
     assert (result.exit_code, result.stdout.splitlines(), result.stderr) == (0, expected, "")
+
+
+def test_every_turn_draws_with_a_seed_of_its_own(chat: Callable[..., Result], checkpoints: Any) -> None:
+    expected = _answers(checkpoints.chat, "w7", "w8", temperature=2.0)
+    assert chat("w7", "w8", options=("--temperature", "2")).stdout.splitlines() == expected
 
 
 def test_reset_forgets_and_exit_ends(chat: Callable[..., Result], checkpoints: Any) -> None:

@@ -161,13 +161,12 @@ def golden_tokenizer(pytestconfig: pytest.Config) -> Tokenizer:
     return tokenizer
 
 
-def test_words_keep_the_space_before_them_across_a_block(golden_tokenizer: Tokenizer) -> None:
-    token_ids = golden_tokenizer.encode("the bank to the park")
-    half = len(token_ids) // 2
-    shown = Canvas(golden_tokenizer, M, E, 64)
-    shown.apply(record("_" * half, tokens=token_ids[:half], final=True), now=0.0)
-    shown.apply(record("_" * len(token_ids[half:]), tokens=token_ids[half:], block=1), now=0.0)
-    assert shown.text(0.0).plain == "the bank to the park"
+def test_words_keep_the_space_before_them_across_blocks_and_masks(checkpoints: Any) -> None:
+    tokenizer = load_tokenizer(checkpoints.raw)  # puts a space between two tokens, and none before the first
+    shown = Canvas(tokenizer, M, E, 64)
+    shown.apply(record("__", tokens=[7, 8], final=True), now=0.0)
+    shown.apply(record("___", tokens=[9, M, 10], block=1), now=0.0)
+    assert shown.text(0.0).plain == f"w7 w8 w9 {MASK} w10"
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\r", "\x9b2J"])
@@ -284,6 +283,19 @@ def test_a_long_answer_scrolls_and_is_not_repeated(terminal: Callable[..., tuple
     # No frame is taller than the screen: its top would scroll away and stay there.
     ups = [len(re.findall(r"\x1b\[1A", frame)) for frame in file.getvalue().split("\r")]
     assert max(ups) < 6
+
+
+def test_of_a_block_taller_than_the_screen_the_end_is_shown(
+    terminal: Callable[..., tuple[Console, io.StringIO]],
+) -> None:
+    console, file = terminal(20, 6)
+    with LiveView(console, canvas()) as view:
+        view.on_pass(0, record("\n".join("abcdefghijk")))
+        view.finish(output("k"))
+    sent = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue()).replace("\n", "\r\n")
+    assert "j\r\nk\r\n" in sent
+    assert "21 tokens · pass 1" in sent
+    assert "a\r\nb" not in sent
 
 
 def test_a_short_answer_cut_at_a_stop_string_replaces_what_was_shown(
