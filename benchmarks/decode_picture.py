@@ -101,7 +101,8 @@ def main() -> None:
     if tokenizer is None:
         parser.error(f"{arguments.model} has no tokenizer; the picture shows text.")
     params = GenerationParams(decoder=arguments.decoder, trace=True)
-    [output] = llm.generate(llm.chat_prompt(arguments.prompt), params)
+    prompt = llm.chat_prompt(arguments.prompt) if tokenizer.chat_template else arguments.prompt
+    [output] = llm.generate(prompt, params)
 
     def text_of(token: int) -> str:
         return "<eos>" if token == config.eos_token_id else tokenizer.decode([token])
