@@ -29,13 +29,9 @@ class Score:
     """Forwards over all problems."""
 
 
-def answer(
-    llm: LLM, rows: Sequence[dict[str, str]], params: GenerationParams, batch_size: int = 32
-) -> list[GenerationOutput]:
+def answer(llm: LLM, rows: Sequence[dict[str, str]], params: GenerationParams) -> list[GenerationOutput]:
     """Answers to problems as :func:`dmax.problems.problem` gives them, in their order."""
-    prompts = [LLM.chat_prompt(row["question"]) for row in rows]
-    batches = (prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size))
-    return [output for batch in batches for output in llm.generate(batch, params)]
+    return llm.generate([LLM.chat_prompt(row["question"]) for row in rows], params)
 
 
 def score(rows: Sequence[dict[str, str]], outputs: Sequence[GenerationOutput]) -> Score:
