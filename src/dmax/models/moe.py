@@ -1,10 +1,12 @@
 """Mixture of experts with sigmoid routing over expert groups (SPEC section 2).
 
 Shape suffixes: N tokens (rows and positions flattened), D hidden, E experts, A experts of a token, F expert width,
-G expert groups.
+G expert groups, M slots (N * A), P rows of the grouped matmuls.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,11 @@ class Router(nn.Module):
         return grouped_NGE.masked_fill(dropped_NG[..., None], float("-inf")).flatten(-2)
 
 
+_CPU_ROWS = 32
+"""oneDNN compiles a matmul for every new shape, which costs several times the matmul itself; on a CPU in training,
+group sizes are therefore multiples of this."""
+
+
 class Experts(nn.Module):
     """The SwiGLU experts of one layer, stacked (the "merged" checkpoint layout)."""
 
@@ -67,16 +74,49 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         """Weighted sum of each token's experts, ``(N, D)``: tokens sorted by expert, a grouped matmul a projection."""
         num_tokens, per_token = experts_NA.shape
-        expert_of_slot = experts_NA.flatten()
-        sorted_experts, order = expert_of_slot.sort(stable=True)
-        all_experts = torch.arange(self.gate_proj.shape[0], device=x_ND.device)
-        ends_E = torch.searchsorted(sorted_experts, all_experts, right=True, out_int32=True)
-        sorted_MD = x_ND[order // per_token]
-        gate_MF = F.grouped_mm(sorted_MD, self.gate_proj.transpose(1, 2), offs=ends_E)
-        up_MF = F.grouped_mm(sorted_MD, self.up_proj.transpose(1, 2), offs=ends_E)
-        out_MD = F.grouped_mm(F.silu(gate_MF) * up_MF, self.down_proj.transpose(1, 2), offs=ends_E)
-        slots_NAD = torch.empty_like(out_MD).index_copy(0, order, out_MD).view(num_tokens, per_token, -1)
+        training_on_cpu = x_ND.device.type == "cpu" and torch.is_grad_enabled()
+        slots = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], _CPU_ROWS if training_on_cpu else 1)
+        x_PD = x_ND[slots.source_P // per_token]
+        gate_PF = F.grouped_mm(x_PD, self.gate_proj.transpose(1, 2), offs=slots.ends_E)
+        up_PF = F.grouped_mm(x_PD, self.up_proj.transpose(1, 2), offs=slots.ends_E)
+        out_PD = F.grouped_mm(F.silu(gate_PF) * up_PF, self.down_proj.transpose(1, 2), offs=slots.ends_E)
+        slots_NAD = out_PD[slots.place_M].view(num_tokens, per_token, -1)
         return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
+
+
+class _Slots(NamedTuple):
+    """Slots (a token and one of its experts) in the order of their experts."""
+
+    source_P: Tensor
+    """The slot behind each sorted row; slot 0 where a row only fills up a group."""
+    place_M: Tensor
+    """The sorted row of each slot."""
+    ends_E: Tensor
+    """int32, one past the last sorted row of each expert; the last is P."""
+
+
+def _sort_by_expert(expert_M: Tensor, num_experts: int, multiple: int) -> _Slots:
+    """Order slots by expert, every expert's group of rows filled up to a multiple of ``multiple``.
+
+    The rows that fill up read slot 0 and are read by no one, so they get no gradient and give none.
+    """
+    sorted_M, order_M = expert_M.sort(stable=True)
+    all_experts = torch.arange(num_experts, device=expert_M.device)
+    ends_E = torch.searchsorted(sorted_M, all_experts, right=True, out_int32=True)
+    if multiple == 1:
+        return _Slots(order_M, torch.empty_like(order_M).index_copy(0, order_M, _count_up(order_M)), ends_E)
+    rows = -(-(expert_M.shape[0] + num_experts * (multiple - 1)) // multiple) * multiple
+    starts_E = F.pad(ends_E[:-1], (1, 0))
+    filled_E = -((starts_E - ends_E) // multiple) * multiple
+    filled_ends_E = filled_E.cumsum(0, dtype=torch.int32)
+    sorted_place_M = _count_up(order_M) + (filled_ends_E - filled_E - starts_E)[sorted_M]
+    source_P = order_M.new_zeros(rows).index_copy(0, sorted_place_M, order_M)
+    place_M = torch.empty_like(order_M).index_copy(0, order_M, sorted_place_M)
+    return _Slots(source_P, place_M, torch.cat([filled_ends_E[:-1], filled_ends_E.new_full((1,), rows)]))
+
+
+def _count_up(like_M: Tensor) -> Tensor:
+    return torch.arange(like_M.shape[0], device=like_M.device)
 
 
 class SparseMLP(nn.Module):

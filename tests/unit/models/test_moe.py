@@ -96,3 +96,27 @@ def test_layer_is_the_weighted_experts_plus_the_shared_one(shared: int | None, c
             assert layer.shared_experts.gate_proj.weight.shape == (16 * shared, config.hidden_size)
             expected += layer.shared_experts(x[token]).double()
         torch.testing.assert_close(out[token].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 200])
+def test_gradients_are_those_of_every_expert_run_on_its_own_tokens(tokens: int, config: ModelConfig) -> None:
+    layer, _ = random_layer(config)
+    x = torch.randn(tokens, config.hidden_size, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    stacks = list(layer.experts.parameters())
+    assert config.num_experts is not None
+    with torch.no_grad():
+        experts, weights = layer.gate(x)
+    experts = experts.masked_fill(experts == config.num_experts - 1, 0)  # the last expert goes without a token
+
+    slow = torch.zeros(tokens, config.hidden_size)
+    for slot, expert in enumerate(experts.unbind(1)):
+        gate, up, down = (stack[expert] for stack in stacks)
+        hidden = torch.nn.functional.silu(gate @ x[..., None]) * (up @ x[..., None])
+        slow = slow + weights[:, slot, None] * (down @ hidden)[..., 0]
+    expected = torch.autograd.grad(slow.sin().sum(), [x, *stacks])
+
+    fast = layer.experts(x, experts, weights)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    found = torch.autograd.grad(fast.sin().sum(), [x, *stacks])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
