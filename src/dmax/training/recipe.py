@@ -52,7 +52,7 @@ class TokenizerSection(Section):
 class SourceSection(Section):
     """One source of examples and its share of the mixture."""
 
-    source: Literal["gsm-symbolic", "arithmetic"]
+    source: Literal["gsm-symbolic", "arithmetic", "parallel-stress"]
     weight: float = Field(default=1.0, gt=0)
 
 

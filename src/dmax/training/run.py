@@ -11,7 +11,7 @@ from dmax.models.llada2 import LLaDA2, initialize
 from dmax.models.tokenizer import Tokenizer
 from dmax.problems import problem
 from dmax.training.data import Mixture, Source, generator_for
-from dmax.training.gsm_symbolic import Arithmetic, GsmSymbolic
+from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress
 from dmax.training.processes import barrier, process_group, rank
 from dmax.training.recipe import Recipe, RecipeError, SourceSection, load_recipe
 from dmax.training.tokenizer import train_tokenizer
@@ -94,6 +94,9 @@ def _model(recipe: Recipe, tokenizer: Tokenizer) -> LLaDA2:
 
 
 def _source(section: SourceSection, tokenizer: Tokenizer) -> Source:
-    if section.source == "gsm-symbolic":
-        return GsmSymbolic(tokenizer)
-    return Arithmetic(tokenizer)
+    kinds: dict[str, type[GsmSymbolic | Arithmetic | ParallelStress]] = {
+        "gsm-symbolic": GsmSymbolic,
+        "arithmetic": Arithmetic,
+        "parallel-stress": ParallelStress,
+    }
+    return kinds[section.source](tokenizer)

@@ -1,7 +1,6 @@
-"""Grade-school word problems and the arithmetic inside them, endless and seeded, from ``reasoning-gym``.
+"""Grade-school word problems and the arithmetic inside them, from ``reasoning-gym``.
 
-``reasoning-gym`` seeds item ``i`` of a dataset with ``seed + i``; the three splits start so far apart that no run can
-reach a neighbour, and far from the small seeds that people evaluate with.
+``reasoning-gym`` seeds item ``i`` of a dataset with ``seed + i``.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import operator
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
-Split = Literal["train", "validation", "test"]
-SPLIT_SEEDS: dict[str, int] = {"train": 10**12, "validation": 2 * 10**12, "test": 3 * 10**12}
+from dmax.problems.splits import SPLIT_SEEDS, Split
+
 CHUNK = 4096
 """Problems per underlying dataset; ``reasoning-gym`` draws the templates of a whole dataset at once."""
 

@@ -1,8 +1,8 @@
-"""Training examples from the endless word problems of :mod:`dmax.problems`."""
+"""Training examples from the endless problems of :mod:`dmax.problems`."""
 
 from __future__ import annotations
 
-from dmax.problems import Split, equations, problem
+from dmax.problems import Split, equations, problem, stress_problem
 from dmax.training.data import ChatEncoder, Example, chat_example
 
 
@@ -43,3 +43,16 @@ class Arithmetic:
                 token_ids += asked + answered
                 supervised += [False] * len(asked) + [True] * len(answered)
         return Example(tuple(token_ids), tuple(supervised))
+
+
+class ParallelStress:
+    """Word lists to copy, reverse, sort, replace in or shuffle, as chat examples."""
+
+    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0) -> None:
+        self.tokenizer = tokenizer
+        self.split: Split = split
+        self.seed = seed
+
+    def example(self, index: int) -> Example:
+        row = stress_problem(self.split, index, self.seed)
+        return chat_example(self.tokenizer, row["question"], row["solution"])

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
-from dmax.problems import CHUNK, SPLIT_SEEDS, equations, problem
-from dmax.training.gsm_symbolic import Arithmetic, GsmSymbolic
+from dmax.problems import KINDS, SPLIT_SEEDS, equations, keeps_to_the_rule, problem, stress_problem
+from dmax.problems.word_problems import CHUNK
+from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress
 
 
 class CharTokenizer:
@@ -65,3 +66,34 @@ def test_drills_supervise_results_only() -> None:
         assert "=" in line
     answers = "".join(c for c, s in zip(text, example.supervised, strict=True) if s)
     assert answers == "".join(line.rsplit("=", 1)[1].lstrip(" $€£¥") + "\n" for line in text.splitlines())
+
+
+def test_stress_problems_take_turns_and_their_solutions_keep_to_the_rule() -> None:
+    rows = [stress_problem("validation", index) for index in range(200)]
+    assert rows == [stress_problem("validation", index) for index in range(200)]
+    assert [row["kind"] for row in rows[: len(KINDS)]] == list(KINDS)
+    assert all(keeps_to_the_rule(row, row["solution"]) for row in rows)
+    assert all(set(row["question"].split(": ")[1].rstrip(".").split(", ")) == set(row["words"].split()) for row in rows)
+    assert stress_problem("train", 0) != stress_problem("validation", 0) != stress_problem("validation", 0, seed=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_list_does_not_keep_to_the_rule(kind: str) -> None:
+    for index in range(50):
+        row = stress_problem("validation", index, kind=kind)
+        words = row["solution"].split(", ")
+        assert not keeps_to_the_rule(row, ", ".join([*words[:-1], words[0]]))
+        assert not keeps_to_the_rule(row, ", ".join(words[:-1]))
+        assert not keeps_to_the_rule(row, "")
+        if kind == "shuffle":
+            assert not keeps_to_the_rule(row, ", ".join(row["words"].split())), "the given order is no other order"
+            assert keeps_to_the_rule(row, ", ".join(sorted(row["words"].split(), reverse=True))) == (
+                sorted(row["words"].split(), reverse=True) != row["words"].split()
+            )
+
+
+def test_a_stress_problem_becomes_a_chat_example() -> None:
+    row = stress_problem("train", 3)
+    example = ParallelStress(CharTokenizer()).example(3)
+    assert "".join(map(chr, example.token_ids[:-1])) == row["question"] + row["solution"]
+    assert sum(example.supervised) == len(row["solution"]) + 1
