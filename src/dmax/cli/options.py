@@ -67,7 +67,9 @@ class DecodingOptions:
             metavar="NAME=VALUE", help="Any further option of the decoder; repeatable.", rich_help_panel=_DECODING
         ),
     ] = None
-    gen_length: Annotated[int, typer.Option(help="Most tokens of the answer.", rich_help_panel=_DECODING)] = 256
+    gen_length: Annotated[
+        int | None, typer.Option(help="Most tokens of the answer; 256 if not given.", rich_help_panel=_DECODING)
+    ] = None
     block_length: Annotated[int, typer.Option(help="Tokens denoised together.", rich_help_panel=_DECODING)] = 32
     temperature: Annotated[
         float, typer.Option(help="0 decodes greedily, above 0 tokens are drawn.", rich_help_panel=_DECODING)

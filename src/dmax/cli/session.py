@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dmax.decoding import Decoder
     from dmax.engine import LLM
 
+DEFAULT_GEN_LENGTH = 256
 _AUTO = "auto"
 _DTYPES = ("float32", "bfloat16", "float16")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -49,7 +50,7 @@ def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
             low_threshold=options.low_threshold,
             editing_threshold=options.editing_threshold,
             decoder_options=_decoder_options(options.decoder_option or ()),
-            gen_length=options.gen_length,
+            gen_length=DEFAULT_GEN_LENGTH if options.gen_length is None else options.gen_length,
             block_length=options.block_length,
             temperature=options.temperature,
             seed=options.seed,

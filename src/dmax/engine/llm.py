@@ -222,6 +222,8 @@ def _output(row: Sequence, decoder: Decoder) -> GenerationOutput:
         num_tokens=ending.num_tokens,
         passes=row.passes,
         nfe=row.nfe,
+        blocks=row.blocks,
+        revisions=row.revisions,
         tpf=ending.num_tokens / row.nfe,
         tps=ending.num_tokens / row.seconds,
         seconds=row.seconds,

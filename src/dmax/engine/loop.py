@@ -86,10 +86,12 @@ class DecodeLoop:
         noise_BLV = self._gumbel_noise(logits_BLV) if self._decoder.temperature > 0 else None
         result = self._decoder.step(logits_BLV, self._state, noise_BLV)
         # The one place of a pass where the host waits for the device.
-        host_rows = torch.cat([result.converged[:, None], result.state.tokens], 1).tolist()
+        revisions_B1 = result.revised.sum(1, keepdim=True)
+        host_rows = torch.cat([result.converged[:, None], revisions_B1, result.state.tokens], 1).tolist()
         self._report(result, host_rows)
-        for row, (converged, *tokens) in zip(self._rows, host_rows, strict=True):
+        for row, (converged, revisions, *tokens) in zip(self._rows, host_rows, strict=True):
             row.passes += 1
+            row.revisions += revisions
             if converged:
                 row.close_block(tokens)
         self._state = result.state
@@ -114,7 +116,7 @@ class DecodeLoop:
         revised = result.revised.tolist()
         for slot in recorded:
             row = self._rows[slot]
-            converged, *tokens = host_rows[slot]
+            converged, _, *tokens = host_rows[slot]
             record = PassRecord(
                 block=row.block_start // self._block_length,
                 start=row.block_start,

@@ -46,6 +46,10 @@ class GenerationOutput:
     """Denoising passes over all blocks."""
     nfe: int
     """Forward passes of the model: ``passes``, plus 1 where the prompt filled at least one whole block."""
+    blocks: int
+    """Blocks decoded."""
+    revisions: int
+    """Times a pass changed a token that was decoded already, padding behind the EOS included."""
     tpf: float
     """Tokens per forward: ``num_tokens / nfe``."""
     tps: float

@@ -23,6 +23,10 @@ class Sequence:
     params: GenerationParams
     stop_rule: StopRule
     passes: int = 0
+    blocks: int = 0
+    """Blocks that have converged."""
+    revisions: int = 0
+    """Times a pass changed a token that was decoded already."""
     trace: list[PassRecord] = field(default_factory=list)
     ending: Ending | None = None
     seconds: float = 0.0
@@ -62,4 +66,5 @@ class Sequence:
     def close_block(self, block_tokens: list[int]) -> None:
         """Take the hard tokens of the converged block; afterwards either ``ending`` is set or the next block begins."""
         self.tokens[self.block_start :] = block_tokens
+        self.blocks += 1
         self.ending = self.stop_rule.ending(self.tokens[self.prompt_length :])

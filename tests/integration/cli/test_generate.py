@@ -23,6 +23,8 @@ FIELDS = {
     "num_tokens",
     "passes",
     "nfe",
+    "blocks",
+    "revisions",
     "tpf",
     "tps",
     "seconds",

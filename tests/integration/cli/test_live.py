@@ -193,7 +193,10 @@ def test_wrapping_by_parts_gives_the_lines_of_the_whole(width: int) -> None:
 
 def output(text: str) -> GenerationOutput:
     count = len(text)
-    return GenerationOutput(text, ids(text), count, 9, 10, count / 10, count / 2, 2.0, "length", "d", {})
+    return GenerationOutput(
+        text=text, token_ids=ids(text), num_tokens=count, passes=9, nfe=10, blocks=3, revisions=4, tpf=count / 10,
+        tps=count / 2, seconds=2.0, finish_reason="length", decoder="d", params={},
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -137,6 +137,8 @@ def test_outputs_keep_the_conventions(llm: LLM) -> None:
     for index, (output, prefill) in enumerate(zip(outputs, (0, 1), strict=True)):
         assert output.trace is not None
         assert output.passes == len(output.trace)
+        assert output.blocks == sum(record.final for record in output.trace)
+        assert output.revisions == sum(len(record.revised) for record in output.trace)
         assert output.nfe == output.passes + prefill
         assert output.tpf == output.num_tokens / output.nfe
         assert output.tps == output.num_tokens / output.seconds

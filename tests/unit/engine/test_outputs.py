@@ -12,8 +12,8 @@ RECORD = PassRecord(
     final=False,
 )  # fmt: skip
 OUTPUT = GenerationOutput(
-    text=None, token_ids=[8, 2], num_tokens=1, passes=2, nfe=3, tpf=1 / 3, tps=10.0, seconds=0.1, finish_reason="stop",
-    decoder="soft-parallel", params={"threshold": 0.5}, trace=[RECORD],
+    text=None, token_ids=[8, 2], num_tokens=1, passes=2, nfe=3, blocks=1, revisions=0, tpf=1 / 3, tps=10.0, seconds=0.1,
+    finish_reason="stop", decoder="soft-parallel", params={"threshold": 0.5}, trace=[RECORD],
 )  # fmt: skip
 
 
