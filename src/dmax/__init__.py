@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmax.decoding import BlockState, Decoder, StepResult, decoder_names, get_decoder
-    from dmax.engine import LLM, GenerationOutput, GenerationParams, PassRecord
+    from dmax.engine import LLM, GenerationOutput, GenerationParams, LLMEngine, PassRecord, RequestUpdate
     from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_model, load_tokenizer, save_model
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "Decoder",
     "GenerationOutput",
     "GenerationParams",
+    "LLMEngine",
     "LLaDA2",
     "ModelConfig",
     "PassRecord",
+    "RequestUpdate",
     "StepResult",
     "Tokenizer",
     "decoder_names",
@@ -32,7 +34,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("LLM", "GenerationOutput", "GenerationParams", "PassRecord"), "dmax.engine"),
+    **dict.fromkeys(
+        ("LLM", "GenerationOutput", "GenerationParams", "LLMEngine", "PassRecord", "RequestUpdate"), "dmax.engine"
+    ),
     **dict.fromkeys(("BlockState", "Decoder", "StepResult", "decoder_names", "get_decoder"), "dmax.decoding"),
     **dict.fromkeys(
         ("LLaDA2", "ModelConfig", "Tokenizer", "load_model", "load_tokenizer", "save_model"), "dmax.models"

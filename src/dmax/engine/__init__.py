@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dmax.engine.outputs import GenerationOutput, PassRecord
@@ -9,14 +10,24 @@ from dmax.engine.params import GenerationError, GenerationParams
 
 if TYPE_CHECKING:
     from dmax.engine.llm import LLM
+    from dmax.engine.llm_engine import EngineStats, LLMEngine, RequestUpdate
 
-__all__ = ["LLM", "GenerationError", "GenerationOutput", "GenerationParams", "PassRecord"]
+__all__ = [
+    "LLM",
+    "EngineStats",
+    "GenerationError",
+    "GenerationOutput",
+    "GenerationParams",
+    "LLMEngine",
+    "PassRecord",
+    "RequestUpdate",
+]
+
+# What a command line needs to parse its arguments must not wait for torch.
+_HOMES = {"LLM": "llm", **dict.fromkeys(("EngineStats", "LLMEngine", "RequestUpdate"), "llm_engine")}
 
 
 def __getattr__(name: str) -> Any:
-    # What a command line needs to parse its arguments must not wait for torch.
-    if name == "LLM":
-        from dmax.engine.llm import LLM
-
-        return LLM
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"dmax.engine.{_HOMES[name]}"), name)

@@ -1,117 +1,128 @@
-"""The static key/value cache: allocated once for a batch, written in place, read through views.
+"""Keys and values of every layer, in pages of one preallocated pool.
 
-A pass works on *entries*. An entry is a run of positions of one slot; its queries see everything the slot holds up to
-the entry's own end. So a block that is decoded and the finished block before it, whose hard tokens still have to be
-stored, are two entries of one slot, and the older cannot see the newer (SPEC section 3.7).
+A forward runs over *spans*, one a sequence, packed one behind the other without padding: a chunk of a prompt, the block
+being decoded, or that block together with the one before it, which has just become final and is stored by the same
+forward (SPEC section 3.7). Keys and values of a span go into the pages of its sequence; its queries see everything the
+sequence holds up to the end of their own block.
 
-Shape suffixes: E entries, K key/value heads, T positions of an entry, S key positions, C head channels.
+Every span is attended to by itself, over exactly the positions it may see. That costs no padding and no mask, and no
+sequence's arithmetic depends on the lengths of the others.
+
+Shape suffixes: N packed positions, K key/value heads, H query heads, T positions of a span, S positions it sees,
+C head channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dmax.models.attention import KeyValueStore
+from dmax.models.attention import attend
 from dmax.models.config import ModelConfig
+from dmax.models.masks import block_causal_mask
 
 
-@dataclass(frozen=True)
-class Window:
-    """Where the entries of a pass lie: all that the model needs beside their embeddings."""
-
-    position_ids: Tensor
-    """``(E, T)`` int64."""
-    mask: Tensor | None
-    """``(E, T, S)`` bool, True where a key may be seen; None where every entry sees every key that is read."""
-    store: KeyValueStore
+def page_bytes(config: ModelConfig, page_length: int, dtype: torch.dtype) -> int:
+    """Memory of one page: keys and values of all layers."""
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * page_length * config.head_dim
+    return numbers * dtype.itemsize
 
 
-class KVCache:
-    """Keys and values of every layer, for a fixed number of slots (one running sequence each) of a fixed length.
-
-    The memory starts as zeros: a masked key has the weight 0, and 0 times whatever an unset slot held must be 0.
+class PagedCache:
+    """The memory of the pool.
 
     Args:
         config: the model's.
-        slots: sequences that run at the same time.
-        length: positions of a slot.
+        pages: how many.
+        page_length: positions of a page.
         device: where the model is.
         dtype: of the model.
     """
 
     def __init__(
-        self, config: ModelConfig, slots: int, length: int, *, device: torch.device, dtype: torch.dtype
+        self, config: ModelConfig, pages: int, page_length: int, *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, length, config.head_dim)
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.num_hidden_layers, config.num_key_value_heads, pages * page_length, config.head_dim)
+        self.page_length = page_length
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
 
-    def window(self, slots: list[int], starts: list[int], width: int) -> Window:
-        """Open the positions ``starts[e] .. starts[e] + width - 1`` of slot ``slots[e]`` for every entry ``e``.
+    def span(self, pages: Sequence[int], start: int, end: int, block_length: int) -> Span:
+        """Open positions ``start`` to ``end`` of the sequence that holds ``pages``, both on block boundaries.
 
-        The window may serve any number of passes, for as long as the slots keep their owners.
+        The span may serve any number of forwards, for as long as nothing before ``start`` changes.
         """
-        device = self._keys.device
-        starts_E1 = torch.tensor(starts, device=device)[:, None]
-        positions_ET = starts_E1 + torch.arange(width, device=device)
-        end = max(starts) + width
-        mask_ETS = None
-        if min(starts) != max(starts):
-            mask_E1S = torch.arange(end, device=device) < (starts_E1 + width)[:, :, None]
-            mask_ETS = mask_E1S.expand(-1, width, -1)
-        one_after_another = starts == list(range(starts[0], end, width))
-        store: KeyValueStore = (
-            _OneSlot(self._keys, self._values, slots[0], starts[0], len(starts), width)
-            if len(set(slots)) == 1 and one_after_another
-            else _ManySlots(self._keys, self._values, slots, positions_ET, end)
-        )
-        return Window(positions_ET, mask_ETS, store)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` positions of one slot over another, whose owner has left."""
-        for memory in (self._keys, self._values):
-            memory[:, target, :, :length] = memory[:, source, :, :length]
+        length, device = self.page_length, self.keys.device
+        first = pages[0] * length
+        if list(pages) == list(range(pages[0], pages[0] + len(pages))):
+            writes = torch.arange(first + start, first + end, device=device)
+            keys, values = (memory[:, :, first : first + end] for memory in (self.keys, self.values))
+            copied = False
+        else:
+            places = [page * length + offset for page in pages for offset in range(length)][:end]
+            reads = torch.tensor(places, device=device)
+            writes = reads[start:]
+            keys, values = (memory.index_select(2, reads) for memory in (self.keys, self.values))
+            copied = True
+        mask = None
+        if end - start > block_length:
+            positions_1S = torch.arange(end, device=device)[None]
+            mask = block_causal_mask(positions_1S[:, start:], positions_1S, block_length)
+        return Span(start, end, writes, keys, values, copied, mask)
 
 
-class _OneSlot:
-    """Neighbouring entries of a single slot: both reading and writing go through views, nothing is gathered."""
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Positions of one sequence that a forward computes, and what they see."""
 
-    def __init__(self, keys: Tensor, values: Tensor, slot: int, start: int, entries: int, width: int) -> None:
-        end = start + entries * width
+    start: int
+    end: int
+    writes: Tensor
+    """``(T,)`` int64, where in the pool they go."""
+    keys: Tensor
+    """``(layers, K, S, C)``; a view of the pool where the sequence's pages are neighbours, a copy elsewhere."""
+    values: Tensor
+    copied: bool
+    mask: Tensor | None
+    """``(1, T, S)`` bool, for a span of several blocks; None where every position sees all S."""
 
-        def targets(memory: Tensor) -> list[Tensor]:
-            return [layer.unflatten(1, (entries, width)).transpose(0, 1) for layer in memory[:, slot, :, start:end]]
-
-        def sources(memory: Tensor) -> list[Tensor]:
-            return [layer.expand(entries, -1, -1, -1) for layer in memory[:, slot : slot + 1, :, :end]]
-
-        self._targets = list(zip(targets(keys), targets(values), strict=True))
-        self._sources = list(zip(sources(keys), sources(values), strict=True))
-
-    def update(self, layer: int, keys_EKTC: Tensor, values_EKTC: Tensor) -> tuple[Tensor, Tensor]:
-        target_keys, target_values = self._targets[layer]
-        target_keys.copy_(keys_EKTC)
-        target_values.copy_(values_EKTC)
-        return self._sources[layer]
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.end - self.start
 
 
-class _ManySlots:
-    """Entries of any slots. Where they are not simply slots 0, 1, 2, ... reading gathers the slots' memory."""
+class PackedSpans:
+    """The spans of one forward, as the model's attention asks for them."""
 
-    def __init__(self, keys: Tensor, values: Tensor, slots: list[int], positions_ET: Tensor, end: int) -> None:
-        self._keys, self._values = keys, values
-        self._slots_E = torch.tensor(slots, device=keys.device)
-        self._positions_ET = positions_ET
-        self._end = end
-        self._in_order = slots == list(range(len(slots)))
+    def __init__(self, cache: PagedCache, spans: Sequence[Span]) -> None:
+        self._cache = cache
+        self._writes_N = spans[0].writes if len(spans) == 1 else torch.cat([span.writes for span in spans])
+        self._layers = [
+            [(span, keys[None], values[None]) for span, keys, values in layer]
+            for layer in zip(
+                *([(span, k, v) for k, v in zip(span.keys, span.values, strict=True)] for span in spans), strict=True
+            )
+        ]
+        positions = [torch.arange(span.start, span.end, device=cache.keys.device) for span in spans]
+        self.position_ids = torch.cat(positions)[None]
+        """``(1, N)`` int64."""
 
-    def update(self, layer: int, keys_EKTC: Tensor, values_EKTC: Tensor) -> tuple[Tensor, Tensor]:
-        return self._exchange(self._keys[layer], keys_EKTC), self._exchange(self._values[layer], values_EKTC)
-
-    def _exchange(self, memory: Tensor, fresh_EKTC: Tensor) -> Tensor:
-        memory[self._slots_E[:, None], :, self._positions_ET] = fresh_EKTC.transpose(1, 2)
-        filled = memory[:, :, : self._end]
-        return filled[: len(self._slots_E)] if self._in_order else filled.index_select(0, self._slots_E)
+    def attend(self, layer: int, q_1HNC: Tensor, k_1KNC: Tensor, v_1KNC: Tensor) -> Tensor:
+        """Store keys and values, and let every span attend to what it may see: ``(1, H, N, C)``."""
+        self._cache.keys[layer].index_copy_(1, self._writes_N, k_1KNC[0])
+        self._cache.values[layer].index_copy_(1, self._writes_N, v_1KNC[0])
+        mixed = []
+        at = 0
+        for span, keys_1KSC, values_1KSC in self._layers[layer]:
+            here = slice(at, at + span.length)
+            at += span.length
+            if span.copied:
+                keys_1KSC[:, :, span.start :] = k_1KNC[:, :, here]
+                values_1KSC[:, :, span.start :] = v_1KNC[:, :, here]
+            mask_11TS = None if span.mask is None else span.mask[:, None]
+            mixed.append(attend(q_1HNC[:, :, here], keys_1KSC, values_1KSC, mask_11TS))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 2)

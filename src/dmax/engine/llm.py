@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections import abc
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dmax.decoding import Decoder, get_decoder
-from dmax.engine.loop import DecodeLoop, OnPass
-from dmax.engine.outputs import GenerationOutput
+from dmax.engine.core import EngineCore
+from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
-from dmax.engine.runner import CachedRunner, RecomputeRunner, Runner
+from dmax.engine.reference import UncachedCore
+from dmax.engine.requests import Prompt, RequestReader, output_of
+from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
-from dmax.engine.stopping import StopRule
 from dmax.models import LLaDA2, Tokenizer, load_model, load_tokenizer
 
-Message = Mapping[str, Any]
-Prompt = str | abc.Sequence[int] | abc.Sequence[Message]
-"""Raw text, token ids, or the messages of a conversation."""
+OnPass = Callable[[int, PassRecord], None]
 
 _DEFAULTS = GenerationParams()
-
-
-@dataclass
-class _Group:
-    """Sequences of one call that can share their forwards."""
-
-    decoder: Decoder
-    params: GenerationParams
-    sequences: list[Sequence]
-
-    def admits(self, params: GenerationParams) -> bool:
-        """Whether a row with these params can join."""
-        mine = self.params
-        return (params.decoder, params.decoder_arguments(), params.block_length, params.use_cache) == (
-            mine.decoder,
-            mine.decoder_arguments(),
-            mine.block_length,
-            mine.use_cache,
-        )
 
 
 class LLM:
@@ -57,8 +34,7 @@ class LLM:
             none.
         device: where a checkpoint is loaded to; the CPU if None.
         dtype: what a checkpoint's weights become. None means float32 on a CPU and the stored dtype elsewhere.
-        max_batch_size: most prompts that are decoded together. The key/value cache has as many slots; further prompts
-            wait until one becomes free.
+        max_batch_size: most prompts that are decoded together; further ones wait until one has ended.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
@@ -105,9 +81,8 @@ class LLM:
     ) -> list[GenerationOutput]:
         """Answer one prompt or many.
 
-        Rows whose decoder, decoder options, block length and use of the cache agree are decoded together, other
-        groups after them. An answer depends on its own prompt, params and seed alone (up to rounding in the model's
-        dtype).
+        All rows share their forwards, whatever their params; those that ask for no cache go after the others. An answer
+        depends on its own prompt, params and seed alone (up to rounding in the model's dtype).
 
         Args:
             prompts: a prompt, or a sequence of prompts of any kinds. Text is encoded as it is; messages go through
@@ -123,66 +98,43 @@ class LLM:
             DecoderError: there is no such decoder or option.
         """
         started = time.perf_counter()
-        prompt_ids = [self._encode(index, prompt) for index, prompt in enumerate(_as_batch(prompts))]
+        asked = _as_batch(prompts)
+        reader = RequestReader(self.model.config, self.tokenizer)
         sequences = [
-            self._sequence(index, ids, row_params)
-            for index, (ids, row_params) in enumerate(zip(prompt_ids, _as_rows(params, len(prompt_ids)), strict=True))
+            reader.read(str(index), prompt, row_params, started)
+            for index, (prompt, row_params) in enumerate(zip(asked, _as_rows(params, len(asked)), strict=True))
         ]
-        groups = _group(sequences)
-        for group in groups:
-            self._run(group, started, on_pass)
-        outputs = [(row.index, _output(row, group.decoder)) for group in groups for row in group.sequences]
-        return [output for _, output in sorted(outputs, key=operator.itemgetter(0))]
+        places = {id(row): index for index, row in enumerate(sequences)}
+        for use_cache in (True, False):
+            rows = [row for row in sequences if row.params.use_cache is use_cache]
+            if rows:
+                self._run(rows, EngineCore if use_cache else UncachedCore, places, on_pass)
+        return [output_of(row) for row in sequences]
 
-    def _encode(self, index: int, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self._require_tokenizer(f"prompt {index} is text").encode(prompt)
-        if prompt and all(isinstance(part, Mapping) for part in prompt):
-            tokenizer = self._require_tokenizer(f"prompt {index} is a list of messages")
-            try:
-                return tokenizer.apply_chat_template(prompt)  # type: ignore[arg-type]
-            except ValueError as error:
-                raise GenerationError(f"prompt {index}: {error}") from error
-        try:
-            token_ids = [operator.index(part) for part in prompt]  # type: ignore[arg-type]
-        except TypeError as error:
-            raise GenerationError(
-                f"prompt {index} is a {type(prompt).__name__} of mixed parts; a prompt is a string, "
-                "a list of token ids or a list of messages."
-            ) from error
-        vocab_size = self.model.config.vocab_size
-        outside = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
-        if outside is not None:
-            raise GenerationError(f"prompt {index} has token id {outside}; this model's ids are 0 to {vocab_size - 1}.")
-        return token_ids
-
-    def _require_tokenizer(self, need: str) -> Tokenizer:
-        if self.tokenizer is None:
-            raise GenerationError(f"{need}, and this model has no tokenizer; use token ids instead.")
-        return self.tokenizer
-
-    def _sequence(self, index: int, prompt_ids: list[int], params: GenerationParams) -> Sequence:
-        limit = self.model.config.max_position_embeddings
-        if len(prompt_ids) + params.gen_length > limit:
-            raise GenerationError(
-                f"prompt {index} has {len(prompt_ids)} tokens, which with gen_length {params.gen_length} exceeds this "
-                f"model's limit of {limit} positions; shorten the prompt or lower gen_length."
-            )
-        if params.stop:
-            self._require_tokenizer("stop strings are given")
-        decode = None if self.tokenizer is None else self.tokenizer.decode
-        stop_rule = StopRule(self.model.config.eos_token_id, params.gen_length, params.stop, decode)
-        return Sequence(index, prompt_ids, params, stop_rule)
-
-    def _run(self, group: _Group, started: float, on_pass: OnPass | None) -> None:
-        length = group.params.block_length
-        slots = min(len(group.sequences), self.max_batch_size)
-        runner: Runner
-        if group.params.use_cache:
-            runner = CachedRunner(self.model, length, slots, max(row.furthest_end for row in group.sequences))
-        else:
-            runner = RecomputeRunner(self.model, length)
-        DecodeLoop(self.model, group.decoder, runner, length, slots, on_pass).run(group.sequences, started)
+    def _run(
+        self, rows: list[Sequence], kind: type[EngineCore], places: dict[int, int], on_pass: OnPass | None
+    ) -> None:
+        """Decode sequences to their ends, over a pool that holds as many of the longest as can run together."""
+        page_length = max(row.params.block_length for row in rows)
+        needs = sorted((-(-row.furthest_end // page_length) for row in rows), reverse=True)
+        slots = min(len(rows), self.max_batch_size)
+        core = kind(
+            self.model,
+            pages=sum(needs[:slots]),
+            page_length=page_length,
+            max_batch_size=slots,
+            prefill_tokens=IDLE_PREFILL_TOKENS,
+            record_passes=on_pass is not None,
+        )
+        for row in rows:
+            core.add(row)
+        while core.busy():
+            for update in core.step():
+                if update.sequence.failure is not None:
+                    raise update.sequence.failure
+                if on_pass is not None:
+                    assert update.record is not None
+                    on_pass(places[id(update.sequence)], update.record)
 
 
 def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:
@@ -199,51 +151,3 @@ def _as_rows(params: GenerationParams | abc.Sequence[GenerationParams], count: i
     if len(params) != count:
         raise GenerationError(f"there are {len(params)} params for {count} prompts; give one for all, or one for each.")
     return list(params)
-
-
-def _group(sequences: list[Sequence]) -> list[_Group]:
-    groups: list[_Group] = []
-    for sequence in sequences:
-        params = sequence.params
-        group = next((group for group in groups if group.admits(params)), None)
-        if group is None:
-            group = _Group(get_decoder(params.decoder, **params.decoder_arguments()), params, [])
-            groups.append(group)
-        group.sequences.append(sequence)
-    return groups
-
-
-def _output(row: Sequence, decoder: Decoder) -> GenerationOutput:
-    ending, params = row.ending, row.params
-    assert ending is not None
-    return GenerationOutput(
-        text=ending.text,
-        token_ids=ending.token_ids,
-        num_tokens=ending.num_tokens,
-        passes=row.passes,
-        nfe=row.nfe,
-        blocks=row.blocks,
-        revisions=row.revisions,
-        tpf=ending.num_tokens / row.nfe,
-        tps=ending.num_tokens / row.seconds,
-        seconds=row.seconds,
-        finish_reason=ending.reason,
-        decoder=decoder.name,
-        params={
-            **_options(decoder, params),
-            "gen_length": params.gen_length,
-            "block_length": params.block_length,
-            "temperature": params.temperature,
-            "seed": params.seed,
-            "stop": list(params.stop),
-            "use_cache": params.use_cache,
-        },
-        trace=row.trace if params.trace else None,
-    )
-
-
-def _options(decoder: Decoder, params: GenerationParams) -> dict[str, Any]:
-    """The decoder's options as they took effect; of one that is no dataclass, those that were given."""
-    if is_dataclass(decoder) and not isinstance(decoder, type):
-        return asdict(decoder)
-    return params.decoder_arguments()

@@ -1,15 +1,20 @@
-"""One row of a call: its tokens, how far its blocks have come, and how it ends."""
+"""One request: its tokens, how far its blocks have come, where its keys and values are, and how it ends."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+import torch
+
+from dmax.decoding import BlockState, Decoder
 from dmax.engine.outputs import PassRecord
+from dmax.engine.pages import Key
 from dmax.engine.params import GenerationParams
 from dmax.engine.stopping import Ending, StopRule
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """A prompt and the answer that grows behind it, block by block from absolute position 0.
 
@@ -17,11 +22,15 @@ class Sequence:
     ``tokens`` has of it is the prompt's tail, if the prompt ends inside it.
     """
 
-    index: int
-    """Place in the call."""
+    request_id: str
     tokens: list[int]
     params: GenerationParams
     stop_rule: StopRule
+    decoder: Decoder
+    started: float = 0.0
+    """``time.perf_counter`` of the request."""
+    seconds: float = 0.0
+    """From ``started`` to the end of the answer."""
     passes: int = 0
     blocks: int = 0
     """Blocks that have converged."""
@@ -29,15 +38,35 @@ class Sequence:
     """Times a pass changed a token that was decoded already."""
     trace: list[PassRecord] = field(default_factory=list)
     ending: Ending | None = None
-    seconds: float = 0.0
+    failure: Exception | None = None
+    """What its decoder raised; then there is no ending."""
+    stored: int = 0
+    """Positions, from 0, whose final keys and values are in the cache."""
+    pages: list[int] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    """Keys of the first pages, as far as they are known to be final."""
+    paused: BlockState | None = None
+    """The one row of a block whose decoding was interrupted."""
+    generator: torch.Generator | None = None
+    """Draws the noise of this sequence; None for greedy decoding."""
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
+
+    def decoding(self) -> Hashable:
+        """Sequences of which this agrees can step together."""
+        options = sorted(self.params.decoder_arguments().items())
+        return self.params.decoder, repr(options), self.params.block_length
 
     @property
     def block_start(self) -> int:
         """Position of the current block's first token."""
         return len(self.tokens) // self.params.block_length * self.params.block_length
+
+    @property
+    def block_end(self) -> int:
+        """Position behind the current block."""
+        return self.block_start + self.params.block_length
 
     @property
     def prompt_blocks_end(self) -> int:
@@ -59,12 +88,19 @@ class Sequence:
     def nfe(self) -> int:
         """Forward passes by the convention of SPEC section 1: a prompt of whole blocks counts as one.
 
-        Recomputing without a cache gives the same number, so that the two can be compared.
+        Recomputing without a cache, or after an interruption, gives the same number, so that runs can be compared.
         """
         return self.passes + (self.prompt_blocks_end > 0)
 
-    def close_block(self, block_tokens: list[int]) -> None:
-        """Take the hard tokens of the converged block; afterwards either ``ending`` is set or the next block begins."""
+    def close_block(self, block_tokens: list[int]) -> list[int]:
+        """Take the hard tokens of the converged block; afterwards either ``ending`` is set or the next block begins.
+
+        Returns:
+            The answer tokens that have become final: those of the block that belong to the answer.
+        """
+        before = len(self.tokens) - self.prompt_length
         self.tokens[self.block_start :] = block_tokens
         self.blocks += 1
-        self.ending = self.stop_rule.ending(self.tokens[self.prompt_length :])
+        answer = self.tokens[self.prompt_length :]
+        self.ending = self.stop_rule.ending(answer)
+        return (answer if self.ending is None else self.ending.token_ids)[before:]

@@ -26,25 +26,42 @@ def select_rows(state: BlockState, rows: Tensor) -> BlockState:
     )
 
 
-def join_rows(running: BlockState, fresh: BlockState) -> BlockState:
-    """The running rows with rows behind them that have not had a pass yet."""
-    count = fresh.tokens.shape[0]
-    mix = running.mix
-    if mix is not None:
-        mix = SoftMix(
-            _extend(mix.token_ids, count), _extend(mix.weights, count), _extend(mix.where, count), mix.renormalize
-        )
+def join_rows(first: BlockState, second: BlockState) -> BlockState:
+    """The rows of two batches of one decoder, those of ``second`` behind those of ``first``.
+
+    A batch before its first pass has no mix and no memory; beside one that has, its rows get zeros, which is what
+    decoders find in rows without a pass.
+    """
     return replace(
-        running,
-        tokens=torch.cat([running.tokens, fresh.tokens]),
-        active=torch.cat([running.active, fresh.active]),
-        masked=torch.cat([running.masked, fresh.masked]),
-        passes=torch.cat([running.passes, fresh.passes]),
-        mix=mix,
-        memory=None if running.memory is None else _extend(running.memory, count),
+        first,
+        tokens=torch.cat([first.tokens, second.tokens]),
+        active=torch.cat([first.active, second.active]),
+        masked=torch.cat([first.masked, second.masked]),
+        passes=torch.cat([first.passes, second.passes]),
+        mix=_join_mixes(first, second),
+        memory=_join(first.memory, second.memory, first.tokens.shape[0], second.tokens.shape[0]),
     )
 
 
-def _extend(x: Tensor, count: int) -> Tensor:
-    """Append ``count`` rows of zeros, which is what decoders find in rows without a pass."""
-    return torch.cat([x, x.new_zeros(count, *x.shape[1:])])
+def _join_mixes(first: BlockState, second: BlockState) -> SoftMix | None:
+    known = first.mix or second.mix
+    if known is None:
+        return None
+    counts = first.tokens.shape[0], second.tokens.shape[0]
+    parts = []
+    for name in ("token_ids", "weights", "where"):
+        ours, theirs = (None if state.mix is None else getattr(state.mix, name) for state in (first, second))
+        parts.append(_join(ours, theirs, *counts))
+    token_ids, weights, where = parts
+    assert token_ids is not None and weights is not None and where is not None
+    return SoftMix(token_ids, weights, where, known.renormalize)
+
+
+def _join(first: Tensor | None, second: Tensor | None, first_rows: int, second_rows: int) -> Tensor | None:
+    """Concatenate two tensors of rows; of a single one, the other's rows become zeros."""
+    known = first if first is not None else second
+    if known is None:
+        return None
+    ours = known.new_zeros(first_rows, *known.shape[1:]) if first is None else first
+    theirs = known.new_zeros(second_rows, *known.shape[1:]) if second is None else second
+    return torch.cat([ours, theirs])

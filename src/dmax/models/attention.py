@@ -16,15 +16,15 @@ from dmax.models.layers import RMSNorm, apply_rotary
 
 
 class KeyValueStore(Protocol):
-    """Where attention leaves the keys and values of a pass and reads those of earlier ones."""
+    """Keeps keys and values between passes, and knows which of them the queries of a pass may see."""
 
-    def update(self, layer: int, keys_BKTC: Tensor, values_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Take this pass's keys and values; return all that its queries read, each ``(B, K, S, C)``."""
+    def attend(self, layer: int, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
+        """Take this pass's keys and values, and attend to all that its queries may see: ``(B, H, T, C)``."""
         ...
 
 
 class Attention(nn.Module):
-    """Self-attention of one layer; what may see what is decided by the mask alone."""
+    """Self-attention of one layer; what may see what is decided by the mask, or by the store where there is one."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -52,9 +52,10 @@ class Attention(nn.Module):
         )
         q_BHTC = apply_rotary(self.query_layernorm(q_BHTC), *rotary)
         k_BKTC = apply_rotary(self.key_layernorm(k_BKTC), *rotary)
-        if store is not None:
-            k_BKTC, v_BKTC = store.update(self.layer, k_BKTC, v_BKTC)
-        mixed_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, mask_B1TS)
+        if store is None:
+            mixed_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, mask_B1TS)
+        else:
+            mixed_BHTC = store.attend(self.layer, q_BHTC, k_BKTC, v_BKTC)
         return self.dense(mixed_BHTC.transpose(1, 2).reshape(batch, length, -1))
 
 

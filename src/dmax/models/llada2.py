@@ -84,8 +84,8 @@ class LLaDA2(nn.Module):
         Args:
             embeds_BTD: ``(B, T, D)`` input embeddings, in the model's dtype.
             position_ids: ``(B, T)`` int64 absolute positions.
-            mask_BTS: ``(B or 1, T, S)`` bool, True where a query may attend to a key; None lets all see all.
-            store: keeps keys and values between passes; without it S is T.
+            mask_BTS: ``(B or 1, T, T)`` bool, True where a query may attend to a key; None lets all see all.
+            store: keeps keys and values between passes, and takes the place of the mask.
 
         Returns:
             ``(B, T, D)``; :meth:`head` turns the positions that matter into logits.

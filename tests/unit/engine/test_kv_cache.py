@@ -1,82 +1,85 @@
-"""The cache: what is written where, and who sees it."""
+"""The pool's memory: what is written where, and who sees it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from dmax.engine.kv_cache import KVCache
+from dmax.engine.kv_cache import PackedSpans, PagedCache, page_bytes
 from dmax.models import LLaDA2
+from dmax.models.attention import attend
+from dmax.models.masks import block_causal_mask
 
-SLOTS, LENGTH, WIDTH = 4, 24, 4
+PAGES, LENGTH, HEADS, KV_HEADS, CHANNELS = 8, 4, 4, 2, 16
+TABLES = {"neighbours": [2, 3, 4], "scattered": [6, 1, 5], "half and half": [0, 1, 7]}
 
 
 @pytest.fixture
-def cache(tiny_model: LLaDA2) -> KVCache:
-    return KVCache(tiny_model.config, SLOTS, LENGTH, device=torch.device("cpu"), dtype=torch.float32)
+def cache(tiny_model: LLaDA2) -> PagedCache:
+    return PagedCache(tiny_model.config, PAGES, LENGTH, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def fresh(entries: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def fresh(length: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    keys, values = torch.randn(2, entries, 2, WIDTH, 16, generator=generator)
-    return keys, values
+    return tuple(  # type: ignore[return-value]
+        torch.randn(1, heads, length, CHANNELS, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
 
 
-@pytest.mark.parametrize(
-    ("slots", "starts"),
-    [
-        ([0], [0]),
-        ([2], [8]),
-        ([1, 1], [4, 8]),  # the commit of a single row
-        ([0, 1], [8, 8]),
-        ([0, 1, 2, 3], [0, 12, 4, 8]),
-        ([3, 0, 1, 3], [4, 0, 12, 8]),  # a batch of which one row commits
-        ([2, 2], [4, 12]),  # one slot, but not neighbours
-    ],
-)
-def test_every_entry_reads_its_slot_with_what_all_have_just_written(
-    cache: KVCache, slots: list[int], starts: list[int]
-) -> None:
-    end = max(starts) + WIDTH
-    expected = torch.zeros(2, SLOTS, 2, LENGTH, 16)
-    before = fresh(SLOTS, seed=1)
-    cache.window(list(range(SLOTS)), [0] * SLOTS, WIDTH).store.update(1, *before)
-    expected[:, :, :, :WIDTH] = torch.stack(before)
-    written = fresh(len(slots))
-    for entry, (slot, start) in enumerate(zip(slots, starts, strict=True)):
-        for kind in (0, 1):
-            expected[kind, slot, :, start : start + WIDTH] = written[kind][entry]
-    read = cache.window(slots, starts, WIDTH).store.update(1, *written)
-    for kind in (0, 1):
-        torch.testing.assert_close(read[kind], expected[kind, slots, :, :end], rtol=0, atol=0)
+def attend_densely(parts: list[tuple[Tensor, Tensor, Tensor]], queries_from: int) -> Tensor:
+    """Attention of the last positions, over everything a sequence has computed, by the mask alone."""
+    q, k, v = (torch.cat(tensors, 2) for tensors in zip(*parts, strict=True))
+    positions = torch.arange(k.shape[2])[None]
+    mask = block_causal_mask(positions, positions, LENGTH)
+    return attend(q, k, v, mask[:, None])[:, :, queries_from:]
 
 
-def test_layers_do_not_share_memory(cache: KVCache) -> None:
-    window = cache.window([0], [0], WIDTH)
-    window.store.update(0, *fresh(1))
-    keys, values = window.store.update(1, torch.zeros(1, 2, WIDTH, 16), torch.zeros(1, 2, WIDTH, 16))
-    assert not keys.any()
-    assert not values.any()
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
+def test_a_sequence_sees_all_of_its_own_wherever_its_pages_are(cache: PagedCache, table: list[int]) -> None:
+    stored, block, revised = fresh(8, 0), fresh(4, 1), fresh(4, 2)
+    for layer in range(2):
+        PackedSpans(cache, [cache.span(table, 0, 8, LENGTH)]).attend(layer, *stored)
+    span = PackedSpans(cache, [cache.span(table, 8, 12, LENGTH)])
+    assert span.position_ids.tolist() == [[8, 9, 10, 11]]
+    for layer in range(2):
+        torch.testing.assert_close(span.attend(layer, *block), attend_densely([stored, block], 8))
+        # A pass later the same span holds what the block has become.
+        torch.testing.assert_close(span.attend(layer, *revised), attend_densely([stored, revised], 8))
 
 
-def test_positions_and_mask_follow_each_entrys_own_end(cache: KVCache) -> None:
-    window = cache.window([0, 1], [4, 8], WIDTH)
-    assert window.position_ids.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
-    assert window.mask is not None
-    assert window.mask.shape == (2, WIDTH, 12)
-    assert window.mask[0, 0].tolist() == [True] * 8 + [False] * 4
-    assert window.mask.sum(-1).tolist() == [[8] * 4, [12] * 4]
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
+def test_a_finished_block_is_stored_beside_its_successor(cache: PagedCache, table: list[int]) -> None:
+    prompt, draft, final, block = fresh(4, 0), fresh(4, 1), fresh(4, 2), fresh(4, 3)
+    PackedSpans(cache, [cache.span(table, 0, 4, LENGTH)]).attend(1, *prompt)
+    PackedSpans(cache, [cache.span(table, 4, 8, LENGTH)]).attend(1, *draft)
+    both = tuple(torch.cat(pair, 2) for pair in zip(final, block, strict=True))
+    mixed = PackedSpans(cache, [cache.span(table, 4, 12, LENGTH)]).attend(1, *both)
+    torch.testing.assert_close(mixed, attend_densely([prompt, final, block], 4))
+    later = PackedSpans(cache, [cache.span(table, 8, 12, LENGTH)]).attend(1, *block)
+    torch.testing.assert_close(later, attend_densely([prompt, final, block], 8))
 
 
-def test_there_is_no_mask_where_everyone_sees_everything(cache: KVCache) -> None:
-    assert cache.window([0], [8], WIDTH).mask is None
-    assert cache.window([0, 3], [8, 8], WIDTH).mask is None
+def test_spans_of_one_forward_do_not_see_each_other(cache: PagedCache) -> None:
+    first, second = fresh(8, 0), fresh(4, 1)
+    packed = PackedSpans(cache, [cache.span([3, 1], 0, 8, LENGTH), cache.span([2], 0, 4, LENGTH)])
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]]
+    together = tuple(torch.cat(pair, 2) for pair in zip(first, second, strict=True))
+    mixed = packed.attend(0, *together)
+    torch.testing.assert_close(mixed[:, :, :8], attend_densely([first], 0))
+    torch.testing.assert_close(mixed[:, :, 8:], attend_densely([second], 0))
 
 
-def test_a_slot_can_be_moved(cache: KVCache) -> None:
-    cache.window([3], [0], WIDTH).store.update(0, *fresh(1, seed=3))
-    cache.move(3, 1, WIDTH)
-    keys, values = cache.window([1], [4], WIDTH).store.update(0, *fresh(1, seed=4))
-    expected_keys, expected_values = fresh(1, seed=3)
-    torch.testing.assert_close(keys[:, :, :WIDTH], expected_keys, rtol=0, atol=0)
-    torch.testing.assert_close(values[:, :, :WIDTH], expected_values, rtol=0, atol=0)
+def test_nothing_is_written_outside_the_pages_and_the_layer(cache: PagedCache) -> None:
+    PackedSpans(cache, [cache.span([5, 2], 4, 8, LENGTH)]).attend(1, *fresh(4, 0))
+    written = torch.zeros_like(cache.keys, dtype=torch.bool)
+    written[1, :, 2 * LENGTH : 3 * LENGTH] = True
+    assert cache.keys[written].all()
+    assert not cache.keys[~written].any()
+    assert not cache.values[~written].any()
+
+
+def test_a_page_takes_keys_and_values_of_all_layers(cache: PagedCache, tiny_model: LLaDA2) -> None:
+    size = page_bytes(tiny_model.config, LENGTH, torch.float32)
+    assert PAGES * size == cache.keys.nbytes + cache.values.nbytes
+    assert page_bytes(tiny_model.config, LENGTH, torch.bfloat16) == size // 2

@@ -1,0 +1,207 @@
+"""The engine: requests in, blocks out; every pass carries all sequences that can use it.
+
+A step is one forward. It carries the current block of every running sequence (with the block before it, where that has
+just become final) and, within a budget, chunks of the prompts of sequences that wait to run. Sequences stand at
+different blocks and passes, under different decoders; each converges, commits and ends by itself.
+
+Shape suffixes: B rows, L block positions, N packed positions, D hidden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmax.decoding import StepResult
+from dmax.engine.group import DecodeGroup, Update
+from dmax.engine.kv_cache import PackedSpans, PagedCache, Span
+from dmax.engine.pages import PagePool
+from dmax.engine.scheduler import Chunk, Scheduler
+from dmax.engine.sequence import Sequence
+from dmax.models.llada2 import LLaDA2
+
+
+@dataclass
+class Counters:
+    """What an engine has done since it was made."""
+
+    steps: int = 0
+    """Forwards."""
+    positions: int = 0
+    """Positions of all forwards."""
+    prefilled: int = 0
+    """Prompt positions among them, recomputed ones included."""
+
+
+class EngineCore:
+    """Runs sequences over one model and one key/value pool. Not thread-safe: one thread adds, steps and aborts.
+
+    Args:
+        model: in eval mode.
+        pages: size of the pool.
+        page_length: positions of a page; pages are reused between sequences whose block length divides it.
+        max_batch_size: most sequences that run together.
+        prefill_tokens: most prompt positions that one step carries while others decode.
+        reuse_prefixes: whether sequences that begin alike share pages.
+        record_passes: whether every pass of every sequence is recorded, or only where params ask for it.
+    """
+
+    def __init__(
+        self,
+        model: LLaDA2,
+        *,
+        pages: int,
+        page_length: int,
+        max_batch_size: int,
+        prefill_tokens: int,
+        reuse_prefixes: bool = True,
+        record_passes: bool = False,
+    ) -> None:
+        self.model = model
+        self.record_passes = record_passes
+        self.counters = Counters()
+        self.pool = PagePool(pages)
+        self.scheduler = Scheduler(self.pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes)
+        self._cache = PagedCache(model.config, pages, page_length, device=model.device, dtype=model.dtype)
+        self._groups: dict[Hashable, DecodeGroup] = {}
+        self._spans: dict[int, tuple[tuple[int, int], Span]] = {}
+        self._packed: tuple[list[Span], PackedSpans] | None = None
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request."""
+        self.scheduler.add(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Forget a request, wherever it stands; its pages are free from now on."""
+        self._leave(sequence)
+        self.scheduler.remove(sequence)
+
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return self.scheduler.busy()
+
+    @torch.inference_mode()
+    def step(self) -> list[Update]:
+        """One forward, for whoever can use one.
+
+        Returns:
+            What it did to the sequences that decode, one update each.
+        """
+        plan = self.scheduler.plan()
+        for row in plan.interrupted:
+            self._leave(row, pause=True)
+        for row in plan.starting:
+            self._group_of(row).add(row)
+        groups = [group for group in self._groups.values() if group.rows]
+        rows = [row for group in groups for row in group.rows]
+        if not rows and not plan.chunks:
+            return []
+        hidden_1ND = self._forward(plan.chunks, rows, groups)
+        updates = self._decode(groups, hidden_1ND)
+        for chunk in plan.chunks:
+            self.scheduler.stored(chunk.sequence, chunk.end)
+        now = time.perf_counter()
+        for update in updates:
+            if update.finished:
+                update.sequence.seconds = now - update.sequence.started
+                self.abort(update.sequence)
+        return updates
+
+    def _forward(self, chunks: list[Chunk], rows: list[Sequence], groups: list[DecodeGroup]) -> Tensor:
+        """Hidden states of the rows' current blocks, ``(1, sum of L, D)`` in the order of the rows."""
+        embeds, spans, kept = [], [], []
+        at = 0
+        for chunk in chunks:
+            embeds.append(self._embed(chunk.sequence.tokens[chunk.start : chunk.end]))
+            spans.append(self._span(chunk.sequence, chunk.start, chunk.end))
+            at += chunk.end - chunk.start
+        self.counters.prefilled += at
+        blocks = (block for group in groups for block in group.embeddings())
+        for row, block_LD in zip(rows, blocks, strict=True):
+            length, start = row.params.block_length, min(row.stored, row.block_start)
+            if start < row.block_start:
+                embeds.append(self._embed(row.tokens[start : row.block_start]))
+            embeds.append(block_LD)
+            spans.append(self._span(row, start, row.block_end))
+            at += row.block_end - start
+            kept.append((at - length, at))
+        self.counters.steps += 1
+        self.counters.positions += at
+        if self._packed is None or self._packed[0] != spans:
+            self._packed = spans, PackedSpans(self._cache, spans)
+        packed = self._packed[1]
+        embeds_1ND = embeds[0][None] if len(embeds) == 1 else torch.cat(embeds)[None]
+        hidden_1ND = self.model(embeds_1ND, packed.position_ids, None, packed)
+        for row in rows:
+            if row.stored < row.block_start:
+                self.scheduler.stored(row, row.block_start)
+        if at == sum(end - start for start, end in kept):
+            return hidden_1ND
+        return torch.cat([hidden_1ND[:, start:end] for start, end in kept] or [hidden_1ND[:, :0]], 1)
+
+    def _embed(self, token_ids: list[int]) -> Tensor:
+        return self.model.embed(torch.tensor(token_ids, device=self.model.device))
+
+    def _span(self, row: Sequence, start: int, end: int) -> Span:
+        """The span of these positions; passes that refine the same block share one."""
+        known = self._spans.get(id(row))
+        if known is not None and known[0] == (start, end):
+            return known[1]
+        length = self._cache.page_length
+        span = self._cache.span(row.pages[: -(-end // length)], start, end, row.params.block_length)
+        self._spans[id(row)] = (start, end), span
+        return span
+
+    def _decode(self, groups: list[DecodeGroup], hidden_1ND: Tensor) -> list[Update]:
+        results: list[tuple[DecodeGroup, StepResult]] = []
+        for_host: list[Tensor] = []
+        updates: list[Update] = []
+        for group, hidden_BLD in zip(groups, self._split(groups, hidden_1ND), strict=True):
+            try:
+                result, host_B2L = group.step(hidden_BLD)
+            except Exception as error:  # a decoder of somebody's own: its requests fail, the others go on
+                for row in group.rows:
+                    row.failure = error
+                    updates.append(Update(row, [], None, finished=True))
+                continue
+            results.append((group, result))
+            for_host.append(host_B2L)
+        for (group, result), host_rows in zip(results, self._to_host(for_host), strict=True):
+            updates += group.take(result, host_rows, self.record_passes)
+        return updates
+
+    @staticmethod
+    def _split(groups: list[DecodeGroup], hidden_1ND: Tensor) -> Iterator[Tensor]:
+        sizes = [len(group.rows) * group.block_length for group in groups]
+        for group, part_1ND in zip(groups, hidden_1ND.split(sizes, 1), strict=True):
+            yield part_1ND.view(len(group.rows), group.block_length, -1)
+
+    @staticmethod
+    def _to_host(parts: list[Tensor]) -> Iterator[list[list[int]]]:
+        """Every group's rows as lists: the one place of a step where the host waits for the device."""
+        if len(parts) == 1:
+            yield parts[0].tolist()
+            return
+        flat = torch.cat([part.flatten() for part in parts]).tolist() if parts else []
+        at = 0
+        for part in parts:
+            rows, width = part.shape
+            yield [flat[at + row * width : at + (row + 1) * width] for row in range(rows)]
+            at += rows * width
+
+    def _group_of(self, row: Sequence) -> DecodeGroup:
+        key = row.decoding()
+        if key not in self._groups:
+            self._groups[key] = DecodeGroup(self.model, row.decoder, row.params.block_length)
+        return self._groups[key]
+
+    def _leave(self, row: Sequence, *, pause: bool = False) -> None:
+        self._spans.pop(id(row), None)
+        for key, group in list(self._groups.items()):
+            group.remove([row], pause=pause)
+            if not group.rows:
+                del self._groups[key]

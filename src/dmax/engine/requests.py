@@ -1,0 +1,125 @@
+"""From what a caller asks to a sequence that can be run, and from an ended sequence to what the caller gets."""
+
+from __future__ import annotations
+
+import operator
+from collections import abc
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+from dmax.decoding import Decoder, get_decoder
+from dmax.engine.outputs import GenerationOutput
+from dmax.engine.params import GenerationError, GenerationParams
+from dmax.engine.sequence import Sequence
+from dmax.engine.stopping import StopRule
+from dmax.models.config import ModelConfig
+from dmax.models.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | abc.Sequence[int] | abc.Sequence[Message]
+"""Raw text, token ids, or the messages of a conversation."""
+
+
+@dataclass(frozen=True)
+class RequestReader:
+    """Checks requests for one model."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+
+    def read(self, request_id: str, prompt: Prompt, params: GenerationParams, started: float) -> Sequence:
+        """The sequence of a request.
+
+        Args:
+            request_id: names the request; messages call the prompt by it.
+            prompt: text, token ids or messages.
+            params: of this request alone, its seed included.
+            started: ``time.perf_counter`` from which its seconds count.
+
+        Raises:
+            GenerationError: the prompt cannot be used, or is too long for the model.
+            DecoderError: there is no such decoder or option.
+        """
+        token_ids = self.encode(request_id, prompt)
+        limit = self.config.max_position_embeddings
+        if len(token_ids) + params.gen_length > limit:
+            raise GenerationError(
+                f"prompt {request_id} has {len(token_ids)} tokens, which with gen_length {params.gen_length} exceeds "
+                f"this model's limit of {limit} positions; shorten the prompt or lower gen_length."
+            )
+        if params.stop:
+            self._require_tokenizer("stop strings are given")
+        decode = None if self.tokenizer is None else self.tokenizer.decode
+        stop_rule = StopRule(self.config.eos_token_id, params.gen_length, params.stop, decode)
+        decoder = get_decoder(params.decoder, **params.decoder_arguments())
+        return Sequence(request_id, token_ids, params, stop_rule, decoder, started)
+
+    def encode(self, request_id: str, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            GenerationError: the prompt cannot be used.
+        """
+        if isinstance(prompt, str):
+            return self._require_tokenizer(f"prompt {request_id} is text").encode(prompt)
+        if prompt and all(isinstance(part, Mapping) for part in prompt):
+            tokenizer = self._require_tokenizer(f"prompt {request_id} is a list of messages")
+            try:
+                return tokenizer.apply_chat_template(prompt)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise GenerationError(f"prompt {request_id}: {error}") from error
+        try:
+            token_ids = [operator.index(part) for part in prompt]  # type: ignore[arg-type]
+        except TypeError as error:
+            raise GenerationError(
+                f"prompt {request_id} is a {type(prompt).__name__} of mixed parts; a prompt is a string, "
+                "a list of token ids or a list of messages."
+            ) from error
+        size = self.config.vocab_size
+        outside = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
+        if outside is not None:
+            raise GenerationError(f"prompt {request_id} has token id {outside}; this model's ids are 0 to {size - 1}.")
+        return token_ids
+
+    def _require_tokenizer(self, need: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise GenerationError(f"{need}, and this model has no tokenizer; use token ids instead.")
+        return self.tokenizer
+
+
+def output_of(row: Sequence) -> GenerationOutput:
+    """What the caller gets of a sequence that has ended."""
+    ending, params = row.ending, row.params
+    assert ending is not None
+    return GenerationOutput(
+        text=ending.text,
+        token_ids=ending.token_ids,
+        num_tokens=ending.num_tokens,
+        passes=row.passes,
+        nfe=row.nfe,
+        blocks=row.blocks,
+        revisions=row.revisions,
+        tpf=ending.num_tokens / row.nfe,
+        tps=ending.num_tokens / row.seconds,
+        seconds=row.seconds,
+        finish_reason=ending.reason,
+        decoder=row.decoder.name,
+        params={
+            **_options(row.decoder, params),
+            "gen_length": params.gen_length,
+            "block_length": params.block_length,
+            "temperature": params.temperature,
+            "seed": params.seed,
+            "stop": list(params.stop),
+            "use_cache": params.use_cache,
+        },
+        trace=row.trace if params.trace else None,
+    )
+
+
+def _options(decoder: Decoder, params: GenerationParams) -> dict[str, Any]:
+    """The decoder's options as they took effect; of one that is no dataclass, those that were given."""
+    if is_dataclass(decoder) and not isinstance(decoder, type):
+        return asdict(decoder)
+    return params.decoder_arguments()

@@ -1,0 +1,170 @@
+"""Who runs next: admission by free pages, prompts in chunks, and interruption of the youngest when pages run out.
+
+Sequences wait, then have their prompt stored (chunk by chunk, beside the passes of others), then decode. All pages of a
+prompt and of the current block are taken at admission, further ones block by block. A sequence that is interrupted
+gives its pages back and waits in front; later its tokens so far are stored again, like a prompt, and it goes on with
+the very state its block had.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from dmax.engine.pages import PagePool, page_keys
+from dmax.engine.sequence import Sequence
+
+IDLE_PREFILL_TOKENS = 4096
+"""Most prompt positions of a step in which nobody decodes; bounds the memory that a long prompt takes."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Positions of a prompt that a step stores."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step is to do."""
+
+    interrupted: list[Sequence]
+    """Lost their pages; they wait."""
+    starting: list[Sequence]
+    """Decode from this step on."""
+    chunks: list[Chunk]
+
+
+class Scheduler:
+    """Owns the queues, and asks the pool for pages on behalf of sequences.
+
+    Args:
+        pool: the pages.
+        page_length: positions of a page.
+        max_batch_size: most sequences admitted at a time.
+        prefill_tokens: most prompt positions of a step in which others decode.
+        reuse_prefixes: whether sequences that begin alike share pages.
+    """
+
+    def __init__(
+        self, pool: PagePool, page_length: int, max_batch_size: int, prefill_tokens: int, reuse_prefixes: bool
+    ) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.interruptions = 0
+        self._pool = pool
+        self._page_length = page_length
+        self._max_batch_size = max_batch_size
+        self._prefill_tokens = prefill_tokens
+        self._reuse_prefixes = reuse_prefixes
+        self._admitted: list[Sequence] = []  # prefilling and running ones, oldest first
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a request at the end of the queue."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence and free its pages."""
+        for queue in (self.waiting, self.prefilling, self.running, self._admitted):
+            if sequence in queue:
+                queue.remove(sequence)
+        self._release(sequence)
+
+    def busy(self) -> bool:
+        """Whether any sequence is here."""
+        return bool(self.waiting or self._admitted)
+
+    def pages_for(self, positions: int) -> int:
+        """Pages that hold so many positions."""
+        return -(-positions // self._page_length)
+
+    def plan(self) -> Plan:
+        """Decide what the next step does."""
+        interrupted = self._make_room()
+        if not interrupted:  # who has just been interrupted would only push out the next one
+            self._admit()
+        starting = [row for row in self.prefilling if row.stored >= row.block_start]
+        self.prefilling = [row for row in self.prefilling if row.stored < row.block_start]
+        self.running += starting
+        return Plan(interrupted, starting, self._chunks())
+
+    def _make_room(self) -> list[Sequence]:
+        """Give every running sequence the pages of its current block; the youngest pays where there are none."""
+        interrupted: list[Sequence] = []
+        for row in list(self._admitted):
+            while row in self._admitted and len(row.pages) < self.pages_for(row.block_end):
+                if self._pool.available:
+                    row.pages.append(self._pool.take(after=row.pages[-1] if row.pages else None))
+                else:
+                    interrupted.append(self._interrupt_youngest())
+        return interrupted
+
+    def _interrupt_youngest(self) -> Sequence:
+        victim = self._admitted.pop()
+        queue = self.running if victim in self.running else self.prefilling
+        queue.remove(victim)
+        self._release(victim)
+        self.waiting.appendleft(victim)
+        self.interruptions += 1
+        return victim
+
+    def _release(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.pages)
+        sequence.pages, sequence.keys, sequence.stored = [], [], 0
+
+    def _admit(self) -> None:
+        while self.waiting and len(self._admitted) < self._max_batch_size:
+            row = self.waiting[0]
+            keys = self._keys(row)
+            row.pages = self._pool.reuse(keys)
+            missing = self.pages_for(row.block_end) - len(row.pages)
+            # A page is left to each of the others that still grow, or one more would soon have to leave again.
+            growing = sum(len(other.pages) < self.pages_for(other.furthest_end) for other in self._admitted)
+            if self._pool.available < missing + growing:
+                self._pool.release(row.pages)
+                row.pages = []
+                return
+            row.keys = keys[: len(row.pages)]
+            row.stored = len(row.pages) * self._page_length
+            for _ in range(missing):
+                row.pages.append(self._pool.take(after=row.pages[-1] if row.pages else None))
+            self.waiting.popleft()
+            self._admitted.append(row)
+            self.prefilling.append(row)
+
+    def _keys(self, row: Sequence) -> list[bytes]:
+        """Keys of the whole pages before the current block."""
+        if not self._shares(row):
+            return []
+        return list(page_keys(row.tokens[: row.block_start], self._page_length, row.params.block_length))
+
+    def _shares(self, row: Sequence) -> bool:
+        return self._reuse_prefixes and self._page_length % row.params.block_length == 0
+
+    def _chunks(self) -> list[Chunk]:
+        budget = self._prefill_tokens if self.running else max(self._prefill_tokens, IDLE_PREFILL_TOKENS)
+        chunks: list[Chunk] = []
+        for row in self.prefilling:
+            length = row.params.block_length
+            size = min(row.block_start - row.stored, max(budget // length, not chunks) * length)
+            if size <= 0:
+                break
+            chunks.append(Chunk(row, row.stored, row.stored + size))
+            budget -= size
+        return chunks
+
+    def stored(self, row: Sequence, end: int) -> None:
+        """Positions up to ``end`` have their final keys and values in the cache; whole pages can be reused."""
+        row.stored = end
+        if not self._shares(row):
+            return
+        length, known = self._page_length, len(row.keys)
+        fresh = row.tokens[known * length : end // length * length]
+        before = row.keys[-1] if row.keys else None
+        for key in page_keys(fresh, length, row.params.block_length, before):
+            self._pool.publish(row.pages[len(row.keys)], key)
+            row.keys.append(key)
