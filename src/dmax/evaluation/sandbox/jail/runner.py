@@ -1,0 +1,136 @@
+"""The process that runs the program. From the program's first line on, nothing it says can be trusted.
+
+The judge believes a pass when it gets back two tickets. The first is shown when the program has run to its end. The
+second has one half that comes with the tests and one half that stays unread in the pipe until the tests have run to
+theirs, so that neither what can be found in memory nor what can be read from files suffices.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import sys
+from types import CodeType, ModuleType, TracebackType
+from typing import Any, NoReturn
+
+from .confine import confine
+
+FAILED, OUT_OF_MEMORY = 81, 82
+"""Exit codes; 0 is a program whose tests all ran."""
+HALF_TICKET = 16
+"""Characters of the half that stays in the pipe."""
+_LENGTH_BYTES = 8
+_LONGEST_MESSAGE = 1000
+
+
+def frame(message: dict[str, str]) -> bytes:
+    """A message to the runner: its length, then JSON."""
+    text = json.dumps(message).encode()
+    return len(text).to_bytes(_LENGTH_BYTES, "big") + text
+
+
+def run(settings: dict[str, Any], own_user: int | None, inbox: int, outbox: int) -> NoReturn:
+    """Confine this process, then run what the judge sends.
+
+    Args:
+        settings: as the host gives them.
+        own_user: the user id to take, None for the present one.
+        inbox: pipe from the judge.
+        outbox: pipe to the judge: one line of facts, then one ticket a line.
+    """
+    leave = os._exit  # the program may replace the name in ``os``, but not what is in this frame without looking for it
+    code = 1
+    try:
+        facts = _confine(settings, own_user)
+        os.write(outbox, json.dumps(facts).encode() + b"\n")
+        if "error" not in facts:
+            code = _examine(inbox, outbox)
+    except MemoryError:
+        code = OUT_OF_MEMORY
+    finally:
+        leave(code)  # without ``atexit`` or waiting for threads: what the program left behind is not to run
+
+
+def _confine(settings: dict[str, Any], own_user: int | None) -> dict[str, Any]:
+    try:
+        facts = confine(settings, own_user)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        return {"error": f"The sandbox could not be closed: {reason}."}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "jail"]:
+        del sys.modules[name]
+    sys.path[:] = [*sys.path[1:], *settings["packages"]]  # the first is where the jail lies
+    sys.argv[:] = [""]
+    sys.dont_write_bytecode = True
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # an interpreter without ``site`` lacks them
+    return facts
+
+
+def _examine(inbox: int, outbox: int) -> int:
+    """Run program and tests, showing the tickets. Returns the exit code."""
+    read, write = os.read, os.write
+    module = ModuleType("program")  # dataclasses and pickle look for the module of a class by its name
+    sys.modules["program"] = module
+    for name in ("program", "tests"):
+        message = json.loads(_receive(read, inbox, int.from_bytes(_receive(read, inbox, _LENGTH_BYTES), "big")))
+        source = message[name]
+        try:
+            exec(_compile(source, f"<{name}>"), module.__dict__)
+        except SystemExit as exit_:
+            _say(f"SystemExit: {exit_.code!r:.80} before the tests were through")
+            return exit_.code if isinstance(exit_.code, int) and 0 <= exit_.code < FAILED else 1
+        except MemoryError:
+            _say("MemoryError")
+            return OUT_OF_MEMORY
+        except BaseException as error:
+            _say(_describe(error, name, source))
+            return FAILED
+        ticket = message["ticket"].encode()
+        if name == "tests":
+            ticket += _receive(read, inbox, HALF_TICKET)
+        write(outbox, ticket + b"\n")
+    return 0
+
+
+def _compile(source: str, name: str) -> CodeType:
+    return compile(source, name, "exec", dont_inherit=True)  # without this file's own __future__ imports
+
+
+def _receive(read: Any, inbox: int, size: int) -> bytes:
+    """Exactly ``size`` bytes, and none beyond them."""
+    data = bytearray()
+    while len(data) < size:
+        piece = read(inbox, size - len(data))
+        if not piece:
+            raise EOFError("the judge is gone")
+        data += piece
+    return bytes(data)
+
+
+def _describe(error: BaseException, name: str, source: str) -> str:
+    """The error in one line, with the line of the program or its tests that it came through last."""
+    try:
+        message = " ".join(str(error).split())[:_LONGEST_MESSAGE]
+    except BaseException as another:
+        message = f"(its text cannot be made: {type(another).__name__})"
+    line = _last_line_in(error.__traceback__, f"<{name}>")
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if not line:
+        return text
+    lines = source.splitlines()
+    code = lines[line - 1].strip() if line <= len(lines) else ""
+    return f"{text} ({name} line {line}: {code[:80]})"
+
+
+def _last_line_in(traceback: TracebackType | None, file: str) -> int:
+    line = 0
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == file:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line
+
+
+def _say(text: str) -> None:
+    os.write(2, text.encode(errors="replace") + b"\n")
