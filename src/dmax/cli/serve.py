@@ -1,0 +1,129 @@
+"""``dmax serve``: a model behind an OpenAI-compatible API and a page to watch it think."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dmax.cli.errors import CommandError, note, user_errors
+from dmax.cli.options import ModelOptions
+from dmax.cli.session import load_llm
+
+_SERVER = "Server"
+_ENGINE = "Engine"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def serve(
+    model: ModelOptions,
+    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_SERVER)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_SERVER)] = 8000,
+    model_name: Annotated[
+        str | None, typer.Option(help="What clients call the model; as --model if not given.", rich_help_panel=_SERVER)
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DMAX_API_KEY", help="Accept only requests with this key. Repeatable.", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Let pages of this origin ask. Repeatable; none by default.", rich_help_panel=_SERVER),
+    ] = None,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; further ones get 429.", rich_help_panel=_SERVER)
+    ] = 256,
+    max_gen_length: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer.", rich_help_panel=_SERVER)
+    ] = 2048,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", rich_help_panel=_SERVER)] = 600.0,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Put prompts into the log.", rich_help_panel=_SERVER)
+    ] = False,
+    block_length: Annotated[
+        int, typer.Option(min=1, help="Tokens denoised together, unless a request says.", rich_help_panel=_ENGINE)
+    ] = 32,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, help="Requests decoded together.", rich_help_panel=_ENGINE)
+    ] = 32,
+    kv_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory of the key/value pool, such as 512M.", rich_help_panel=_ENGINE)
+    ] = "1G",
+    prefill_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt positions beside a decoding pass.", rich_help_panel=_ENGINE)
+    ] = 512,
+) -> None:
+    """Serve a model over HTTP: /v1/chat/completions, /v1/completions, /metrics, and a page at /."""
+    memory = _bytes(kv_memory)
+    if timeout <= 0:
+        raise CommandError(f"--timeout is {timeout:g}; it must be more than 0 seconds.")
+    try:
+        import uvicorn
+
+        from dmax.serving.app import ServerSettings, create_app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "dmax":
+            raise
+        raise CommandError(
+            f"serving needs the serve extra ({error.name} is not installed): pip install 'dmax-llm[serve]'."
+        ) from error
+    llm = load_llm(model)
+    if llm.tokenizer is None:
+        raise CommandError(
+            f"{model.model} has no tokenizer, so it cannot be served; give a folder with tokenizer.json."
+        )
+    limit = llm.model.config.max_position_embeddings
+    with user_errors():
+        from dmax.engine import LLMEngine
+
+        engine = LLMEngine(
+            llm.model,
+            llm.tokenizer,
+            page_length=block_length,
+            kv_memory=memory,
+            max_batch_size=max_batch_size,
+            prefill_tokens=prefill_tokens,
+        )
+    settings = ServerSettings(
+        model_name=model.model if model_name is None else model_name,
+        api_keys=tuple(api_key or ()),
+        max_queue=max_queue,
+        max_gen_length=min(max_gen_length, limit),
+        default_gen_length=min(512, max_gen_length, limit // 2),
+        block_length=block_length,
+        timeout=timeout,
+        cors_origins=tuple(cors_origin or ()),
+        log_prompts=log_prompts,
+        extra={"max_model_len": limit, "block_length": block_length},
+    )
+    _log_to_stderr()
+    note(f"{settings.model_name} at http://{host}:{port}/ (API under /v1, page at /); Ctrl-C stops it.")
+    config = uvicorn.Config(
+        create_app(engine, llm.tokenizer, settings), host=host, port=port, log_level="warning", access_log=False
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        raise CommandError(f"cannot listen on {host}:{port}; give another --port, or --port 0 for a free one.")
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise CommandError(f"--kv-memory {text!r} is no size; write a number with K, M, G or T, such as 512M.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _log_to_stderr() -> None:
+    """One JSON object a request on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger: Any = logging.getLogger("dmax.serving")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,346 @@
+"""Requests answered through the engine: whole, streamed, or pass by pass."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from random import SystemRandom
+from typing import Any
+from uuid import uuid4
+
+from dmax.decoding import DecoderError
+from dmax.engine import GenerationError, GenerationOutput, GenerationParams, RequestUpdate
+from dmax.engine.requests import Prompt
+from dmax.models import Tokenizer
+from dmax.serving.async_engine import AnswerStream, AsyncEngine
+from dmax.serving.errors import ApiError, bad_request, timed_out
+from dmax.serving.metrics import ServerMetrics
+from dmax.serving.protocol import ChatRequest, CompletionRequest, Sampling
+from dmax.serving.streaming import TextStream
+
+_RANDOM = SystemRandom()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_gen_length: int
+    default_gen_length: int
+    block_length: int
+    timeout: float
+    """Seconds from request to whole answer."""
+
+
+class Answering:
+    """Turns requests into answers.
+
+    Args:
+        engine: does the work.
+        tokenizer: of its model.
+        model_name: what the model is called towards clients.
+        limits: of every request.
+        metrics: counts what was done.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, tokenizer: Tokenizer, model_name: str, limits: Limits, metrics: ServerMetrics
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.model_name = model_name
+        self.limits = limits
+        self.metrics = metrics
+
+    async def chat(self, request: ChatRequest) -> dict[str, Any] | AsyncIterator[str]:
+        """A chat completion: the body, or the events of a stream."""
+        messages = [message.as_turn() for message in request.messages]
+        return await self._complete(request, [messages], _ChatShape(self.model_name, request))
+
+    async def completion(self, request: CompletionRequest) -> dict[str, Any] | AsyncIterator[str]:
+        """A text completion: the body, or the events of a stream."""
+        return await self._complete(request, request.prompts(), _TextShape(self.model_name, request))
+
+    async def _complete(
+        self, request: Sampling, prompts: Sequence[Prompt], shape: _Shape
+    ) -> dict[str, Any] | AsyncIterator[str]:
+        params = self._params(request)
+        streams: list[AnswerStream] = []
+        prompt_tokens = 0
+        try:
+            for prompt in prompts:
+                token_ids = self._encode(prompt)
+                prompt_tokens += len(token_ids)
+                for _ in range(request.n):
+                    own = replace(params, seed=params.seed + len(streams))
+                    streams.append(await self._submit(token_ids, own))
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        if request.stream:
+            usage = request.stream_options is not None and request.stream_options.include_usage
+            return self._events(streams, params, prompt_tokens, shape, usage)
+        async with self._in_time(streams):
+            outputs = await asyncio.gather(*(self._whole(stream) for stream in streams))
+        return shape.body(outputs, prompt_tokens)
+
+    def _params(self, request: Sampling) -> GenerationParams:
+        self.check_model(request)
+        limit = self.limits.max_gen_length
+        if (request.limit() or 0) > limit:
+            raise bad_request(
+                f"max_tokens is {request.limit()}; this server gives answers of up to {limit} tokens.", "max_tokens"
+            )
+        try:
+            return request.params(self.limits.default_gen_length, self.limits.block_length, _RANDOM.randrange(2**31))
+        except GenerationError as error:
+            raise bad_request(str(error)) from error
+
+    def check_model(self, request: Sampling) -> None:
+        """Refuse a model that is not the one served."""
+        if request.model not in (None, self.model_name):
+            raise ApiError(
+                404,
+                f"there is no model {request.model!r} here; this server has {self.model_name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if prompt and isinstance(prompt[0], dict):
+            try:
+                return self.tokenizer.apply_chat_template(prompt)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise bad_request(str(error), "messages") from error
+        return list(prompt)  # type: ignore[arg-type]
+
+    async def _submit(self, token_ids: list[int], params: GenerationParams) -> AnswerStream:
+        try:
+            return await self.engine.submit(token_ids, params)
+        except (GenerationError, DecoderError) as error:
+            code = "context_length_exceeded" if "exceeds this model's limit" in str(error) else None
+            raise bad_request(str(error), code=code) from error
+
+    @asynccontextmanager
+    async def _in_time(self, streams: Sequence[AnswerStream]) -> AsyncIterator[None]:
+        """Give requests up when time is over, and when whoever asked is gone."""
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                yield
+        except TimeoutError as error:
+            raise timed_out(self.limits.timeout) from error
+        finally:
+            for stream in streams:
+                stream.close()
+
+    async def _whole(self, stream: AnswerStream) -> GenerationOutput:
+        async for update in self._counted(stream):
+            if update.output is not None:
+                return update.output
+        raise AssertionError("an answer stream ends with an output or an error")
+
+    async def _counted(self, stream: AnswerStream) -> AsyncIterator[RequestUpdate]:
+        started, first = time.perf_counter(), True
+        async for update in stream:
+            if update.final_ids and first:
+                self.metrics.first_block.observe(time.perf_counter() - started)
+                first = False
+            if update.output is not None:
+                self.metrics.answered(update.output)
+            yield update
+
+    async def _events(
+        self, streams: list[AnswerStream], params: GenerationParams, prompt_tokens: int, shape: _Shape, usage: bool
+    ) -> AsyncIterator[str]:
+        """Server-sent events of all choices as they come; an error ends the stream with an event of its own."""
+        texts = [TextStream(self.tokenizer.decode, params.stop) for _ in streams]
+        outputs: list[GenerationOutput] = []
+        try:
+            async with self._in_time(streams):
+                for index in range(len(streams)):
+                    for event in shape.opening(index):
+                        yield _event(event)
+                async for index, update in self._merged(streams):
+                    if update.output is None:
+                        text = texts[index].add(update.final_ids)
+                    else:
+                        text = texts[index].finish(update.output.text or "")
+                    if text:
+                        yield _event(shape.piece(index, text))
+                    if update.output is not None:
+                        outputs.append(update.output)
+                        yield _event(shape.ending(index, update.output))
+            if usage:
+                yield _event(shape.usage(outputs, prompt_tokens))
+            yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield _event(error.body())
+
+    async def _merged(self, streams: list[AnswerStream]) -> AsyncIterator[tuple[int, RequestUpdate]]:
+        """The updates of several requests as they come."""
+        arrived: asyncio.Queue[tuple[int, RequestUpdate | Exception | None]] = asyncio.Queue()
+
+        async def forward(index: int, stream: AnswerStream) -> None:
+            try:
+                async for update in self._counted(stream):
+                    await arrived.put((index, update))
+                await arrived.put((index, None))
+            except Exception as error:
+                await arrived.put((index, error))
+
+        tasks = [asyncio.create_task(forward(index, stream)) for index, stream in enumerate(streams)]
+        try:
+            open_streams = len(streams)
+            while open_streams:
+                index, update = await arrived.get()
+                if isinstance(update, Exception):
+                    raise update
+                if update is None:
+                    open_streams -= 1
+                else:
+                    yield index, update
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def trace(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
+        """Every pass of one answer, then the answer."""
+        if request.n != 1:
+            raise bad_request(f"n is {request.n}; a trace shows one answer.", "n")
+        params = replace(self._params(request), trace=True)
+        token_ids = self._encode([message.as_turn() for message in request.messages])
+        stream = await self._submit(token_ids, params)
+        piece = _pieces(self.tokenizer)
+        async with self._in_time([stream]):
+            yield {
+                "type": "start",
+                "prompt_ids": token_ids,
+                "prompt_pieces": [piece(token_id) for token_id in token_ids],
+                "block_length": params.block_length,
+            }
+            async for update in self._counted(stream):
+                if update.record is not None:
+                    record = update.record.to_dict()
+                    yield {"type": "pass", **record, "pieces": [piece(token_id) for token_id in record["tokens"]]}
+                if update.output is not None:
+                    output = update.output.to_dict()
+                    output.pop("trace")
+                    yield {"type": "end", **output}
+
+
+class _Shape:
+    """How answers are told to the client."""
+
+    kind: str
+    chunk_kind: str
+    prefix: str
+
+    def __init__(self, model_name: str, request: Sampling) -> None:
+        self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model_name}
+
+    def body(self, outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
+        """The whole reply."""
+        choices = [
+            {"index": index, **self._whole(output.text or ""), "logprobs": None, "finish_reason": output.finish_reason}
+            for index, output in enumerate(outputs)
+        ]
+        return {**self._head, "object": self.kind, "choices": choices, **_usage(outputs, prompt_tokens)}
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """Events before the text of a choice."""
+        return []
+
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        """Some text of a choice."""
+        return self._chunk([{"index": index, **self._part(text), "logprobs": None, "finish_reason": None}])
+
+    def ending(self, index: int, output: GenerationOutput) -> dict[str, Any]:
+        """The end of a choice, and what it cost."""
+        end = {"index": index, **self._part(""), "logprobs": None, "finish_reason": output.finish_reason}
+        return {**self._chunk([end]), "dmax": _cost(output)}
+
+    def usage(self, outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
+        """The event without choices that a client asks for with ``include_usage``."""
+        return {**self._chunk([]), **_usage(outputs, prompt_tokens)}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head, "object": self.chunk_kind, "choices": choices}
+
+    def _whole(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _part(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class _ChatShape(_Shape):
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        return [self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])]
+
+    def _whole(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
+
+
+class _TextShape(_Shape):
+    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
+
+    def _whole(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    _part = _whole
+
+
+def _usage(outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
+    completion_tokens = sum(output.num_tokens for output in outputs)
+    return {
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+        "dmax": _cost(*outputs),
+    }
+
+
+def _cost(*outputs: GenerationOutput) -> dict[str, Any]:
+    """What the answers cost: of several, the sums, and the ratios of the sums."""
+    names = ("num_tokens", "nfe", "passes", "blocks", "revisions")
+    sums = {name: sum(getattr(output, name) for output in outputs) for name in names}
+    seconds = max(output.seconds for output in outputs)
+    return {
+        **sums,
+        "tpf": sums["num_tokens"] / sums["nfe"],
+        "tps": sums["num_tokens"] / seconds,
+        "seconds": seconds,
+        "decoder": outputs[0].decoder,
+        "params": outputs[0].params,
+    }
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _pieces(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """The text of single tokens, for drawing: special tokens by their name."""
+    known: dict[int, str] = {}
+
+    def piece(token_id: int) -> str:
+        if token_id not in known:
+            known[token_id] = tokenizer.decode([token_id]) or tokenizer.pipeline.id_to_token(token_id) or ""
+        return known[token_id]
+
+    return piece

@@ -1,0 +1,287 @@
+"""The HTTP application: routes, keys, limits, errors and logs around :class:`~dmax.serving.answering.Answering`."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import ValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dmax.engine import LLMEngine
+from dmax.models import Tokenizer
+from dmax.serving.answering import Answering, Limits
+from dmax.serving.async_engine import AsyncEngine
+from dmax.serving.errors import ApiError
+from dmax.serving.metrics import ServerMetrics
+from dmax.serving.protocol import ChatRequest, CompletionRequest
+
+logger = logging.getLogger("dmax.serving.access")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server behaves towards its clients."""
+
+    model_name: str
+    api_keys: tuple[str, ...] = ()
+    """Accepted keys; without any, everybody may ask."""
+    max_queue: int = 256
+    """Requests that may wait beside those that run."""
+    max_gen_length: int = 2048
+    default_gen_length: int = 512
+    block_length: int = 32
+    timeout: float = 600.0
+    """Seconds a request may take."""
+    max_body_bytes: int = 2**20
+    cors_origins: tuple[str, ...] = ()
+    log_prompts: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Shown in ``/v1/models``."""
+
+
+def create_app(engine: LLMEngine, tokenizer: Tokenizer, settings: ServerSettings) -> FastAPI:
+    """The application over an engine, which it owns from now on.
+
+    Args:
+        engine: not running yet.
+        tokenizer: of its model, with a chat template if chat is to work.
+        settings: see :class:`ServerSettings`.
+    """
+    metrics = ServerMetrics()
+    runner = AsyncEngine(engine, settings.max_queue)
+    limits = Limits(settings.max_gen_length, settings.default_gen_length, settings.block_length, settings.timeout)
+    answering = Answering(runner, tokenizer, settings.model_name, limits, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        runner.start()
+        yield
+        await asyncio.to_thread(runner.stop)
+
+    app = FastAPI(title="dmax", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.engine = runner
+    _add_error_handlers(app)
+    _add_api(app, answering, metrics, settings)
+    _add_trace(app, answering, settings)
+    app.add_middleware(_Gate, settings=settings, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    return app
+
+
+def _add_api(app: FastAPI, answering: Answering, metrics: ServerMetrics, settings: ServerSettings) -> None:
+    created = int(time.time())
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        _note_prompt(request, settings, [message.as_turn() for message in body.messages])
+        return _reply(request, await _unless_gone(request, answering.chat(body)))
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        _note_prompt(request, settings, body.prompt)
+        return _reply(request, await _unless_gone(request, answering.completion(body)))
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": settings.model_name, "object": "model", "created": created, "owned_by": "dmax"}
+        return {"object": "list", "data": [{**model, **settings.extra}]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != settings.model_name:
+            raise ApiError(404, f"there is no model {name!r} here.", param="model", code="model_not_found")
+        return {"id": name, "object": "model", "created": created, "owned_by": "dmax", **settings.extra}
+
+    @app.get("/health")
+    async def health() -> Response:
+        alive = answering.engine.alive
+        return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        is_ready = answering.engine.ready
+        return JSONResponse({"status": "ready" if is_ready else "not taking requests"}, 200 if is_ready else 503)
+
+    @app.get("/metrics", response_model=None)
+    async def prometheus() -> Response:
+        return PlainTextResponse(
+            metrics.exposition(await answering.engine.stats()), media_type="text/plain; version=0.0.4"
+        )
+
+
+async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """The result of ``work``, which is given up as soon as the client is gone."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(499, "the client closed the connection.", kind="client_error", code="client_closed")
+    finally:
+        for pending in (task, watch):
+            pending.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _reply(request: Request, result: dict[str, Any] | AsyncIterator[str]) -> Response:
+    if isinstance(result, dict):
+        cost = {key: result["dmax"][key] for key in ("num_tokens", "nfe", "tpf", "tps", "decoder")}
+        request.state.log = {**getattr(request.state, "log", {}), **cost}
+        return JSONResponse(result)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(result, media_type="text/event-stream", headers=headers)
+
+
+def _note_prompt(request: Request, settings: ServerSettings, prompt: Any) -> None:
+    if settings.log_prompts:
+        request.state.log = {"prompt": prompt}
+
+
+def _add_trace(app: FastAPI, answering: Answering, settings: ServerSettings) -> None:
+    @app.websocket("/v1/trace")
+    async def trace(socket: WebSocket) -> None:
+        """A chat request as the first message; every pass, then the answer, as messages back; again from the start."""
+        await socket.accept()
+        key = socket.headers.get("authorization", "").removeprefix("Bearer ") or socket.query_params.get("api_key", "")
+        try:
+            if settings.api_keys and not _is_known(key, settings):
+                await socket.send_json(_refused_key().body())
+                await socket.close(1008)
+                return
+            while True:
+                await _trace_one(socket, answering, await socket.receive_text(), settings)
+        except (WebSocketDisconnect, RuntimeError):
+            return
+
+
+async def _trace_one(socket: WebSocket, answering: Answering, text: str, settings: ServerSettings) -> None:
+    try:
+        if len(text.encode()) > settings.max_body_bytes:
+            raise ApiError(413, f"a message may have {settings.max_body_bytes} bytes.", code="too_large")
+        request = ChatRequest.model_validate_json(text)
+        async for message in answering.trace(request):
+            await socket.send_json(message)
+    except ValidationError as error:
+        await socket.send_json(_validation_error(error.errors()).body())
+    except ApiError as error:
+        await socket.send_json(error.body())
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body(), error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        refusal = _validation_error(error.errors())
+        return JSONResponse(refusal.body(), refusal.status)
+
+    @app.exception_handler(HTTPException)
+    async def unknown_route(request: Request, error: HTTPException) -> Response:
+        text = f"{request.method} {request.url.path}: {str(error.detail).lower()}."
+        return JSONResponse(ApiError(error.status_code, text).body(), error.status_code, error.headers)
+
+
+def _validation_error(problems: Any) -> ApiError:
+    """The first problem of a body, named by its field."""
+    problem = problems[0]
+    place = ".".join(str(part) for part in problem["loc"] if part != "body")
+    no_object = not place and problem["type"] != "value_error"
+    if no_object or problem["type"] == "json_invalid":
+        text = "the body must be a JSON object, sent with Content-Type: application/json."
+        return ApiError(400, text, code="invalid_json")
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return ApiError(422, f"{place}: {text}." if place else f"{text}.", param=place or None, code=str(problem["type"]))
+
+
+class _Gate:
+    """Checks keys and sizes before a request is read; logs and counts it after."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: ServerMetrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, request_id, status = time.perf_counter(), uuid4().hex, 500
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        scope.setdefault("state", {})
+        refusal = self._refusal(scope)
+        try:
+            if refusal is None:
+                await self._app(scope, receive, send_and_see)
+            else:
+                reply = JSONResponse(refusal.body(), refusal.status, refusal.headers)
+                await reply(scope, receive, send_and_see)
+        finally:
+            self._metrics.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
+            line = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "seconds": round(time.perf_counter() - started, 4),
+                **scope["state"].get("log", {}),
+            }
+            logger.info(json.dumps(line, ensure_ascii=False, default=str))
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers, limit = Headers(scope=scope), self._settings.max_body_bytes
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > limit:
+            return ApiError(413, f"the body is larger than {limit} bytes.", code="too_large")
+        if "transfer-encoding" in headers:
+            return ApiError(411, "send the body with a Content-Length.", code="length_required")
+        key = headers.get("authorization", "").removeprefix("Bearer ")
+        if self._settings.api_keys and scope["path"].startswith("/v1") and not _is_known(key, self._settings):
+            return _refused_key()
+        return None
+
+
+def _is_known(key: str, settings: ServerSettings) -> bool:
+    matches = [hmac.compare_digest(key.encode(), known.encode()) for known in settings.api_keys]
+    return any(matches)
+
+
+def _refused_key() -> ApiError:
+    return ApiError(
+        401,
+        "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'.",
+        kind="authentication_error",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )

@@ -1,0 +1,78 @@
+"""What ``/metrics`` tells Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from dmax.engine import EngineStats, GenerationOutput
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_PER_FORWARD = (1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 32)
+_PER_SECOND = (1, 3, 10, 30, 100, 300, 500, 1000, 1500, 2000, 3000, 5000)
+
+
+class ServerMetrics:
+    """The counters of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "dmax_requests", "Requests by path and HTTP status", ["path", "status"], registry=self.registry
+        )
+        self.answers = Counter(
+            "dmax_answers", "Finished answers by finish reason", ["finish_reason"], registry=self.registry
+        )
+        self.tokens = Counter("dmax_tokens", "Answer tokens, EOS not counted", registry=self.registry)
+        self.nfe = Counter("dmax_nfe", "Forward passes of finished answers (NFE)", registry=self.registry)
+        self.tpf = Histogram(
+            "dmax_tpf", "Tokens per forward of an answer", buckets=_PER_FORWARD, registry=self.registry
+        )
+        self.tps = Histogram("dmax_tps", "Tokens per second of an answer", buckets=_PER_SECOND, registry=self.registry)
+        self.first_block = Histogram(
+            "dmax_time_to_first_block_seconds", "Request to first final block", buckets=_SECONDS, registry=self.registry
+        )
+        self.latency = Histogram(
+            "dmax_answer_seconds", "Request to whole answer", buckets=_SECONDS, registry=self.registry
+        )
+        self._engine = {
+            name: Gauge(f"dmax_{name}", text, registry=self.registry)
+            for name, text in {
+                "queue": "Requests that wait",
+                "running": "Requests that run",
+                "pages": "Pages of the key/value pool",
+                "pages_held": "Pages held by running requests",
+                "pages_cached": "Pages whose contents can be reused",
+                "prefix_queries": "Prompt pages looked up since the start",
+                "prefix_hits": "Prompt pages found since the start",
+                "interruptions": "Requests interrupted for lack of pages since the start",
+                "forwards": "Forwards since the start",
+                "positions": "Positions of all forwards since the start",
+            }.items()
+        }
+
+    def answered(self, output: GenerationOutput) -> None:
+        """Count a finished answer."""
+        self.answers.labels(output.finish_reason).inc()
+        self.tokens.inc(output.num_tokens)
+        self.nfe.inc(output.nfe)
+        self.tpf.observe(output.tpf)
+        self.tps.observe(output.tps)
+        self.latency.observe(output.seconds)
+
+    def exposition(self, stats: EngineStats) -> bytes:
+        """The text format, with the engine as it stands."""
+        values = {
+            "queue": stats.waiting,
+            "running": stats.running,
+            "pages": stats.pages,
+            "pages_held": stats.pages_held,
+            "pages_cached": stats.pages_cached,
+            "prefix_queries": stats.prefix_queries,
+            "prefix_hits": stats.prefix_hits,
+            "interruptions": stats.interruptions,
+            "forwards": stats.steps,
+            "positions": stats.positions,
+        }
+        for name, value in values.items():
+            self._engine[name].set(value)
+        return generate_latest(self.registry)

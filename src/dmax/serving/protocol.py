@@ -1,0 +1,195 @@
+"""The bodies of requests, as OpenAI's clients send them, and what dmax adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dmax.engine import GenerationParams
+from dmax.serving.errors import bad_request
+
+MAX_CHOICES = 16
+MAX_STOPS = 8
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class Sampling(BaseModel):
+    """Fields that both kinds of completion have.
+
+    Fields of OpenAI's API that this server does not act on are taken where their value asks for nothing, and refused
+    where it asks for something; so a client's defaults pass, and nobody believes that a setting had an effect.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """0 by default, not OpenAI's 1: decoding is greedy unless asked otherwise."""
+    seed: int | None = Field(default=None, ge=0, lt=2**62)
+    stop: str | list[str] | None = None
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    decoder: str | None = None
+    threshold: Probability | None = None
+    acceptance_threshold: Probability | None = None
+    low_threshold: Probability | None = None
+    editing_threshold: Probability | None = None
+    block_length: int | None = Field(default=None, ge=1, le=1024)
+    decoder_options: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_fields(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name in values:
+                if name not in cls.model_fields:
+                    nearest = get_close_matches(str(name), cls.model_fields, n=1)
+                    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                    raise ValueError(f"there is no field {name!r}{hint}")
+        return values
+
+    def limit(self) -> int | None:
+        """Most tokens of the answer, where the request says."""
+        return self.max_tokens
+
+    def params(self, default_length: int, default_block_length: int, seed: int) -> GenerationParams:
+        """What the engine is to do.
+
+        Args:
+            default_length: answer tokens, where the request does not say.
+            default_block_length: as the server was started.
+            seed: of the first choice, where the request does not say.
+
+        Raises:
+            ApiError: a field asks for something that this server does not do.
+            GenerationError: a value is out of range.
+        """
+        self._refuse_what_has_no_effect()
+        stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        if len(stops) > MAX_STOPS or not all(stops):
+            raise bad_request(f"stop takes up to {MAX_STOPS} strings, none of them empty.", "stop")
+        given = {
+            name: value
+            for name in ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold", "decoder")
+            if (value := getattr(self, name)) is not None
+        }
+        return GenerationParams(
+            **given,
+            decoder_options=self.decoder_options or {},
+            gen_length=self.limit() or default_length,
+            block_length=self.block_length or default_block_length,
+            temperature=self.temperature,
+            seed=seed if self.seed is None else self.seed,
+            stop=tuple(stops),
+        )
+
+    def _refuse_what_has_no_effect(self) -> None:
+        neutral: dict[str, Sequence[Any]] = {
+            "top_p": (None, 1),
+            "presence_penalty": (None, 0),
+            "frequency_penalty": (None, 0),
+            "logit_bias": (None, {}),
+            **self._neutral(),
+        }
+        for name, values in neutral.items():
+            if getattr(self, name) not in values:
+                raise bad_request(f"{name} is not supported; leave it out.", name, "unsupported")
+
+    def _neutral(self) -> dict[str, Sequence[Any]]:
+        """Further fields without effect, with the values that ask for nothing."""
+        return {}
+
+
+class TextPart(BaseModel):
+    """One part of a message in parts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def as_turn(self) -> dict[str, str]:
+        """For the chat template."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(Sampling):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def _neutral(self) -> dict[str, Sequence[Any]]:
+        return {
+            "logprobs": (None, False),
+            "top_logprobs": (None, 0),
+            "tools": (None, []),
+            "tool_choice": (None, "none", "auto"),
+            "response_format": (None, {"type": "text"}),
+            "store": (None, False),
+        }
+
+
+class CompletionRequest(Sampling):
+    """``POST /v1/completions``."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool = False
+    best_of: int | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one by one."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and all(isinstance(part, int) for part in self.prompt):
+            return [self.prompt]  # type: ignore[list-item]
+        if not 1 <= len(self.prompt) <= MAX_CHOICES:
+            raise bad_request(f"prompt takes 1 to {MAX_CHOICES} prompts, not {len(self.prompt)}.", "prompt")
+        return list(self.prompt)  # type: ignore[arg-type]
+
+    def _neutral(self) -> dict[str, Sequence[Any]]:
+        return {"echo": (False,), "best_of": (None, 1, self.n), "logprobs": (None,), "suffix": (None, "")}

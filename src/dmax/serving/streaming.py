@@ -1,0 +1,51 @@
+"""Text of an answer as it becomes final: whole characters only, and nothing that a stop string may still take back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""How a tokenizer shows bytes that are no whole character yet."""
+
+
+class TextStream:
+    """Turns final tokens into text that never has to be taken back.
+
+    Args:
+        decode: token ids to text.
+        stop: strings that end the answer; what may be the beginning of one is held back.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
+        self._decode = decode
+        self._stop = tuple(stop)
+        self._ids: list[int] = []
+        self._sent = ""
+
+    def add(self, final_ids: Sequence[int]) -> str:
+        """The text that further final tokens let go."""
+        self._ids += final_ids
+        text = self._decode(self._ids)
+        kept = len(text.rstrip(_UNFINISHED))
+        for stop in self._stop:
+            kept = min(kept, _beginning_of(stop, text[:kept]))
+        return self._advance(text[:kept])
+
+    def finish(self, text: str) -> str:
+        """What is left of the whole answer, once it is known."""
+        return self._advance(text)
+
+    def _advance(self, text: str) -> str:
+        if not text.startswith(self._sent):
+            return ""
+        fresh = text[len(self._sent) :]
+        self._sent = text
+        return fresh
+
+
+def _beginning_of(stop: str, text: str) -> int:
+    """Where the longest end of ``text`` begins that could grow into ``stop``; its length where there is none."""
+    for start in range(max(0, len(text) - len(stop) + 1), len(text)):
+        if stop.startswith(text[start:]):
+            return start
+    return len(text)
