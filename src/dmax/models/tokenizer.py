@@ -82,11 +82,15 @@ class Tokenizer:
         return self.pipeline.decode(list(token_ids), skip_special_tokens=True)
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, in the form the model was trained on.
+        """Token ids of a conversation, in the form the model was trained on; see :meth:`render_chat`."""
+        return self.encode(self.render_chat(messages, add_generation_prompt))
+
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """A conversation as the text that the model was trained on, special tokens written out.
 
         Args:
             messages: the turns, oldest first.
-            add_generation_prompt: whether the ids end where the assistant's next turn begins.
+            add_generation_prompt: whether the text ends where the assistant's next turn begins.
 
         Raises:
             ValueError: there is no chat template, or it refuses these messages.
@@ -95,10 +99,9 @@ class Tokenizer:
             raise ValueError("This model has no chat template: give the prompt as plain text or token ids.")
         names = {key: self._token(key) for key in self.settings if key.endswith("_token")}
         try:
-            text = self._render.render(messages=messages, add_generation_prompt=add_generation_prompt, **names)
+            return self._render.render(messages=messages, add_generation_prompt=add_generation_prompt, **names)
         except Exception as error:  # a template is a program of the checkpoint's: it can fail in any way
             raise ValueError(f"The chat template does not take these messages: {error}.") from error
-        return self.encode(text)
 
     @property
     def eos_token_id(self) -> int:
