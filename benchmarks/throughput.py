@@ -1,0 +1,125 @@
+"""Tokens per second over concurrency: the same prompts through the engine, so many at a time.
+
+    python benchmarks/throughput.py [--model M] [--concurrency 1 2 4 …] [--prompts N] [--json FILE]
+
+Every concurrency answers the same prompts with an engine of its own, after a warm-up that is not counted. Beside tokens
+per second stands the share of the machine's matmul peak: floating-point operations of all positions that were computed
+(weights that are active for a token, and attention over what it sees), over the time, over what a large matrix product
+reaches here in the model's dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from run_record import add_common_options, describe_model, describe_run, report
+
+from dmax import LLM, GenerationParams, LLaDA2, LLMEngine, ModelConfig
+from dmax.problems import problem
+
+
+def active_weights(config: ModelConfig) -> int:
+    """Weights that one position is multiplied with, embedding table and norms apart."""
+    width = config.hidden_size
+    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    attention = width * qkv + config.num_attention_heads * config.head_dim * width
+    total = config.vocab_size * width
+    for layer in range(config.num_hidden_layers):
+        total += attention
+        if config.is_moe_layer(layer):
+            assert config.num_experts is not None and config.moe_intermediate_size is not None
+            experts = config.num_experts_per_tok + (config.num_shared_experts or 0)
+            total += 3 * width * config.moe_intermediate_size * experts + width * config.num_experts
+        else:
+            total += 3 * width * config.intermediate_size
+    return total
+
+
+def matmul_peak(model: LLaDA2, size: int = 2048, repeats: int = 8) -> float:
+    """Floating-point operations per second of a large matrix product, the best of several."""
+    left, right = torch.randn(2, size, size, device=model.device).to(model.dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def run(llm: LLM, prompts: list[Any], params: GenerationParams, concurrency: int) -> dict[str, float]:
+    """Answer all prompts, at most ``concurrency`` at a time."""
+    engine = LLMEngine(llm.model, llm.tokenizer, max_batch_size=concurrency, page_length=params.block_length)
+    for index, prompt in enumerate(prompts):
+        engine.add_request(prompt, replace(params, seed=index))
+    outputs = []
+    started = time.perf_counter()
+    while engine.has_requests():
+        outputs += [update.output for update in engine.step() if update.output is not None]
+    seconds = time.perf_counter() - started
+    stats = engine.stats()
+    tokens, nfe = sum(o.num_tokens for o in outputs), sum(o.nfe for o in outputs)
+    return {
+        "concurrency": concurrency,
+        "tokens_per_second": tokens / seconds,
+        "seconds": seconds,
+        "tokens": tokens,
+        "tpf_pooled": tokens / nfe,
+        "forwards": stats.steps,
+        "positions": stats.positions,
+        "prefilled": stats.prefilled,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--gen-length", type=int, default=256)
+    parser.add_argument("--decoder", default="soft-parallel")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="the model's own on a GPU, float32 on a CPU")
+    add_common_options(parser)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    llm = LLM(arguments.model, dtype=getattr(torch, arguments.dtype) if arguments.dtype else None)
+    params = GenerationParams(decoder=arguments.decoder, threshold=arguments.threshold, gen_length=arguments.gen_length)
+    questions = [problem("test", index, arguments.seed)["question"] for index in range(arguments.prompts)]
+    prompts = [llm.chat_prompt(question) for question in questions]
+    peak = matmul_peak(llm.model)
+    operations = 2 * active_weights(llm.model.config)
+    run(llm, prompts[:4], params, 4)
+    runs = []
+    for concurrency in arguments.concurrency:
+        result = run(llm, prompts, params, concurrency)
+        share = operations * result["positions"] / result["seconds"] / peak
+        runs.append({**result, "share_of_matmul_peak": share, "speedup": None})
+        base = next((r for r in runs if r["concurrency"] == 1), None)
+        runs[-1]["speedup"] = None if base is None else result["tokens_per_second"] / base["tokens_per_second"]
+        print(
+            f"concurrency {concurrency:3d}: {result['tokens_per_second']:8.0f} tokens/s, "
+            f"{share:.1%} of the matmul peak ({peak / 1e12:.2f} TFLOP/s)",
+            flush=True,
+        )
+    result = {
+        "runs": runs,
+        "matmul_peak_flops": peak,
+        **describe_run(),
+        "model": describe_model(arguments.model, llm.model),
+        "decoder": arguments.decoder,
+        "threshold": arguments.threshold,
+        "prompts": arguments.prompts,
+        "seed": arguments.seed,
+    }
+    report(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
