@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import sys
 from typing import Annotated, Any
 
@@ -72,6 +73,7 @@ def serve(
         raise CommandError(
             f"serving needs the serve extra ({error.name} is not installed): pip install 'dmax-llm[serve]'."
         ) from error
+    listener = _listen(host, port)
     llm = load_llm(model)
     if llm.tokenizer is None:
         raise CommandError(
@@ -102,14 +104,21 @@ def serve(
         extra={"max_model_len": limit, "block_length": block_length},
     )
     _log_to_stderr()
-    note(f"{settings.model_name} at http://{host}:{port}/ (API under /v1, page at /); Ctrl-C stops it.")
-    config = uvicorn.Config(
-        create_app(engine, llm.tokenizer, settings), host=host, port=port, log_level="warning", access_log=False
-    )
-    server = uvicorn.Server(config)
-    server.run()
-    if not server.started:
-        raise CommandError(f"cannot listen on {host}:{port}; give another --port, or --port 0 for a free one.")
+    port = listener.getsockname()[1]
+    note(f"{settings.model_name} at http://{host}:{port}/ (API under /v1); Ctrl-C stops it.")
+    config = uvicorn.Config(create_app(engine, llm.tokenizer, settings), log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the address before the model is loaded, so that it is known at once if it cannot be had."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CommandError(
+            f"cannot listen on {host}:{port} ({reason}); give another --port, or --port 0 for a free one."
+        ) from error
 
 
 def _bytes(text: str) -> int:

@@ -1,0 +1,132 @@
+"""``dmax serve`` as a process of its own: clients that vanish, and the end by signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dmax import LLM, save_model
+
+SLOW = {"messages": [{"role": "user", "content": "w7 w8"}], "decoder": "fixed-steps", "max_tokens": 200}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    save_model(llm.model, folder, tokenizer=llm.tokenizer)
+    return folder
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def start(checkpoint: Path) -> Start:
+    """Options of ``dmax serve`` -> a context with the process and a client of it."""
+
+    @contextmanager
+    def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-c", "from dmax.cli import main; main()", "serve", "--model", str(checkpoint)]
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--block-length", "8", "--model-name", "tiny", *options],
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+                deadline = time.monotonic() + 120
+                while not _is_ready(client):
+                    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                yield process, client
+        finally:
+            process.kill()
+            process.wait()
+
+    return running
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _gauge(client: httpx.Client, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+
+def _wait_for(client: httpx.Client, name: str, value: float) -> None:
+    deadline = time.monotonic() + 60
+    while _gauge(client, name) != value:
+        assert time.monotonic() < deadline, f"{name} is {_gauge(client, name)}"
+        time.sleep(0.02)
+
+
+def test_clients_that_vanish_free_their_rows(start: Start) -> None:
+    with start("--max-batch-size", "2") as (_, client):
+        for _ in range(20):
+            with client.stream("POST", "/v1/chat/completions", json={**SLOW, "stream": True}) as reply:
+                next(reply.iter_lines())
+        for _ in range(5):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=SLOW, timeout=0.02)
+        _wait_for(client, "dmax_running", 0)
+        _wait_for(client, "dmax_queue", 0)
+        _wait_for(client, "dmax_pages_held", 0)
+        assert client.post("/v1/chat/completions", json={**SLOW, "max_tokens": 8}).status_code == 200
+
+
+def test_sigterm_lets_running_answers_finish(start: Start) -> None:
+    with start() as (process, client), ThreadPoolExecutor(4) as pool:
+        expected = client.post("/v1/chat/completions", json=SLOW).json()["choices"][0]["message"]
+        answers = [pool.submit(client.post, "/v1/chat/completions", json=SLOW) for _ in range(4)]
+        _wait_for(client, "dmax_running", 4)
+        process.send_signal(signal.SIGTERM)
+        replies = [answer.result() for answer in answers]
+        assert [reply.status_code for reply in replies] == [200] * 4
+        assert all(reply.json()["choices"][0]["message"] == expected for reply in replies)
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx.TransportError):
+            client.get("/ready")
+
+
+def test_the_log_is_json_without_prompts(start: Start) -> None:
+    with start() as (process, client):
+        client.post("/v1/chat/completions", json={**SLOW, "max_tokens": 8})
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert '"path": "/v1/chat/completions", "status": 200' in log
+    assert '"nfe"' in log
+    assert "w7" not in log
+
+
+def test_a_port_in_use_is_one_sentence(start: Start, checkpoint: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [sys.executable, "-c", "from dmax.cli import main; main()", "serve", "--model", str(checkpoint)]
+        result = subprocess.run(
+            [*command, "--port", str(taken.getsockname()[1])], capture_output=True, text=True, check=False
+        )
+    assert result.returncode == 2
+    assert "give another --port" in result.stderr
