@@ -19,11 +19,17 @@ class GsmSymbolic:
         return chat_example(self.tokenizer, row["question"], row["solution"])
 
 
+EASY_DIGITS = 3
+"""An equation whose operands have no more digits than this is soon known by heart."""
+EASY_KEPT = 4
+"""One in so many easy equations is asked."""
+
+
 class Arithmetic:
     """Drills: the equations of several worked solutions in a row, their results supervised.
 
-    The operands are distributed as the word problems use them, and a row of equations costs a fraction of the tokens
-    of the problems they come from.
+    The operands are distributed as the word problems use them, but for easy ones, most of which are left out. A row of
+    equations costs a fraction of the tokens of the problems they come from.
     """
 
     def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 1, max_tokens: int = 160) -> None:
@@ -32,11 +38,13 @@ class Arithmetic:
         self.seed = seed
         self.max_tokens = max_tokens
 
-    def example(self, index: int, problems: int = 16) -> Example:
+    def example(self, index: int, problems: int = 24) -> Example:
         token_ids: list[int] = []
         supervised: list[bool] = []
         for i in range(index * problems, (index + 1) * problems):
-            for question, result in equations(problem(self.split, i, self.seed)["solution"]):
+            for place, (question, result) in enumerate(equations(problem(self.split, i, self.seed)["solution"])):
+                if sum(map(str.isdigit, question)) <= EASY_DIGITS and (i + place) % EASY_KEPT:
+                    continue
                 asked, answered = self.tokenizer.encode(question), self.tokenizer.encode(result + "\n")
                 if len(token_ids) + len(asked) + len(answered) > self.max_tokens:
                     return Example(tuple(token_ids), tuple(supervised))
