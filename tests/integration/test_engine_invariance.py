@@ -44,6 +44,8 @@ DECODERS: list[dict[str, Any]] = [
     {"decoder": "joint-threshold", "threshold": 0.3, "editing_threshold": 0.2},
     {"decoder": "hierarchical", "threshold": 0.5, "low_threshold": 0.1, "block_length": 4},
     {"decoder": "fixed-steps", "block_length": 16},
+    {"threshold": 0.1, "buffer_size": 3, "semi_threshold": 0.5},
+    {"decoder": "threshold", "threshold": 0.2, "buffer_size": 2},
 ]
 
 

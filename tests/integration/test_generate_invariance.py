@@ -5,6 +5,7 @@ All comparisons are exact, in float32.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmax import LLM, GenerationOutput, GenerationParams, LLaDA2, ModelConfig
+from dmax.engine import GenerationError
 from dmax.models.llada2 import initialize
 
 VOCAB, MASK, EOS, PAD = 48, 1, 2, 0
@@ -86,6 +88,37 @@ decoders = st.one_of(
         {"decoder": st.just("joint-threshold"), "threshold": probabilities, "editing_threshold": probabilities}
     ),
 )
+
+
+MULTI_BLOCK: dict[str, dict[str, Any]] = {
+    "soft-parallel": {"threshold": 0.1},
+    "soft-parallel hard": {"threshold": 0.1, "decoder_options": {"soft": False}},
+    "threshold": {"threshold": 0.2},
+    "joint-threshold": {"threshold": 0.2, "editing_threshold": 0.2},
+}
+
+
+@pytest.mark.parametrize("buffer_size", [2, 4])
+@pytest.mark.parametrize("name", MULTI_BLOCK)
+def test_blocks_in_flight_need_no_cache_and_no_company(name: str, buffer_size: int) -> None:
+    """Several blocks in flight: cached = uncached, batched = alone, in tokens and in every pass."""
+    generator = torch.Generator().manual_seed(buffer_size)
+    batch = [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in (0, 5, 8, 19)]
+    settings: dict[str, Any] = {"block_length": 8, "gen_length": 44, "semi_threshold": 0.5, "buffer_size": buffer_size}
+    params = GenerationParams(decoder=name.split()[0], trace=True, **MULTI_BLOCK[name], **settings)
+    llm = tiny_llm("moe")
+    cached = llm.generate(batch, params)
+    assert max(len({r.block for r in o.trace or [] if r.pass_number == n}) for o in cached for n in range(40)) > 1
+    recomputed = llm.generate(batch, replace(params, use_cache=False))
+    assert [essence(output) for output in cached] == [essence(output) for output in recomputed]
+    for index, prompt in enumerate(batch):
+        [alone] = llm.generate([prompt], replace(params, seed=index))
+        assert essence(alone) == essence(cached[index])
+
+
+def test_a_decoder_of_one_block_refuses_several() -> None:
+    with pytest.raises(GenerationError, match="hierarchical decodes one block at a time"):
+        tiny_llm("dense").generate([5], GenerationParams(decoder="hierarchical", buffer_size=2))
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)

@@ -61,6 +61,22 @@ class DecodingOptions:
         float | None,
         typer.Option(help="Confidence from which joint-threshold edits a token, 0 to 1.", rich_help_panel=_DECODING),
     ] = None
+    buffer_size: Annotated[
+        int, typer.Option(help="Most blocks in flight; 1 decodes one after another.", rich_help_panel=_DECODING)
+    ] = 1
+    add_threshold: Annotated[
+        float,
+        typer.Option(help="Share of the last block that is decoded before the next joins.", rich_help_panel=_DECODING),
+    ] = 0.1
+    stable_threshold: Annotated[
+        float, typer.Option(help="Share of its tokens that have stayed as they were.", rich_help_panel=_DECODING)
+    ] = 0.5
+    semi_threshold: Annotated[
+        float,
+        typer.Option(
+            help="Share of a block from which the one behind it promotes in every pass.", rich_help_panel=_DECODING
+        ),
+    ] = 0.9
     decoder_option: Annotated[
         list[str] | None,
         typer.Option(

@@ -6,6 +6,7 @@ from dmax.decoding.fixed_steps import FixedStepsDecoder
 from dmax.decoding.hierarchical import HierarchicalDecoder
 from dmax.decoding.joint_threshold import JointThresholdDecoder
 from dmax.decoding.mixing import input_embeddings
+from dmax.decoding.multi_block import MultiBlockRule, SlotView
 from dmax.decoding.prediction import Prediction, predict
 from dmax.decoding.registry import decoder_names, decoder_options, get_decoder
 from dmax.decoding.soft_parallel import SoftParallelDecoder
@@ -18,7 +19,9 @@ __all__ = [
     "FixedStepsDecoder",
     "HierarchicalDecoder",
     "JointThresholdDecoder",
+    "MultiBlockRule",
     "Prediction",
+    "SlotView",
     "SoftMix",
     "SoftParallelDecoder",
     "StepResult",

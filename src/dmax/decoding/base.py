@@ -45,6 +45,8 @@ class BlockState:
     mask_token_id: int
     mix: SoftMix | None = None
     """What the next pass reads at decoded positions; None where every position reads its own token."""
+    fallback: Tensor | None = None
+    """``(B,)`` bool, rows that turn at least one mask into a token even where none is confident; None: all rows."""
     memory: Tensor | None = None
     """``(B, M)``, whatever the decoder keeps for itself from pass to pass; None or zeros in a fresh block."""
 

@@ -26,6 +26,7 @@ class JointThresholdDecoder:
     """
 
     name: ClassVar[str] = "joint-threshold"
+    multi_block: ClassVar[bool] = True
     threshold: float = 0.95
     editing_threshold: float = 0.9
     max_post_steps: int = 16

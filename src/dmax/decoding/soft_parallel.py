@@ -31,6 +31,7 @@ class SoftParallelDecoder:
     """
 
     name: ClassVar[str] = "soft-parallel"
+    multi_block: ClassVar[bool] = True
     threshold: float = 0.5
     acceptance_threshold: float = 0.9
     top_k: int = 1
@@ -52,7 +53,7 @@ class SoftParallelDecoder:
         """Apply one pass; see :meth:`Decoder.step`."""
         top_k = self.top_k if self.soft else 1
         prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise, top_k=top_k)
-        promoted_BL = self._promote(prediction.confidence, state.masked)
+        promoted_BL = self._promote(prediction.confidence, state)
         masked_BL = state.masked ^ promoted_BL
         decoded_BL = state.active ^ masked_BL
         written_BL = decoded_BL if self.revise else promoted_BL
@@ -71,12 +72,17 @@ class SoftParallelDecoder:
             converged=converged_B,
         )
 
-    def _promote(self, confidence_BL: Tensor, masked_BL: Tensor) -> Tensor:
-        """Which masks become tokens (SPEC section 3.3): at least one in every row that has any."""
+    def _promote(self, confidence_BL: Tensor, state: BlockState) -> Tensor:
+        """Which masks become tokens (SPEC section 3.3): at least one in every row that has any and falls back."""
+        masked_BL = state.masked
         confident_BL = confidence_BL >= self.threshold
-        if not self.contiguous:
-            return masked_BL & (confident_BL | (rank_by_confidence(confidence_BL, masked_BL) == 0))
-        return masked_BL & leading_run(confident_BL, masked_BL)
+        if self.contiguous:
+            promoted_BL = masked_BL & leading_run(confident_BL, masked_BL)
+        else:
+            promoted_BL = masked_BL & (confident_BL | (rank_by_confidence(confidence_BL, masked_BL) == 0))
+        if state.fallback is not None:
+            promoted_BL = promoted_BL & (confident_BL | state.fallback[:, None])
+        return promoted_BL
 
     def _converged(
         self, confidence_BL: Tensor, active_BL: Tensor, masked_BL: Tensor, changed_BL: Tensor, passes_B: Tensor

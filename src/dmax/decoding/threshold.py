@@ -25,6 +25,7 @@ class ThresholdDecoder:
     """
 
     name: ClassVar[str] = "threshold"
+    multi_block: ClassVar[bool] = True
     threshold: float = 0.95
     steps: int | None = None
     temperature: float = 0.0
@@ -54,9 +55,11 @@ def confident_masks(state: BlockState, confidence: Tensor, threshold: float, ste
         steps: passes over which the block length is spread to give the quota; None for a quota of one.
 
     Returns:
-        ``(B, L)`` bool, at least one position of every row that has a mask.
+        ``(B, L)`` bool, at least one position of every row that has a mask and falls back.
     """
     length = state.tokens.shape[1]
     quota_B1 = pass_quota(length, steps or length, state.passes)
     due_BL = rank_by_confidence(confidence, state.masked) < quota_B1
+    if state.fallback is not None:
+        due_BL = due_BL & state.fallback[:, None]
     return state.masked & (due_BL | (confidence > threshold))

@@ -1,7 +1,7 @@
 """The engine: requests in, blocks out; every pass carries all sequences that can use it.
 
-A step is one forward. It carries the current block of every running sequence (with the block before it, where that has
-just become final) and, within a budget, chunks of the prompts of sequences that wait to run. Sequences stand at
+A step is one forward. It carries the blocks in flight of every running sequence (with those before them that have just
+become final) and, within a budget, chunks of the prompts of sequences that wait to run. Sequences stand at
 different blocks and passes, under different decoders; each converges, commits and ends by itself.
 
 Shape suffixes: B rows, L block positions, N packed positions, D hidden.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ class EngineCore:
         return updates
 
     def _forward(self, chunks: list[Chunk], rows: list[Sequence], groups: list[DecodeGroup]) -> Tensor:
-        """Hidden states of the rows' current blocks, ``(1, sum of L, D)`` in the order of the rows."""
+        """Hidden states of all blocks in flight, ``(1, sum of L, D)`` in the order of the rows."""
         embeds, spans, kept = [], [], []
         at = 0
         for chunk in chunks:
@@ -121,14 +122,14 @@ class EngineCore:
             at += chunk.end - chunk.start
         self.counters.prefilled += at
         blocks = (block for group in groups for block in group.embeddings())
-        for row, block_LD in zip(rows, blocks, strict=True):
-            length, start = row.params.block_length, min(row.stored, row.block_start)
+        for row in rows:
+            start = min(row.stored, row.block_start)
             if start < row.block_start:
                 embeds.append(self._embed(row.tokens[start : row.block_start]))
-            embeds.append(block_LD)
+            embeds += islice(blocks, row.open_blocks)
             spans.append(self._span(row, start, row.block_end))
             at += row.block_end - start
-            kept.append((at - length, at))
+            kept.append((at - (row.block_end - row.block_start), at))
         self.counters.steps += 1
         self.counters.positions += at
         if self._packed is None or self._packed[0] != spans:
@@ -166,7 +167,7 @@ class EngineCore:
             except Exception as error:  # a decoder of somebody's own: its requests fail, the others go on
                 for row in group.rows:
                     row.failure = error
-                    updates.append(Update(row, [], None, finished=True))
+                    updates.append(Update(row, [], [], finished=True))
                 continue
             results.append((group, result))
             for_host.append(host_B2L)
@@ -176,9 +177,9 @@ class EngineCore:
 
     @staticmethod
     def _split(groups: list[DecodeGroup], hidden_1ND: Tensor) -> Iterator[Tensor]:
-        sizes = [len(group.rows) * group.block_length for group in groups]
-        for group, part_1ND in zip(groups, hidden_1ND.split(sizes, 1), strict=True):
-            yield part_1ND.view(len(group.rows), group.block_length, -1)
+        parts = hidden_1ND.split([group.positions for group in groups], 1)
+        for group, part_1ND in zip(groups, parts, strict=True):
+            yield part_1ND.unflatten(1, (-1, group.block_length))[0]
 
     @staticmethod
     def _to_host(parts: list[Tensor]) -> Iterator[list[list[int]]]:

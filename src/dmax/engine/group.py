@@ -1,4 +1,6 @@
-"""Sequences that share a decoder and a block length, and the state of their current blocks.
+"""Sequences that share a decoder and a block length, and the state of their blocks in flight.
+
+Every block in flight is one row of the state; the rows of a sequence are neighbours, in the order of its blocks.
 
 Shape suffixes: B rows, L block positions, V vocabulary, D hidden.
 """
@@ -6,16 +8,20 @@ Shape suffixes: B rows, L block positions, V vocabulary, D hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from dmax.decoding import BlockState, Decoder, StepResult, input_embeddings
+from dmax.decoding import BlockState, Decoder, SlotView, StepResult, input_embeddings
 from dmax.engine.outputs import PassRecord
 from dmax.engine.sequence import Sequence
 from dmax.engine.states import join_rows, select_rows
 from dmax.models.llada2 import LLaDA2
+
+_FRESH = -1
+"""Stands for a block that begins, among the numbers of rows that go on."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +31,41 @@ class Update:
     sequence: Sequence
     final_ids: list[int]
     """Answer tokens that became final; they are never revised."""
-    record: PassRecord | None
-    """The pass, where somebody asked for records."""
+    records: list[PassRecord]
+    """The pass as every block in flight saw it, where somebody asked for it."""
     finished: bool
     """Whether the answer has ended, or was given up."""
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """A block in flight, on the host."""
+
+    sequence: Sequence
+    start: int
+    """Position of the block's first token."""
+    first_active: int
+    masks: int
+    """Positions that are still masks."""
+
+    @property
+    def active(self) -> int:
+        """Answer positions of the block."""
+        return self.sequence.params.block_length - self.first_active
+
+    @property
+    def decoded(self) -> float:
+        """Share of the answer positions that are no masks any more."""
+        return 1 - self.masks / self.active
+
+
 class DecodeGroup:
-    """Rows that step together. What a row is given never depends on the others.
+    """Sequences that step together. What one is given never depends on the others.
 
     Args:
         model: in eval mode.
-        decoder: the rule; it is given all rows at once.
-        block_length: of all rows.
+        decoder: the rule; it is given all blocks at once.
+        block_length: of all sequences.
     """
 
     def __init__(self, model: LLaDA2, decoder: Decoder, block_length: int) -> None:
@@ -45,18 +73,32 @@ class DecodeGroup:
         self.block_length = block_length
         self.rows: list[Sequence] = []
         self._model = model
+        self._lanes: list[_Lane] = []
         self._state: BlockState | None = None
 
+    @property
+    def positions(self) -> int:
+        """Positions of all blocks in flight."""
+        return len(self._lanes) * self.block_length
+
     def add(self, row: Sequence) -> None:
-        """Begin a sequence's current block, or go on with it where it was interrupted."""
-        fresh = self._fresh(row) if row.paused is None else row.paused
-        row.paused = None
+        """Begin a sequence's current block, or go on with its blocks where they were interrupted."""
         if self.decoder.temperature > 0 and row.generator is None:
             row.generator = torch.Generator(self._model.device).manual_seed(row.params.seed)
-        self._state = fresh if self._state is None else join_rows(self._state, fresh)
+        state = self._first_block(row) if row.paused is None else row.paused
+        row.paused = None
+        masks = state.masked.sum(1).tolist()
+        self._lanes += [self._lane(row, index, masks=count) for index, count in enumerate(masks)]
+        self._state = state if self._state is None else join_rows(self._state, state)
         self.rows.append(row)
 
-    def _fresh(self, row: Sequence) -> BlockState:
+    def _lane(self, row: Sequence, index: int, masks: int | None = None) -> _Lane:
+        """The ``index``-th block in flight of a sequence; by default all its answer positions are masks."""
+        first_active = 0 if index else row.first_active
+        fresh = self.block_length - first_active
+        return _Lane(row, row.block_start + index * self.block_length, first_active, fresh if masks is None else masks)
+
+    def _first_block(self, row: Sequence) -> BlockState:
         length, mask = self.block_length, self._model.config.mask_token_id
         block = row.tokens[row.block_start :] + [mask] * (length - row.first_active)
         active = [offset >= row.first_active for offset in range(length)]
@@ -64,46 +106,59 @@ class DecodeGroup:
         return BlockState.start(torch.tensor([block], device=device), torch.tensor([active], device=device), mask)
 
     def remove(self, rows: Rows[Sequence], *, pause: bool = False) -> None:
-        """Let rows go; ``pause`` leaves each the state of its block, so that it can be added again."""
-        leaving = set(map(id, rows))
-        kept = [place for place, row in enumerate(self.rows) if id(row) not in leaving]
-        if len(kept) == len(self.rows):
+        """Let sequences go; ``pause`` leaves each the state of its blocks, so that it can be added again."""
+        leaving = {id(row) for row in rows}
+        kept = [place for place, lane in enumerate(self._lanes) if id(lane.sequence) not in leaving]
+        if len(kept) == len(self._lanes):
             return
         assert self._state is not None
         if pause:
-            for place, row in enumerate(self.rows):
-                if id(row) in leaving:
-                    row.paused = select_rows(self._state, self._places([place]))
-        self.rows = [self.rows[place] for place in kept]
+            for row in rows:
+                own = [place for place, lane in enumerate(self._lanes) if lane.sequence is row]
+                row.paused = select_rows(self._state, self._places(own))
+        self.rows = [row for row in self.rows if id(row) not in leaving]
+        self._lanes = [self._lanes[place] for place in kept]
         self._state = select_rows(self._state, self._places(kept)) if kept else None
 
     def _places(self, places: list[int]) -> Tensor:
         return torch.tensor(places, dtype=torch.int64, device=self._model.device)
 
     def embeddings(self) -> Tensor:
-        """``(B, L, D)``, what the next pass reads at the rows' current blocks."""
+        """``(B, L, D)``, what the next pass reads at the blocks in flight."""
         assert self._state is not None
         return input_embeddings(self._state, self._model.model.word_embeddings.weight)
 
     def step(self, hidden_BLD: Tensor) -> tuple[StepResult, Tensor]:
-        """Apply the decoder to hidden states of the current blocks.
+        """Apply the decoder to hidden states of the blocks in flight.
 
         Returns:
-            The result, and ``(B, 2 + L)`` int64 with what the host needs of it: whether the row has converged, how many
-            tokens were revised, and the tokens.
+            The result, and ``(B, 2 + L)`` int64 with what the host needs of it: whether the block has converged, how
+            many tokens were revised, and the tokens.
         """
         assert self._state is not None
         logits_BLV = self._model.head(hidden_BLD)
         noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
-        result = self.decoder.step(logits_BLV, self._state, noise_BLV)
+        state = replace(self._state, fallback=self._fallback())
+        result = self.decoder.step(logits_BLV, state, noise_BLV)
         revisions_B1 = result.revised.sum(1, keepdim=True)
         return result, torch.cat([result.converged[:, None], revisions_B1, result.state.tokens], 1)
 
+    def _fallback(self) -> Tensor | None:
+        """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
+        if len(self._lanes) == len(self.rows):
+            return None
+        lanes = iter(self._lanes)
+        falls_back: list[bool] = []
+        for row in self.rows:
+            decoded = [lane.decoded for lane in islice(lanes, row.open_blocks)]
+            falls_back += row.blocks_rule.may_fall_back(decoded)
+        return torch.tensor(falls_back, device=self._model.device)
+
     def _gumbel_noise(self, logits_BLV: Tensor) -> Tensor:
-        """Standard Gumbel noise, every row from its own generator, so that no row's draws depend on the others."""
+        """Standard Gumbel noise, every sequence from its own generator, so that no draws depend on the others."""
         noise_BLV = torch.empty_like(logits_BLV, dtype=torch.float32)
-        for row, noise_LV in zip(self.rows, noise_BLV, strict=True):
-            noise_LV.exponential_(generator=row.generator)
+        for lane, noise_LV in zip(self._lanes, noise_BLV, strict=True):
+            noise_LV.exponential_(generator=lane.sequence.generator)
         return noise_BLV.log_().neg_()
 
     def take(self, result: StepResult, host_rows: list[list[int]], record_all: bool) -> list[Update]:
@@ -112,44 +167,94 @@ class DecodeGroup:
         Args:
             result: of :meth:`step`.
             host_rows: the tensor that :meth:`step` gave beside it, as lists.
-            record_all: whether every row's pass is recorded, or only those whose params ask for it.
+            record_all: whether every sequence's pass is recorded, or only those whose params ask for it.
         """
-        records = self._records(result, host_rows, record_all)
-        taken = []
-        for row, record, (converged, revisions, *tokens) in zip(self.rows, records, host_rows, strict=True):
+        for row in self.rows:
             row.passes += 1
+        records = self._records(result, host_rows, record_all)
+        updates: list[Update] = []
+        lanes: list[_Lane] = []
+        sources: list[int] = []
+        at = 0
+        for row in self.rows:
+            own = slice(at, at + row.open_blocks)
+            at = own.stop
+            update, after = self._take_one(row, self._lanes[own], host_rows[own], records[own])
+            updates.append(update)
+            for lane, place in after:
+                lanes.append(lane)
+                sources.append(_FRESH if place == _FRESH else own.start + place)
+        self._rearrange(replace(result.state, fallback=None), lanes, sources)
+        return updates
+
+    def _take_one(
+        self, row: Sequence, lanes: list[_Lane], host_rows: list[list[int]], records: list[PassRecord | None]
+    ) -> tuple[Update, list[tuple[_Lane, int]]]:
+        """One sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
+        config = self._model.config
+        slots: list[SlotView] = []
+        moved: list[_Lane] = []
+        for lane, (converged, revisions, *tokens) in zip(lanes, host_rows, strict=True):
+            answer = tokens[lane.first_active :]
+            masks = answer.count(config.mask_token_id)
+            before = lane.active - lane.masks
+            stability = 1 - revisions / before if before else 1.0
+            slots.append(SlotView(1 - masks / lane.active, stability, config.eos_token_id in answer, bool(converged)))
+            moved.append(replace(lane, masks=masks))
             row.revisions += revisions
-            if record is not None and row.params.trace:
-                row.trace.append(record)
-            final_ids = row.close_block(tokens) if converged else []
-            taken.append(Update(row, final_ids, record, row.ending is not None))
-        self._state = result.state
-        if any(converged for converged, *_ in host_rows):
-            # A row whose block has converged goes on with a block of masks; after the first, a block is all answer.
-            answer_BL = torch.ones_like(result.state.active)
-            self._state = result.state.restart(result.converged, result.state.tokens, answer_BL)
-        return taken
+        final = row.blocks_rule.final(slots)
+        made = [replace(record, final=index < final) for index, record in enumerate(records) if record is not None]
+        if row.params.trace:
+            row.trace += made
+        final_ids: list[int] = []
+        for _, _, *tokens in host_rows[:final]:
+            if row.ending is None:
+                final_ids += row.close_block(tokens)
+        after = list(zip(moved, range(len(moved)), strict=True))[final:]
+        end = row.block_start + len(after) * self.block_length
+        if not after or (row.blocks_rule.may_start_next(slots[final:]) and end < row.furthest_end):
+            after.append((self._lane(row, len(after)), _FRESH))
+        row.open_blocks = len(after)
+        return Update(row, final_ids, made, row.ending is not None), after
+
+    def _rearrange(self, state: BlockState, lanes: list[_Lane], sources: list[int]) -> None:
+        """Take the rows that go on, and fresh blocks of masks where blocks begin; those are all answer."""
+        self._lanes = lanes
+        rows = state.tokens.shape[0]
+        begins = [source == _FRESH for source in sources]
+        if len(sources) == rows and all(
+            new or source == place for place, (new, source) in enumerate(zip(begins, sources, strict=True))
+        ):
+            if any(begins):
+                begins_B = torch.tensor(begins, device=state.tokens.device)
+                state = state.restart(begins_B, state.tokens, torch.ones_like(state.active))
+            self._state = state
+            return
+        fresh = BlockState.start(state.tokens[:1], torch.ones_like(state.active[:1]), state.mask_token_id)
+        order = [rows if source == _FRESH else source for source in sources]
+        self._state = select_rows(join_rows(state, fresh), self._places(order))
 
     def _records(self, result: StepResult, host_rows: list[list[int]], record_all: bool) -> list[PassRecord | None]:
         """The records that somebody asked for; where nobody did, this costs nothing."""
-        wanted = [record_all or row.params.trace for row in self.rows]
+        wanted = [record_all or lane.sequence.params.trace for lane in self._lanes]
         if not any(wanted):
             return [None] * len(wanted)
         confidence, promoted, revised = (t.tolist() for t in (result.confidence, result.promoted, result.revised))
         return [
             PassRecord(
-                block=row.block_start // self.block_length,
-                start=row.block_start,
+                pass_number=lane.sequence.passes,
+                block=lane.start // self.block_length,
+                start=lane.start,
                 tokens=host_rows[place][2:],
                 confidence=confidence[place],
                 promoted=_offsets(promoted[place]),
                 revised=_offsets(revised[place]),
-                active=list(range(row.first_active, self.block_length)),
-                final=bool(host_rows[place][0]),
+                active=list(range(lane.first_active, self.block_length)),
+                final=False,
             )
             if asked
             else None
-            for place, (row, asked) in enumerate(zip(self.rows, wanted, strict=True))
+            for place, (lane, asked) in enumerate(zip(self._lanes, wanted, strict=True))
         ]
 
 

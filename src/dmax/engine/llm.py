@@ -133,8 +133,8 @@ class LLM:
                 if update.sequence.failure is not None:
                     raise update.sequence.failure
                 if on_pass is not None:
-                    assert update.record is not None
-                    on_pass(places[id(update.sequence)], update.record)
+                    for record in update.records:
+                        on_pass(places[id(update.sequence)], record)
 
 
 def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:

@@ -24,8 +24,8 @@ class RequestUpdate:
     request_id: str
     final_ids: list[int]
     """Answer tokens that became final in this step; they are never revised."""
-    record: PassRecord | None
-    """The pass, where the engine or the request's params ask for records."""
+    records: list[PassRecord]
+    """The pass as every block in flight saw it, where the engine or the request's params ask for records."""
     output: GenerationOutput | None
     """The whole answer, once it has ended."""
     failure: Exception | None
@@ -164,9 +164,9 @@ class LLMEngine:
             row = update.sequence
             if update.finished:
                 del self._sequences[row.request_id]
-            if update.finished or update.final_ids or update.record is not None:
+            if update.finished or update.final_ids or update.records:
                 output = None if row.ending is None else output_of(row)
-                updates.append(RequestUpdate(row.request_id, update.final_ids, update.record, output, row.failure))
+                updates.append(RequestUpdate(row.request_id, update.final_ids, update.records, output, row.failure))
         return updates
 
     def stats(self) -> EngineStats:

@@ -10,6 +10,8 @@ from typing import Any
 class PassRecord:
     """One denoising pass of one row. Offsets count from the first position of the block."""
 
+    pass_number: int
+    """Passes of the answer up to this one, from 1; blocks in flight together share it."""
     block: int
     """Index of the block, counted from absolute position 0 (so the prompt's blocks count too)."""
     start: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _PROBABILITIES = ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold")
+_JOINING = ("add_threshold", "stable_threshold", "semi_threshold")
 
 
 class GenerationError(ValueError):
@@ -43,6 +44,14 @@ class GenerationParams:
     """Tokens denoised together; the checkpoint was trained for one value (32 for the published ones)."""
     temperature: float = 0.0
     """0 decodes greedily; above 0 tokens are drawn (SPEC section 3.2)."""
+    buffer_size: int = 1
+    """Most blocks in flight; above 1 only with decoders that can carry it (SPEC section 9)."""
+    add_threshold: float = 0.1
+    """Share of the last block in flight that must be decoded before the next one joins, in [0, 1]."""
+    stable_threshold: float = 0.5
+    """Share of its decoded tokens that must have stayed as they were, in [0, 1]."""
+    semi_threshold: float = 0.9
+    """A block promotes in every pass only once the one before it is decoded beyond this share, in [0, 1]."""
     seed: int = 0
     """Seed of the draws. One object shared by a whole call gives row i the seed ``seed + i``."""
     stop: tuple[str, ...] = ()
@@ -53,10 +62,10 @@ class GenerationParams:
     """Whether the output carries a record of every pass."""
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length"):
+        for name in ("gen_length", "block_length", "buffer_size"):
             _require_int(name, getattr(self, name), minimum=1)
         _require_int("seed", self.seed, minimum=0)
-        for name in _PROBABILITIES:
+        for name in (*_PROBABILITIES, *_JOINING):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value <= 1):
                 raise GenerationError(f"{name} is {value!r}; it must be a number from 0 to 1.")
@@ -65,7 +74,7 @@ class GenerationParams:
                 f"temperature is {self.temperature!r}; it must be 0 (greedy) or a finite number above."
             )
         self._check_stop()
-        for name in (*_PROBABILITIES, "temperature"):
+        for name in (*_PROBABILITIES, *_JOINING, "buffer_size", "temperature"):
             if name in self.decoder_options:
                 raise GenerationError(f"decoder_options holds {name}; give it as the field of that name instead.")
 
@@ -74,6 +83,11 @@ class GenerationParams:
         if not all(isinstance(text, str) and text for text in stop):
             raise GenerationError(f"stop is {self.stop!r}; every stop string must be a string that is not empty.")
         object.__setattr__(self, "stop", stop)
+
+    def blocks_in_flight(self) -> dict[str, Any]:
+        """The settings of several blocks in flight, by name; none where there is one at a time."""
+        names = ("buffer_size", *_JOINING) if self.buffer_size > 1 else ()
+        return {name: getattr(self, name) for name in names}
 
     def decoder_arguments(self) -> dict[str, Any]:
         """The options given for the decoder, by name, without those left at their default."""

@@ -1,6 +1,6 @@
 """The engine without a cache: everything is run again in every pass. Slow; what the cache is held against.
 
-Shape suffixes: B rows, L block positions, T positions, D hidden.
+Shape suffixes: R sequences, B their blocks in flight, L block positions, T positions, D hidden.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ class UncachedCore(EngineCore):
         return torch.cat(parts, 1) if parts else torch.empty(1, 0, self.model.config.hidden_size)
 
     def _blocks(self, group: DecodeGroup) -> Tensor:
-        """Hidden states of a group's current blocks, ``(1, B * L, D)``."""
-        embeds_BLD, rows = group.embeddings(), group.rows
+        """Hidden states of a group's blocks in flight, ``(1, B * L, D)``."""
+        embeds_BLD, rows, length = group.embeddings(), group.rows, group.block_length
         device = embeds_BLD.device
-        starts = [row.block_start for row in rows]
-        end = max(starts) + group.block_length
-        # Shorter rows are filled up behind their block; block-causal attention keeps the filling out of sight.
+        end = max(row.block_end for row in rows)
+        # Shorter rows are filled up behind their blocks; block-causal attention keeps the filling out of sight.
         pad = self.model.config.pad_token_id
-        prefixes = [row.tokens[:start] + [pad] * (end - start) for row, start in zip(rows, starts, strict=True)]
-        embeds_BTD = self.model.embed(torch.tensor(prefixes, device=device))
-        rows_B1 = torch.arange(len(rows), device=device)[:, None]
-        block_BL = torch.tensor(starts, device=device)[:, None] + torch.arange(group.block_length, device=device)
-        embeds_BTD[rows_B1, block_BL] = embeds_BLD
+        prefixes = [row.tokens[: row.block_start] + [pad] * (end - row.block_start) for row in rows]
+        embeds_RTD = self.model.embed(torch.tensor(prefixes, device=device))
+        blocks = [
+            (index, row.block_start + i * length) for index, row in enumerate(rows) for i in range(row.open_blocks)
+        ]
+        rows_B1, starts_B1 = torch.tensor(blocks, device=device).T[..., None]
+        places_BL = starts_B1 + torch.arange(length, device=device)
+        embeds_RTD[rows_B1, places_BL] = embeds_BLD
         positions_1T = torch.arange(end, device=device)[None]
-        mask_1TT = block_causal_mask(positions_1T, positions_1T, group.block_length)
-        hidden_BTD = self.model(embeds_BTD, positions_1T.expand(len(rows), -1), mask_1TT)
-        return hidden_BTD[rows_B1, block_BL].flatten(0, 1)[None]
+        mask_1TT = block_causal_mask(positions_1T, positions_1T, length)
+        hidden_RTD = self.model(embeds_RTD, positions_1T.expand(len(rows), -1), mask_1TT)
+        return hidden_RTD[rows_B1, places_BL].flatten(0, 1)[None]

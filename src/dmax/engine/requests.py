@@ -53,6 +53,11 @@ class RequestReader:
         decode = None if self.tokenizer is None else self.tokenizer.decode
         stop_rule = StopRule(self.config.eos_token_id, params.gen_length, params.stop, decode)
         decoder = get_decoder(params.decoder, **params.decoder_arguments())
+        if params.buffer_size > 1 and not getattr(decoder, "multi_block", False):
+            raise GenerationError(
+                f"buffer_size is {params.buffer_size}, and {params.decoder} decodes one block at a time; leave it at "
+                "1, or take soft-parallel, threshold or joint-threshold."
+            )
         return Sequence(request_id, token_ids, params, stop_rule, decoder, started)
 
     def encode(self, request_id: str, prompt: Prompt) -> list[int]:
@@ -109,6 +114,7 @@ def output_of(row: Sequence) -> GenerationOutput:
             **_options(row.decoder, params),
             "gen_length": params.gen_length,
             "block_length": params.block_length,
+            **params.blocks_in_flight(),
             "temperature": params.temperature,
             "seed": params.seed,
             "stop": list(params.stop),

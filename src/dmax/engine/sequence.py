@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dmax.decoding import BlockState, Decoder
+from dmax.decoding import BlockState, Decoder, MultiBlockRule
 from dmax.engine.outputs import PassRecord
 from dmax.engine.pages import Key
 from dmax.engine.params import GenerationParams
@@ -37,6 +37,8 @@ class Sequence:
     revisions: int = 0
     """Times a pass changed a token that was decoded already."""
     trace: list[PassRecord] = field(default_factory=list)
+    open_blocks: int = 1
+    """Blocks in flight: the current one and those behind it that have begun."""
     ending: Ending | None = None
     failure: Exception | None = None
     """What its decoder raised; then there is no ending."""
@@ -46,12 +48,16 @@ class Sequence:
     keys: list[Key] = field(default_factory=list)
     """Keys of the first pages, as far as they are known to be final."""
     paused: BlockState | None = None
-    """The one row of a block whose decoding was interrupted."""
+    """The state of the blocks in flight, one row each, where decoding was interrupted."""
     generator: torch.Generator | None = None
     """Draws the noise of this sequence; None for greedy decoding."""
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
+        params = self.params
+        self.blocks_rule = MultiBlockRule(
+            params.buffer_size, params.add_threshold, params.stable_threshold, params.semi_threshold
+        )
 
     def decoding(self) -> Hashable:
         """Sequences of which this agrees can step together."""
@@ -65,8 +71,8 @@ class Sequence:
 
     @property
     def block_end(self) -> int:
-        """Position behind the current block."""
-        return self.block_start + self.params.block_length
+        """Position behind the last block in flight."""
+        return self.block_start + self.open_blocks * self.params.block_length
 
     @property
     def prompt_blocks_end(self) -> int:

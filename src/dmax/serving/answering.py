@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from dmax.decoding import DecoderError
-from dmax.engine import GenerationError, GenerationOutput, GenerationParams, RequestUpdate
+from dmax.engine import GenerationError, GenerationOutput, GenerationParams, PassRecord, RequestUpdate
 from dmax.engine.requests import Prompt
 from dmax.models import Tokenizer
 from dmax.serving.async_engine import AnswerStream, AsyncEngine
@@ -226,8 +226,7 @@ class Answering:
                 "block_length": params.block_length,
             }
             async for update in self._counted(stream):
-                if update.record is not None:
-                    record = update.record.to_dict()
+                for record in map(PassRecord.to_dict, update.records):
                     yield {"type": "pass", **record, "pieces": [piece(token_id) for token_id in record["tokens"]]}
                 if update.output is not None:
                     output = update.output.to_dict()

@@ -15,6 +15,17 @@ MAX_CHOICES = 16
 MAX_STOPS = 8
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+_PASSED_ON = (
+    "decoder",
+    "threshold",
+    "acceptance_threshold",
+    "low_threshold",
+    "editing_threshold",
+    "buffer_size",
+    "add_threshold",
+    "stable_threshold",
+    "semi_threshold",
+)
 
 
 class StreamOptions(BaseModel):
@@ -57,6 +68,10 @@ class Sampling(BaseModel):
     editing_threshold: Probability | None = None
     block_length: int | None = Field(default=None, ge=1, le=1024)
     decoder_options: dict[str, Any] | None = None
+    buffer_size: int | None = Field(default=None, ge=1, le=16)
+    add_threshold: Probability | None = None
+    stable_threshold: Probability | None = None
+    semi_threshold: Probability | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -89,11 +104,7 @@ class Sampling(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
         if len(stops) > MAX_STOPS or not all(stops):
             raise bad_request(f"stop takes up to {MAX_STOPS} strings, none of them empty.", "stop")
-        given = {
-            name: value
-            for name in ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold", "decoder")
-            if (value := getattr(self, name)) is not None
-        }
+        given = {name: value for name in _PASSED_ON if (value := getattr(self, name)) is not None}
         return GenerationParams(
             **given,
             decoder_options=self.decoder_options or {},

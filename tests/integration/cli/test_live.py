@@ -38,6 +38,7 @@ def ids(text: str) -> list[int]:
 
 def record(text: str, block: int = 0, **changes: Any) -> PassRecord:
     values: dict[str, Any] = {
+        "pass_number": 1,
         "block": block,
         "start": block * len(text),
         "tokens": ids(text),

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import tokenizers
 import torch
@@ -14,7 +21,7 @@ pytest.importorskip("fastapi")
 
 from fastapi.testclient import TestClient
 
-from dmax import LLM, LLaDA2, LLMEngine, ModelConfig, Tokenizer
+from dmax import LLM, LLaDA2, LLMEngine, ModelConfig, Tokenizer, save_model
 from dmax.models.llada2 import initialize
 from dmax.serving.app import ServerSettings, create_app
 
@@ -64,3 +71,49 @@ def serve(llm: LLM) -> Serve:
             yield client
 
     return running
+
+
+@pytest.fixture(scope="session")
+def checkpoint(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    save_model(llm.model, folder, tokenizer=llm.tokenizer)
+    return folder
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def start(checkpoint: Path) -> Start:
+    """Options of ``dmax serve`` -> a context with the process and a client of it."""
+
+    @contextmanager
+    def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-c", "from dmax.cli import main; main()", "serve", "--model", str(checkpoint)]
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--block-length", "8", "--model-name", "tiny", *options],
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+                deadline = time.monotonic() + 120
+                while not _is_ready(client):
+                    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                yield process, client
+        finally:
+            process.kill()
+            process.wait()
+
+    return running
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -2,70 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from dmax import LLM, save_model
-
-SLOW = {"messages": [{"role": "user", "content": "w7 w8"}], "decoder": "fixed-steps", "max_tokens": 200}
-
-
-@pytest.fixture(scope="session")
-def checkpoint(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tiny"
-    save_model(llm.model, folder, tokenizer=llm.tokenizer)
-    return folder
-
-
 Start = Callable[..., Any]
-
-
-@pytest.fixture
-def start(checkpoint: Path) -> Start:
-    """Options of ``dmax serve`` -> a context with the process and a client of it."""
-
-    @contextmanager
-    def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-c", "from dmax.cli import main; main()", "serve", "--model", str(checkpoint)]
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--block-length", "8", "--model-name", "tiny", *options],
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-                deadline = time.monotonic() + 120
-                while not _is_ready(client):
-                    assert process.poll() is None, process.stderr.read() if process.stderr else ""
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
-                yield process, client
-        finally:
-            process.kill()
-            process.wait()
-
-    return running
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+SLOW = {"messages": [{"role": "user", "content": "w7 w8"}], "decoder": "fixed-steps", "max_tokens": 200}
 
 
 def _gauge(client: httpx.Client, name: str) -> float:

@@ -121,10 +121,11 @@ def test_updates_tell_what_has_become_final(tiny_model: LLaDA2) -> None:
 def test_records_say_what_happened(tiny_model: LLaDA2) -> None:
     [row] = rows_with([(6, 3)], CountingDecoder(), trace=True)
     updates = run(tiny_model, [row])
-    assert [update.record for update in updates] == row.trace
+    assert [record for update in updates for record in update.records] == row.trace
     assert [(record.block, record.start, record.final) for record in row.trace] == (
         [(1, 4, False), (1, 4, True)] + [(2, 8, False)] * 3 + [(2, 8, True)]
     )
+    assert [record.pass_number for record in row.trace] == [1, 2, 3, 4, 5, 6]
     first, second, third = row.trace[:3]
     assert (first.tokens, first.promoted, first.active) == ([9, 9, 22, 1], [2], [2, 3])
     assert (second.tokens, second.promoted, second.revised) == ([9, 9, 22, 23], [3], [])
@@ -139,7 +140,7 @@ def test_nothing_is_recorded_unasked(tiny_model: LLaDA2) -> None:
     assert len(asking.trace) == 4
     assert silent.trace == []
     [row] = rows_with([(0, 4)], CountingDecoder())
-    assert all(update.record is not None for update in run(tiny_model, [row], record_passes=True))
+    assert all(len(update.records) == 1 for update in run(tiny_model, [row], record_passes=True))
     assert row.trace == []
 
 
@@ -188,3 +189,75 @@ def test_noise_is_standard_gumbel_and_each_rows_own(tiny_model: LLaDA2) -> None:
     first = together.noises[0]
     assert first is not None
     assert not torch.equal(first[0], first[1])
+
+
+@dataclass
+class ScriptedDecoder(CountingDecoder):
+    """Like its parent, but a follower that does not fall back waits; blocks converge when they are whole."""
+
+    name: str = "scripted"
+    multi_block: bool = True
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        result = super().step(logits, state, noise)
+        if state.fallback is None:
+            return result
+        goes_B1 = state.fallback[:, None]
+        masked = torch.where(goes_B1, result.state.masked, state.masked)
+        tokens = torch.where(goes_B1, result.state.tokens, state.tokens)
+        return replace(
+            result,
+            state=replace(result.state, tokens=tokens, masked=masked),
+            promoted=result.promoted & goes_B1,
+            converged=~masked.any(-1),
+        )
+
+
+def multi(prompt_length: int, gen_length: int, decoder: CountingDecoder, **rule: Any) -> Sequence:
+    params = GenerationParams(gen_length=gen_length, block_length=LENGTH, trace=True, **rule)
+    return Sequence("0", [9] * prompt_length, params, StopRule(EOS, gen_length), decoder)
+
+
+def test_blocks_in_flight_overlap_and_become_final_in_order(tiny_model: LLaDA2) -> None:
+    row = multi(0, 12, ScriptedDecoder(), buffer_size=2, add_threshold=0.5, semi_threshold=0.7)
+    updates = run(tiny_model, [row])
+    # Block 0 has one token a pass; block 1 joins after two and waits until block 0 has more than 0.7 of its tokens.
+    assert [(r.pass_number, r.block, len(r.promoted), r.final) for r in row.trace] == [
+        (1, 0, 1, False),
+        (2, 0, 1, False),
+        (3, 0, 1, False), (3, 1, 0, False),
+        (4, 0, 1, True), (4, 1, 1, False),
+        (5, 1, 1, False),
+        (6, 1, 1, False), (6, 2, 0, False),
+        (7, 1, 1, True), (7, 2, 1, False),
+        (8, 2, 1, False),
+        (9, 2, 1, False),
+        (10, 2, 1, True),
+    ]  # fmt: skip
+    assert (row.passes, row.nfe, row.blocks) == (10, 10, 3), "a pass counts once, however many blocks it carries"
+    assert [update.final_ids for update in updates if update.final_ids] == [[20, 21, 22, 23]] * 3
+    assert row.ending is not None
+    assert row.ending.token_ids == [20, 21, 22, 23] * 3
+
+
+def test_no_block_begins_behind_the_end_of_the_answer(tiny_model: LLaDA2) -> None:
+    row = multi(2, 5, ScriptedDecoder(), buffer_size=4, add_threshold=0.0, semi_threshold=0.0)
+    run(tiny_model, [row])
+    assert {record.block for record in row.trace} == {0, 1}
+    assert row.ending is not None
+    assert row.ending.token_ids == [22, 23, 20, 21, 22]
+
+
+@pytest.mark.parametrize("kind", [EngineCore, UncachedCore])
+def test_blocks_in_flight_are_interrupted_and_go_on_together(tiny_model: LLaDA2, kind: type[EngineCore]) -> None:
+    rule = {"buffer_size": 2, "add_threshold": 0.25, "semi_threshold": 0.2}
+    alone, crowded = ([multi(0, 16, ScriptedDecoder(), **rule) for _ in range(3)] for _ in range(2))
+    for row in alone:
+        run(tiny_model, [row], kind)
+    core = kind(tiny_model, pages=5, page_length=LENGTH, max_batch_size=8, prefill_tokens=64)
+    for row in crowded:
+        core.add(row)
+    while core.busy():
+        core.step()
+    assert core.scheduler.interruptions > 0
+    assert [row.trace for row in crowded] == [row.trace for row in alone]

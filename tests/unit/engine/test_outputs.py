@@ -8,8 +8,8 @@ from dataclasses import replace
 from dmax.engine import GenerationOutput, PassRecord
 
 RECORD = PassRecord(
-    block=1, start=4, tokens=[7, 8, 1, 1], confidence=[0.9, 0.8, 0.1, 0.1], promoted=[1], revised=[], active=[1, 2, 3],
-    final=False,
+    pass_number=3, block=1, start=4, tokens=[7, 8, 1, 1], confidence=[0.9, 0.8, 0.1, 0.1], promoted=[1], revised=[],
+    active=[1, 2, 3], final=False,
 )  # fmt: skip
 OUTPUT = GenerationOutput(
     text=None, token_ids=[8, 2], num_tokens=1, passes=2, nfe=3, blocks=1, revisions=0, tpf=1 / 3, tps=10.0, seconds=0.1,

@@ -1,0 +1,74 @@
+"""Several blocks in flight: which may start, which must promote, which are final (SPEC section 9; arXiv 2606.29215).
+
+A block is *active* from when it may start until it is final; then it is stored and leaves the front. Nothing here knows
+of tensors: a pass leaves a :class:`SlotView` of every active block, and the rule answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dmax.decoding.options import check_count, check_probability
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """What a pass has left of an active block."""
+
+    decoded: float
+    """Share of its answer positions that are no masks any more."""
+    stability: float
+    """Of the positions decoded before the pass and after it, the share whose token did not change; 1 if none."""
+    ended: bool
+    """Whether an EOS stands among its answer positions."""
+    converged: bool
+
+
+@dataclass(frozen=True)
+class MultiBlockRule:
+    """How many blocks are in flight, and when the next one may join.
+
+    Raises:
+        DecoderError: a value is out of range.
+    """
+
+    buffer_size: int = 1
+    """Most active blocks; 1 decodes one block after another."""
+    add_threshold: float = 0.1
+    """Share of the last active block that must be decoded before the next one starts."""
+    stable_threshold: float = 0.5
+    """Stability that the last active block must have before the next one starts."""
+    semi_threshold: float = 0.9
+    """A block whose predecessor is decoded beyond this share promotes in every pass, as the first one does."""
+
+    def __post_init__(self) -> None:
+        check_count("buffer_size", self.buffer_size, 1)
+        for name in ("add_threshold", "stable_threshold", "semi_threshold"):
+            check_probability(name, getattr(self, name))
+
+    def may_start_next(self, slots: Sequence[SlotView]) -> bool:
+        """Whether one more block may become active behind these, which are at least one."""
+        last = slots[-1]
+        return (
+            len(slots) < self.buffer_size
+            and last.decoded >= self.add_threshold
+            and last.stability >= self.stable_threshold
+            and not any(slot.ended for slot in slots)
+        )
+
+    def may_fall_back(self, decoded: Sequence[float]) -> list[bool]:
+        """Which active blocks promote a mask even where none is confident: the first, and those behind enough.
+
+        Args:
+            decoded: share of every active block that is decoded, first block first.
+        """
+        return [index == 0 or decoded[index - 1] > self.semi_threshold for index in range(len(decoded))]
+
+    @staticmethod
+    def final(slots: Sequence[SlotView]) -> int:
+        """How many blocks, from the first, are final: converged, and every block before them too."""
+        count = 0
+        while count < len(slots) and slots[count].converged:
+            count += 1
+        return count
