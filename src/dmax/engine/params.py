@@ -85,8 +85,8 @@ class GenerationParams:
         object.__setattr__(self, "stop", stop)
 
     def blocks_in_flight(self) -> dict[str, Any]:
-        """The settings of several blocks in flight, by name; none where there is one at a time."""
-        names = ("buffer_size", *_JOINING) if self.buffer_size > 1 else ()
+        """``buffer_size`` and, where it is above 1, the settings that matter then."""
+        names = ("buffer_size", *_JOINING) if self.buffer_size > 1 else ("buffer_size",)
         return {name: getattr(self, name) for name in names}
 
     def decoder_arguments(self) -> dict[str, Any]:
