@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from dmax.problems import Split, equations, problem, stress_problem
+from random import Random
+
+from dmax.problems import Split, equations, problem, reword, stress_problem
 from dmax.training.data import ChatEncoder, Example, chat_example
 
 
 class GsmSymbolic:
-    """Word problems as chat examples: the question asks, the worked solution is the response."""
+    """Word problems as chat examples: the question asks, the worked solution is the response.
 
-    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0) -> None:
+    Args:
+        tokenizer: of the model.
+        split: which problems.
+        seed: of the split.
+        reworded: whether solutions are said in words drawn anew (see :mod:`dmax.problems.wording`).
+    """
+
+    def __init__(
+        self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, *, reworded: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.split: Split = split
         self.seed = seed
+        self.reworded = reworded
 
     def example(self, index: int) -> Example:
         row = problem(self.split, index, self.seed)
-        return chat_example(self.tokenizer, row["question"], row["solution"])
+        solution = row["solution"]
+        if self.reworded:
+            solution = reword(solution, Random(f"wording {self.split} {self.seed} {index}"))
+        return chat_example(self.tokenizer, row["question"], solution)
 
 
 EASY_DIGITS = 3

@@ -54,6 +54,14 @@ class SourceSection(Section):
 
     source: Literal["gsm-symbolic", "arithmetic", "parallel-stress"]
     weight: float = Field(default=1.0, gt=0)
+    reworded: bool = False
+    """For ``gsm-symbolic``: solutions in words drawn anew."""
+
+    @model_validator(mode="after")
+    def _only_solutions_have_wording(self) -> SourceSection:
+        if self.reworded and self.source != "gsm-symbolic":
+            raise ValueError(f"reworded is for gsm-symbolic, not for {self.source}")
+        return self
 
 
 class BlockLengthStage(Section):

@@ -94,9 +94,6 @@ def _model(recipe: Recipe, tokenizer: Tokenizer) -> LLaDA2:
 
 
 def _source(section: SourceSection, tokenizer: Tokenizer) -> Source:
-    kinds: dict[str, type[GsmSymbolic | Arithmetic | ParallelStress]] = {
-        "gsm-symbolic": GsmSymbolic,
-        "arithmetic": Arithmetic,
-        "parallel-stress": ParallelStress,
-    }
-    return kinds[section.source](tokenizer)
+    if section.source == "gsm-symbolic":
+        return GsmSymbolic(tokenizer, reworded=section.reworded)
+    return Arithmetic(tokenizer) if section.source == "arithmetic" else ParallelStress(tokenizer)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from random import Random
 
 import pytest
 
 pytest.importorskip("reasoning_gym")
 
-from dmax.problems import KINDS, SPLIT_SEEDS, equations, keeps_to_the_rule, problem, stress_problem
+from dmax.problems import KINDS, SPLIT_SEEDS, equations, keeps_to_the_rule, problem, reword, stress_problem
 from dmax.problems.word_problems import CHUNK
 from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress
 
@@ -97,3 +99,22 @@ def test_a_stress_problem_becomes_a_chat_example() -> None:
     example = ParallelStress(CharTokenizer()).example(3)
     assert "".join(map(chr, example.token_ids[:-1])) == row["question"] + row["solution"]
     assert sum(example.supervised) == len(row["solution"]) + 1
+
+
+def test_other_words_keep_the_numbers_and_the_answer() -> None:
+    changed = 0
+    for index in range(300):
+        solution = problem("validation", index)["solution"]
+        other = reword(solution, Random(index))
+        assert re.findall(r"\d+", other) == re.findall(r"\d+", solution)
+        assert other.splitlines()[-1] == solution.splitlines()[-1]
+        assert other == reword(solution, Random(index))
+        changed += other != solution
+    assert changed > 250
+
+
+def test_reworded_examples_differ_from_the_template_and_not_from_run_to_run() -> None:
+    plain, reworded = GsmSymbolic(CharTokenizer()), GsmSymbolic(CharTokenizer(), reworded=True)
+    assert reworded.example(7) == reworded.example(7)
+    assert any(reworded.example(index) != plain.example(index) for index in range(5))
+    assert len({reworded.example(index).token_ids[:5] == plain.example(index).token_ids[:5] for index in range(9)}) == 1
