@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -10,9 +11,13 @@ import typer
 
 from dmax.cli.chat import chat
 from dmax.cli.errors import OneLineErrors
+from dmax.cli.evaluate import evaluate
 from dmax.cli.generate import generate
 from dmax.cli.info import info
 from dmax.cli.options import option_groups
+from dmax.cli.report import report
+from dmax.cli.serve import serve
+from dmax.cli.sweep import sweep
 from dmax.cli.tools import convert, train
 
 DISTRIBUTION = "dmax-llm"
@@ -25,8 +30,19 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate, chat, info, convert, train):
-    app.command()(option_groups(_command))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "chat": chat,
+    "serve": serve,
+    "info": info,
+    "eval": evaluate,
+    "sweep": sweep,
+    "report": report,
+    "convert": convert,
+    "train": train,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(option_groups(_command))
 
 
 def _print_version(wanted: bool) -> None:

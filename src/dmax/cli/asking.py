@@ -1,0 +1,144 @@
+"""What ``dmax eval`` and ``dmax sweep`` ask: tasks, rows, and how far they have come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dmax.cli.errors import CommandError, note, user_errors
+from dmax.cli.options import DecodingOptions
+
+if TYPE_CHECKING:
+    from dmax.engine import LLM
+    from dmax.evaluation.answerers import LocalAnswerer
+    from dmax.evaluation.runner import Standing, TaskData
+
+_ASKING = "What is asked"
+
+
+@dataclass(frozen=True)
+class AskingOptions:
+    """Which rows of which tasks, and how many at a time."""
+
+    tasks: Annotated[str, typer.Option(help="Names, parted by commas.", rich_help_panel=_ASKING)] = "gsm-symbolic"
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many rows of each task.", rich_help_panel=_ASKING)
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[TASK=]FILE",
+            help="A local file in place of the Hub's; name the task where there are several. Repeatable.",
+            rich_help_panel=_ASKING,
+        ),
+    ] = None
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.", rich_help_panel=_ASKING)
+    ] = False
+    batch_size: Annotated[int, typer.Option(help="Prompts in flight together.", rich_help_panel=_ASKING)] = 16
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CommandError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+
+
+def load_tasks(asking: AskingOptions, decoding: DecodingOptions) -> list[TaskData]:
+    """The tasks with their rows.
+
+    Raises:
+        CommandError: there is no such task, or its rows cannot be had.
+    """
+    wanted = list(dict.fromkeys(name.strip() for name in asking.tasks.split(",") if name.strip()))
+    if not wanted:
+        raise CommandError("--tasks names no task; give names parted by commas, such as gsm8k,math500.")
+    with evaluation_errors():
+        from dmax.evaluation.runner import TaskData
+        from dmax.evaluation.tasks import SandboxedTask, get_task, load_rows
+
+        tasks = [get_task(name) for name in wanted]
+        paths = _paths(asking.data or [], wanted)
+        asked = []
+        for task in tasks:
+            rows = load_rows(task, paths.get(task.name), asking.limit, decoding.seed, skip_bad=asking.skip_bad)
+            for problem in rows.skipped:
+                note(f"{task.name}: left out {problem}")
+            source = rows.source | ({"sandbox": task.isolation()} if isinstance(task, SandboxedTask) else {})
+            gen_length = task.gen_length if decoding.gen_length is None else decoding.gen_length
+            asked.append(TaskData(task, list(rows), source, gen_length))
+    return asked
+
+
+def _paths(files: list[str], wanted: list[str]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for given in files:
+        name, equals, path = given.partition("=")
+        if equals and name in wanted:
+            paths[name] = Path(path)
+        elif len(wanted) == 1:
+            paths[wanted[0]] = Path(given)
+        else:
+            raise CommandError(f"--data {given!r} must say which of {', '.join(wanted)} it is for: TASK=FILE.")
+    return paths
+
+
+def local_answerer(llm: LLM, name: str, decoding: DecodingOptions, batch_size: int) -> LocalAnswerer:
+    """A loaded model as one who answers.
+
+    Raises:
+        CommandError: a decoding option is out of range.
+    """
+    from dmax.cli.session import decoding_rule
+    from dmax.evaluation.answerers import LocalAnswerer
+
+    rule = decoding_rule(decoding)
+    llm.max_batch_size = batch_size
+    options: dict[str, Any] = asdict(rule.decoder) if is_dataclass(rule.decoder) else {}
+    return LocalAnswerer(llm, rule.params, name, options)
+
+
+@contextmanager
+def evaluation_errors() -> Iterator[None]:
+    """Bad input in one sentence, and a missing extra named."""
+    try:
+        with user_errors():
+            yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "dmax":
+            raise
+        raise CommandError(
+            f"this needs the eval extra ({error.name or error} is not installed): pip install 'dmax-llm[eval]'."
+        ) from error
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[Standing], None]]:
+    """A bar a task, with the accuracy and the TPF so far."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[standing]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(standing: Standing) -> None:
+            if standing.task not in bars:
+                bars[standing.task] = progress.add_task(standing.task, total=standing.total, standing="")
+            text = f"{standing.right / standing.done:.1%} right" if standing.done else ""
+            text += f" · {standing.tpf:.2f} TPF" if standing.tpf is not None else ""
+            progress.update(bars[standing.task], completed=standing.done, standing=text)
+
+        yield show

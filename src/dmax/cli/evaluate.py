@@ -1,0 +1,130 @@
+"""``dmax eval``: benchmarks answered, graded and counted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
+from dmax.cli.errors import note
+from dmax.cli.options import DecodingOptions, ModelOptions
+from dmax.cli.session import load_llm
+
+if TYPE_CHECKING:
+    from dmax.evaluation.answerers import Answerer
+
+_SERVER = "A model that is served"
+
+
+def evaluate(
+    model: ModelOptions,
+    asking: AskingOptions,
+    decoding: DecodingOptions,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the results; the same command goes on with what is there."),
+    ] = None,
+    describe: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Show a task's prompt and grading, and stop.")
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="Measure a server instead, such as http://localhost:8000/v1.", rich_help_panel=_SERVER),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Its key.", rich_help_panel=_SERVER)
+    ] = None,
+) -> None:
+    """Measure accuracy and tokens per forward on benchmarks.
+
+    Writes results.json and every answer into a folder, and prints a table.
+    """
+    if describe is not None:
+        _describe(describe)
+        return
+    tasks = load_tasks(asking, decoding)
+    folder = Path("runs") / "eval" / _run_name(model, decoding, base_url) if out is None else out
+    with evaluation_errors():
+        from dmax.evaluation.runner import evaluate as run
+
+        if base_url is None:
+            answerer: Answerer = local_answerer(load_llm(model), model.model, decoding, asking.batch_size)
+        else:
+            answerer = _server(base_url, api_key, model, decoding, asking.batch_size)
+        try:
+            with progress_bars() as show:
+                results = run(tasks, answerer, folder, seed=decoding.seed, command=sys.argv, on_progress=show)
+        except KeyboardInterrupt:
+            note(f"Stopped; the same command goes on with what is in {folder}.")
+            raise typer.Exit(130) from None
+    if results is None:
+        note(f"This process is done; the last one writes {folder / 'results.json'}.")
+    else:
+        Console().print(_table(results))
+        note(f"Results and every answer: {folder}")
+
+
+def _server(
+    base_url: str, api_key: str | None, model: ModelOptions, decoding: DecodingOptions, concurrency: int
+) -> Answerer:
+    from dmax.evaluation.answerers import RemoteAnswerer
+
+    given = {
+        "decoder": decoding.decoder if decoding.decoder != DecodingOptions.decoder else None,
+        "threshold": decoding.threshold,
+        "acceptance_threshold": decoding.acceptance_threshold,
+        "low_threshold": decoding.low_threshold,
+        "editing_threshold": decoding.editing_threshold,
+        "block_length": decoding.block_length if decoding.block_length != DecodingOptions.block_length else None,
+        "buffer_size": decoding.buffer_size if decoding.buffer_size > 1 else None,
+        "stop": list(decoding.stop) if decoding.stop else None,
+    }
+    answerer = RemoteAnswerer(
+        base_url,
+        model.model,
+        api_key=api_key,
+        concurrency=concurrency,
+        temperature=decoding.temperature,
+        extra={name: value for name, value in given.items() if value is not None},
+    )
+    answerer.check()
+    return answerer
+
+
+def _run_name(model: ModelOptions, decoding: DecodingOptions, base_url: str | None) -> str:
+    threshold = "" if decoding.threshold is None else f"-{decoding.threshold:g}"
+    return f"{'served-' if base_url else ''}{Path(model.model).name or 'model'}-{decoding.decoder}{threshold}"
+
+
+def _describe(name: str) -> None:
+    with evaluation_errors():
+        from dmax.evaluation.tasks import describe, get_task
+
+        typer.echo(describe(get_task(name)))
+
+
+def _table(results: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("task", no_wrap=True)
+    for heading in ("rows", "right", "95 %", "TPF", "pooled", "NFE", "tokens", "tok/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, task in results["tasks"].items():
+        metrics = task["metrics"]
+        low, high = metrics["accuracy_ci95"]
+        table.add_row(
+            name,
+            str(metrics["n"]),
+            f"{metrics['accuracy']:.1%}",
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            *(_number(metrics[key]) for key in ("tpf_mean", "tpf_pooled", "nfe_mean", "tokens_mean", "tps")),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"

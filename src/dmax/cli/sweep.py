@@ -1,0 +1,126 @@
+"""``dmax sweep``: accuracy against speed, over decoders, thresholds and models."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
+from dmax.cli.errors import CommandError, note
+from dmax.cli.options import DecodingOptions, ModelOptions
+from dmax.cli.session import decoding_rule, load_llm
+
+if TYPE_CHECKING:
+    from dmax.engine import LLM
+    from dmax.evaluation.runner import TaskData
+    from dmax.evaluation.sweep import Setting
+
+_SWEPT = "What is swept"
+THRESHOLDS = "0.99,0.95,0.9,0.8,0.7,0.5,0.3,0"
+
+
+def sweep(
+    model: ModelOptions,
+    asking: AskingOptions,
+    decoding: DecodingOptions,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the sweep; the same command goes on with what is there.")
+    ] = Path("runs/sweep"),
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL:]DECODER[=T,T,…]",
+            help="A decoder and its thresholds, on a model other than --model if named. Repeatable.",
+            rich_help_panel=_SWEPT,
+        ),
+    ] = None,
+    thresholds: Annotated[
+        str, typer.Option(help="Thresholds of decoders that name none of their own.", rich_help_panel=_SWEPT)
+    ] = THRESHOLDS,
+    tolerance: Annotated[
+        float, typer.Option(help="Accuracy points that the recommended setting may lose.", rich_help_panel=_SWEPT)
+    ] = 1.0,
+) -> None:
+    """Measure accuracy against tokens per forward over a range of settings.
+
+    Writes curves, the AUP of every method and a recommended setting; goes on point by point after an interruption.
+    """
+    if tolerance < 0:
+        raise CommandError(f"--tolerance is {tolerance:g}; it must be 0 or more accuracy points.")
+    settings = _settings(over or [decoding.decoder], model, decoding, thresholds)
+    tasks = load_tasks(asking, decoding)
+    with evaluation_errors():
+        from dmax.evaluation.sweep import run_sweep
+
+        try:
+            page = run_sweep(
+                settings,
+                out,
+                _Points(tasks, model, decoding, asking.batch_size),
+                shared=_shared(tasks, decoding, asking.batch_size, model),
+                tolerance_points=tolerance,
+                on_point=lambda setting, finished: None if finished else note(setting.folder_name),
+            )
+        except KeyboardInterrupt:
+            note(f"Stopped; the same command goes on with what is in {out}.")
+            raise typer.Exit(130) from None
+    typer.echo(page.read_text(encoding="utf-8"), nl=False)
+
+
+def _settings(over: list[str], model: ModelOptions, decoding: DecodingOptions, thresholds: str) -> list[Setting]:
+    """Every point, its decoder and threshold checked before anything is loaded."""
+    from dmax.evaluation.sweep import Setting
+
+    settings = []
+    for given in over:
+        method, _, own = given.partition("=")
+        name, colon, decoder = method.rpartition(":")
+        for value in (own or thresholds).split(","):
+            try:
+                threshold = float(value)
+            except ValueError as error:
+                raise CommandError(f"{value!r} in {given!r} is no threshold; write MODEL:DECODER=0.95,0.5.") from error
+            decoding_rule(replace(decoding, decoder=decoder, threshold=threshold))
+            settings.append(Setting(name if colon else model.model, decoder, threshold))
+    return settings
+
+
+def _shared(tasks: list[TaskData], decoding: DecodingOptions, batch_size: int, model: ModelOptions) -> dict[str, Any]:
+    rule = decoding_rule(replace(decoding, threshold=None))
+    return {
+        "tasks": {data.task.name: {"version": data.task.version, "rows": data.digest()} for data in tasks},
+        "gen_length": {data.task.name: data.gen_length for data in tasks},
+        "block_length": rule.params.block_length,
+        "temperature": rule.params.temperature,
+        "seed": decoding.seed,
+        "dtype": model.dtype,
+        "batch_size": batch_size,
+    }
+
+
+class _Points:
+    """Runs one setting after another; a model stays loaded until another one is asked for."""
+
+    def __init__(self, tasks: list[TaskData], model: ModelOptions, decoding: DecodingOptions, batch_size: int) -> None:
+        self._tasks = tasks
+        self._model = model
+        self._decoding = decoding
+        self._batch_size = batch_size
+        self._loaded: tuple[str, LLM] | None = None
+
+    def __call__(self, setting: Setting, folder: Path) -> None:
+        from dmax.evaluation.runner import evaluate
+
+        decoding = replace(self._decoding, decoder=setting.decoder, threshold=setting.threshold)
+        answerer = local_answerer(self._llm(setting.model), setting.model, decoding, self._batch_size)
+        with progress_bars() as show:
+            evaluate(self._tasks, answerer, folder, seed=decoding.seed, command=sys.argv, on_progress=show)
+
+    def _llm(self, name: str) -> LLM:
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = name, load_llm(replace(self._model, model=name))
+        return self._loaded[1]

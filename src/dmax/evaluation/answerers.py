@@ -1,0 +1,251 @@
+"""Where answers come from: a model in this process, or a server that speaks the OpenAI protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from dmax.engine import LLM, GenerationOutput, GenerationParams
+from dmax.models.source import list_tensors, resolve
+
+_HASHED_WHOLE = 4 * 2**30
+"""Weights up to this many bytes are hashed whole; of larger ones the headers and sizes are."""
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_ATTEMPTS = 5
+
+
+class AnswererError(ValueError):
+    """A server that cannot be measured as asked."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and its cost; counts are None where a server does not tell them."""
+
+    text: str | None
+    num_tokens: int | None
+    """EOS not counted."""
+    passes: int | None
+    nfe: int | None
+    blocks: int | None
+    revisions: int | None
+    seconds: float
+    """Wall time from asking to having it, in a batch with others."""
+    finish_reason: str | None
+    error: str | None = None
+    """Why there is no answer; None where there is one."""
+
+    @classmethod
+    def failed(cls, error: str, seconds: float) -> Answer:
+        """A generation that raised: recorded, and counted as wrong."""
+        return cls(None, None, None, None, None, None, seconds, None, error)
+
+
+class Answerer(Protocol):
+    """Answers prompts, a batch at a time."""
+
+    batch_size: int
+    """Prompts in flight together."""
+
+    def answer(self, prompts: Sequence[str], seeds: Sequence[int], gen_length: int) -> list[Answer]:
+        """One answer of at most ``gen_length`` tokens a prompt, in order; each draws with its own seed, if at all."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """``model``, ``decoder`` and ``params`` (but for ``gen_length``), as a results file states them."""
+        ...
+
+
+class LocalAnswerer:
+    """A model in this process.
+
+    Args:
+        llm: the model.
+        params: how it decodes.
+        name: the model as the user named it.
+        options: the decoder's options as they take effect.
+    """
+
+    def __init__(self, llm: LLM, params: GenerationParams, name: str, options: dict[str, Any]) -> None:
+        self.llm = llm
+        self.params = params
+        self.name = name
+        self.options = options
+        self.batch_size = llm.max_batch_size
+
+    def answer(self, prompts: Sequence[str], seeds: Sequence[int], gen_length: int) -> list[Answer]:
+        started = time.perf_counter()
+        params = [replace(self.params, seed=seed, gen_length=gen_length) for seed in seeds]
+        try:
+            outputs = self.llm.generate([LLM.chat_prompt(prompt) for prompt in prompts], params)
+            return [_answer(output) for output in outputs]
+        except Exception as error:  # whatever it is, it belongs to the row that caused it
+            if len(prompts) == 1:
+                return [Answer.failed(_one_line(error), time.perf_counter() - started)]
+            return [self.answer([prompt], [seed], gen_length)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": {
+                "name": self.name,
+                "hash": weights_hash(self.name),
+                "dtype": str(self.llm.model.dtype).removeprefix("torch."),
+                "device": str(self.llm.model.device),
+            },
+            "decoder": self.params.decoder,
+            "params": {
+                **self.options,
+                "block_length": self.params.block_length,
+                **self.params.blocks_in_flight(),
+                "temperature": self.params.temperature,
+                "stop": list(self.params.stop),
+            },
+        }
+
+
+class RemoteAnswerer:
+    """A server with ``/v1/chat/completions``: ours, or any other that speaks the protocol.
+
+    Args:
+        base_url: as the ``openai`` client takes it, ending in ``/v1``.
+        model: the name the server knows.
+        api_key: sent as a bearer token, if given.
+        concurrency: requests in flight together.
+        temperature: 0 for greedy decoding.
+        extra: further fields of the request body, such as ``decoder`` and ``threshold``.
+        timeout: seconds that one request may take.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 8,
+        temperature: float = 0.0,
+        extra: dict[str, Any] | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        import httpx
+
+        self.model = model
+        self.base_url = base_url.rstrip("/")
+        self.batch_size = concurrency
+        self.settings = {"temperature": temperature, **(extra or {})}
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._client = httpx.Client(headers=headers, timeout=timeout)
+        self._failures = httpx.HTTPError
+
+    def check(self) -> None:
+        """Make sure that the server is there and knows the model.
+
+        Raises:
+            AnswererError: it is not, or does not.
+        """
+        try:
+            reply = self._client.get(f"{self.base_url}/models", timeout=10)
+        except self._failures as error:
+            raise AnswererError(f"{self.base_url} does not answer ({_one_line(error)}); check --base-url.") from error
+        if reply.status_code in (401, 403):
+            raise AnswererError(f"{self.base_url} refuses the API key (HTTP {reply.status_code}); check --api-key.")
+        if reply.status_code >= 400:
+            raise AnswererError(f"{self.base_url}/models answers HTTP {reply.status_code}; --base-url must end in /v1.")
+
+    def answer(self, prompts: Sequence[str], seeds: Sequence[int], gen_length: int) -> list[Answer]:
+        with ThreadPoolExecutor(self.batch_size) as pool:
+            return list(pool.map(partial(self._ask, gen_length), prompts, seeds))
+
+    def _ask(self, gen_length: int, prompt: str, seed: int) -> Answer:
+        body = {
+            "model": self.model,
+            "messages": LLM.chat_prompt(prompt),
+            "max_tokens": gen_length,
+            **self.settings,
+            **({"seed": seed} if self.settings["temperature"] else {}),
+        }
+        started = time.perf_counter()
+        problem = ""
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(min(2.0**attempt, 30.0))
+            try:
+                reply = self._client.post(f"{self.base_url}/chat/completions", json=body)
+            except self._failures as error:
+                problem = _one_line(error)
+                continue
+            if reply.status_code == 200:
+                return _remote_answer(reply.json(), time.perf_counter() - started)
+            problem = f"HTTP {reply.status_code}: {reply.text[:200]}"
+            if reply.status_code not in _RETRIED:
+                break
+        return Answer.failed(problem, time.perf_counter() - started)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": {"name": self.model, "hash": None, "dtype": None, "device": None, "base_url": self.base_url},
+            "decoder": self.settings.get("decoder", "as served"),
+            "params": {key: value for key, value in self.settings.items() if key != "decoder"},
+        }
+
+
+def weights_hash(name: str | Path) -> str:
+    """Fingerprint of a checkpoint's weight files.
+
+    ``sha256:`` covers every byte; of more than 4 GiB, ``sha256-headers:`` covers the safetensors headers and sizes.
+    """
+    files = sorted({tensor.file for tensor in list_tensors(resolve(name)).values()})
+    sizes = [file.stat().st_size for file in files]
+    whole = sum(sizes) <= _HASHED_WHOLE
+    digest = hashlib.sha256()
+    for file, size in zip(files, sizes, strict=True):
+        with file.open("rb") as stream:
+            if whole:
+                while chunk := stream.read(2**22):
+                    digest.update(chunk)
+            else:
+                header = int.from_bytes(stream.read(8), "little")
+                digest.update(stream.read(header) + size.to_bytes(8, "little"))
+    return f"sha256{'' if whole else '-headers'}:{digest.hexdigest()}"
+
+
+def _answer(output: GenerationOutput) -> Answer:
+    return Answer(
+        text=output.text,
+        num_tokens=output.num_tokens,
+        passes=output.passes,
+        nfe=output.nfe,
+        blocks=output.blocks,
+        revisions=output.revisions,
+        seconds=output.seconds,
+        finish_reason=output.finish_reason,
+    )
+
+
+def _remote_answer(body: dict[str, Any], seconds: float) -> Answer:
+    try:
+        [choice] = body["choices"]
+        text = choice["message"]["content"]
+    except (KeyError, TypeError, ValueError):
+        return Answer.failed(f"the reply is no chat completion: {str(body)[:200]}", seconds)
+    usage, cost = body.get("usage") or {}, body.get("dmax") or {}
+    return Answer(
+        text=text or "",
+        num_tokens=cost.get("num_tokens", usage.get("completion_tokens")),
+        passes=cost.get("passes"),
+        nfe=cost.get("nfe"),
+        blocks=cost.get("blocks"),
+        revisions=cost.get("revisions"),
+        seconds=seconds,
+        finish_reason=choice.get("finish_reason"),
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -1,0 +1,289 @@
+"""One evaluation: every row answered, graded and on disk before the next batch, then one results file.
+
+A folder holds ``settings.json`` (what the run is), a ``samples-<task>.jsonl`` a task (one object a row, in order once
+the task is complete) and ``results.json`` (metrics, and everything needed to run it again), which appears when every
+task is complete. Several processes share the rows of a run by their rank; each writes a part of its own, and the last
+to finish puts the parts together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dmax.evaluation.answerers import Answer, Answerer
+from dmax.evaluation.metrics import summarize
+from dmax.evaluation.provenance import describe_process
+from dmax.evaluation.tasks.base import Row, Task
+
+SETTINGS, RESULTS = "settings.json", "results.json"
+FORMAT = 1
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be run, or not into this folder."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task and the rows it is asked on."""
+
+    task: Task
+    rows: list[Row]
+    source: dict[str, Any]
+    """Where the rows come from, as the results state it."""
+    gen_length: int
+    """Most tokens of an answer."""
+
+    def digest(self) -> str:
+        """Fingerprint of the rows; two runs with the same one were asked the same questions."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps(dict(row), sort_keys=True, default=str).encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows this process answers."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Share:
+        """As ``torchrun`` and its like describe it: ``RANK`` and ``WORLD_SIZE``."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a task has come, for a progress bar."""
+
+    task: str
+    done: int
+    total: int
+    right: int
+    tpf: float | None
+    """Mean over the answers so far."""
+
+
+def evaluate(
+    tasks: Sequence[TaskData],
+    answerer: Answerer,
+    folder: Path,
+    *,
+    seed: int,
+    command: Sequence[str],
+    share: Share | None = None,
+    on_progress: Callable[[Standing], None] = lambda standing: None,
+) -> dict[str, Any] | None:
+    """Answer and grade what the folder does not hold yet.
+
+    Args:
+        tasks: what to ask.
+        answerer: who answers.
+        folder: made if need be; one that holds the same run is taken up where it stopped.
+        seed: of the draws where answers are drawn (row i draws with ``seed + i``), and of the bootstrap.
+        command: written into the results.
+        share: the rows of this process; by default as the environment says.
+        on_progress: called after every batch.
+
+    Returns:
+        What went into ``results.json``; None where other processes still work on their rows.
+
+    Raises:
+        EvaluationError: the folder belongs to another run.
+    """
+    share = Share.from_environment() if share is None else share
+    description = answerer.describe()
+    settings = {
+        **description,
+        "seed": seed,
+        "processes": share.world,
+        "tasks": {
+            data.task.name: {"version": data.task.version, "gen_length": data.gen_length, "rows": data.digest()}
+            for data in tasks
+        },
+    }
+    _claim(folder, settings)
+    for data in tasks:
+        _TaskRun(data, answerer, folder, share, seed).run(on_progress)
+    if not all(_join_parts(folder, data, share.world) for data in tasks):
+        return None
+    results = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        **describe_process(),
+        **description,
+        "seed": seed,
+        "tasks": {
+            data.task.name: {
+                "version": data.task.version,
+                "gen_length": data.gen_length,
+                "data": {**data.source, "rows": len(data.rows), "digest": data.digest()},
+                "metrics": _metrics(folder, data.task.name, answerer.batch_size, share.world, seed),
+            }
+            for data in tasks
+        },
+    }
+    _write_whole(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return results
+
+
+class _TaskRun:
+    """One process's rows of one task."""
+
+    def __init__(self, data: TaskData, answerer: Answerer, folder: Path, share: Share, seed: int) -> None:
+        self.data = data
+        self.answerer = answerer
+        self.seed = seed
+        self.mine = range(share.rank, len(data.rows), share.world)
+        self.path = _part(folder, data.task.name, share)
+        whole = _whole(folder, data.task.name)
+        self.samples = [s for s in read_samples(whole if whole.exists() else self.path) if s["index"] in self.mine]
+
+    def run(self, on_progress: Callable[[Standing], None]) -> None:
+        done = {sample["index"] for sample in self.samples}
+        todo = [index for index in self.mine if index not in done]
+        on_progress(self._standing())
+        if not todo:
+            return
+        _write_whole(self.path, "".join(_line(sample) for sample in self.samples))  # drops what broke off half-written
+        with self.path.open("a", encoding="utf-8") as file:
+            for start in range(0, len(todo), self.answerer.batch_size):
+                batch = self._answer(todo[start : start + self.answerer.batch_size])
+                file.write("".join(_line(sample) for sample in batch))
+                file.flush()
+                self.samples += batch
+                on_progress(self._standing())
+
+    def _answer(self, indices: list[int]) -> list[dict[str, Any]]:
+        task = self.data.task
+        rows = [self.data.rows[index] for index in indices]
+        prompts = [task.prompt(row) for row in rows]
+        started = time.perf_counter()
+        answers = self.answerer.answer(prompts, [self.seed + index for index in indices], self.data.gen_length)
+        wall_share = (time.perf_counter() - started) / len(indices)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            graded = list(pool.map(partial(_grade, task), rows, answers))
+        return [
+            {
+                "index": index,
+                "id": task.row_id(row, index),
+                "prompt": prompt,
+                "reference": task.reference(row),
+                "correct": correct,
+                **asdict(answer),
+                "wall_share": wall_share,
+            }
+            for index, row, prompt, (answer, correct) in zip(indices, rows, prompts, graded, strict=True)
+        ]
+
+    def _standing(self) -> Standing:
+        costs = [sample["num_tokens"] / sample["nfe"] for sample in self.samples if sample["nfe"]]
+        right = sum(sample["correct"] for sample in self.samples)
+        tpf = sum(costs) / len(costs) if costs else None
+        return Standing(self.data.task.name, len(self.samples), len(self.mine), right, tpf)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The samples of a file, without a last line that broke off half-written; none where there is no file.
+
+    Raises:
+        EvaluationError: a line is no sample.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    samples = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            sample = json.loads(line)
+            samples.append((sample["index"], sample))
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{path} line {number} is no sample of ours; choose another --out.") from error
+    return [sample for _, sample in samples]
+
+
+def _grade(task: Task, row: Row, answer: Answer) -> tuple[Answer, bool]:
+    """A grader that raises is a fault of ours, but no reason to lose the answer or the run."""
+    if answer.text is None:
+        return answer, False
+    try:
+        return answer, task.grade(row, answer.text)
+    except Exception as error:
+        return replace(answer, error=f"grading raised {type(error).__name__}: {error}"), False
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder this run's, or make sure that it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS
+    if path.exists():
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise EvaluationError(f"{path} cannot be read; choose another --out.") from error
+        different = [key for key in settings | held if settings.get(key) != held.get(key)]
+        if different:
+            raise EvaluationError(
+                f"{folder} holds a run with another {' and '.join(different)}; choose another --out, "
+                "or give the settings of that run to take it up."
+            )
+    elif any(folder.iterdir()) and not any(file.name.startswith(SETTINGS) for file in folder.iterdir()):
+        raise EvaluationError(f"{folder} holds other files and no run of ours; choose another --out.")
+    else:
+        _write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _join_parts(folder: Path, data: TaskData, world: int) -> bool:
+    """Whether every row is answered; the process that sees the last part complete writes the whole file."""
+    whole = _whole(folder, data.task.name)
+    if len(read_samples(whole)) == len(data.rows):
+        return True
+    parts = [_part(folder, data.task.name, Share(rank, world)) for rank in range(world)]
+    samples = {sample["index"]: sample for part in parts for sample in read_samples(part)}
+    if len(samples) < len(data.rows):
+        return False
+    _write_whole(whole, "".join(_line(samples[index]) for index in sorted(samples)))
+    for part in parts:
+        if part != whole:
+            part.unlink(missing_ok=True)
+    return True
+
+
+def _metrics(folder: Path, name: str, batch_size: int, world: int, seed: int) -> dict[str, Any]:
+    """Metrics of a complete task; processes work at the same time, so the slowest one's time counts."""
+    samples = read_samples(_whole(folder, name))
+    walls = [sum(sample["wall_share"] for sample in samples if sample["index"] % world == r) for r in range(world)]
+    return summarize(samples, wall_seconds=max(walls), batch_size=batch_size * world, seed=seed)
+
+
+def _whole(folder: Path, task: str) -> Path:
+    return folder / f"samples-{task}.jsonl"
+
+
+def _part(folder: Path, task: str, share: Share) -> Path:
+    return _whole(folder, task) if share.world == 1 else folder / f"samples-{task}.{share.rank}-of-{share.world}.jsonl"
+
+
+def _line(sample: dict[str, Any]) -> str:
+    return json.dumps(sample, ensure_ascii=False) + "\n"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """All of the file or nothing, also where the process dies meanwhile and where several write the same."""
+    partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial_file.write_text(text, encoding="utf-8")
+    partial_file.replace(path)

@@ -1,0 +1,155 @@
+"""``dmax eval`` and ``dmax sweep`` as a user runs them, on a tiny model and a few rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("math_verify")
+
+SETTINGS = ("--gen-length", "16", "--block-length", "8")
+ROWS = [{"question": f"w{3 + i} w7", "answer": f"w9\n#### {i}"} for i in range(10)]
+
+
+@pytest.fixture
+def rows(write_lines: Callable[..., Path]) -> Path:
+    return write_lines(*ROWS, name="rows.jsonl")
+
+
+def arguments(checkpoints: Any, rows: Path, out: Path, *more: object) -> list[object]:
+    return ["--model", checkpoints.chat, "--tasks", "gsm8k", "--data", rows, "--out", out, *SETTINGS, *more]
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "samples-gsm8k.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "wall_share")} for line in lines]
+
+
+def test_an_evaluation_leaves_everything_needed_to_run_it_again(
+    invoke: Callable[..., Any], checkpoints: Any, rows: Path, tmp_path: Path
+) -> None:
+    result = invoke("eval", *arguments(checkpoints, rows, tmp_path / "run", "--threshold", 0.3, "--batch-size", 4))
+    assert result.exit_code == 0
+    assert "gsm8k" in result.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["model"]["hash"].startswith("sha256:")
+    assert results["model"]["dtype"] == "float32"
+    assert (results["decoder"], results["params"]["threshold"]) == ("soft-parallel", 0.3)
+    assert results["params"]["acceptance_threshold"] == 0.9, "defaults are stated"
+    task = results["tasks"]["gsm8k"]
+    assert (task["metrics"]["n"], task["gen_length"], task["metrics"]["batch_size"]) == (10, 16, 4)
+    assert task["data"]["rows"] == 10
+    written = samples(tmp_path / "run")
+    assert [sample["index"] for sample in written] == list(range(10))
+    assert written[0]["prompt"] == "w3 w7\nLet's think step by step"
+
+
+def test_the_batch_changes_nothing(invoke: Callable[..., Any], checkpoints: Any, rows: Path, tmp_path: Path) -> None:
+    for size in (1, 4):
+        invoke("eval", *arguments(checkpoints, rows, tmp_path / str(size), "--batch-size", size))
+    assert samples(tmp_path / "1") == samples(tmp_path / "4")
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(
+    invoke: Callable[..., Any], checkpoints: Any, rows: Path, tmp_path: Path
+) -> None:
+    invoke("eval", *arguments(checkpoints, rows, tmp_path / "whole", "--batch-size", 1))
+    broken = tmp_path / "broken"
+    command = [str(a) for a in arguments(checkpoints, rows, broken, "--batch-size", 1)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from dmax.cli import main; main()", "eval", *command],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    file = broken / "samples-gsm8k.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.exists() and file.read_bytes().count(b"\n") >= 2):
+        assert time.monotonic() < deadline
+        if process.poll() is not None:
+            break
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    result = invoke("eval", *arguments(checkpoints, rows, broken, "--batch-size", 1))
+    assert result.exit_code == 0
+    assert samples(broken) == samples(tmp_path / "whole")
+
+
+def test_bad_input_is_one_sentence(refusal: Callable[..., str], checkpoints: Any, rows: Path, tmp_path: Path) -> None:
+    assert "Did you mean 'gsm8k'" in refusal("eval", "--tasks", "gsm8", "--model", checkpoints.chat)
+    assert "--limit is 0" in refusal("eval", *arguments(checkpoints, rows, tmp_path / "x", "--limit", 0))
+    assert "must say which" in refusal("eval", "--tasks", "gsm8k,asdiv", "--data", rows)
+    rows.write_text(rows.read_text() + '{"question": "w3"}\n')
+    assert "line 11" in refusal("eval", *arguments(checkpoints, rows, tmp_path / "y"))
+    assert not (tmp_path / "y").exists()
+
+
+def test_bad_rows_are_left_out_on_request_and_named(
+    invoke: Callable[..., Any], checkpoints: Any, rows: Path, tmp_path: Path
+) -> None:
+    rows.write_text("not json\n" + rows.read_text())
+    result = invoke("eval", *arguments(checkpoints, rows, tmp_path / "run", "--skip-bad"))
+    assert result.exit_code == 0
+    assert "line 1" in result.stderr
+    assert len(samples(tmp_path / "run")) == 10
+
+
+def test_another_run_is_not_mixed_in(
+    invoke: Callable[..., Any], refusal: Callable[..., str], checkpoints: Any, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    invoke("eval", *arguments(checkpoints, rows, out, "--limit", 2))
+    assert "another params" in refusal("eval", *arguments(checkpoints, rows, out, "--limit", 2, "--threshold", 0.1))
+    assert "another tasks" in refusal("eval", *arguments(checkpoints, rows, out, "--limit", 3))
+
+
+def test_a_prompt_that_does_not_fit_is_a_recorded_failure(
+    invoke: Callable[..., Any], checkpoints: Any, write_lines: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = write_lines({"question": "w3 " * 60, "answer": "#### 1"}, *ROWS[:2], name="long.jsonl")
+    result = invoke("eval", *arguments(checkpoints, rows, tmp_path / "run"))
+    assert result.exit_code == 0
+    first, *others = samples(tmp_path / "run")
+    assert "exceeds this model's limit" in first["error"]
+    assert not any(other["error"] for other in others)
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]["gsm8k"]["metrics"]
+    assert (metrics["n"], metrics["failed"]) == (3, 1)
+
+
+def test_a_task_is_described(invoke: Callable[..., Any]) -> None:
+    text = invoke("eval", "--describe", "gsm8k").stdout
+    assert "Let's think step by step" in text
+    assert "version 1" in text
+
+
+def test_a_sweep_goes_on_point_by_point_and_is_reported(
+    invoke: Callable[..., Any], refusal: Callable[..., str], checkpoints: Any, rows: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "sweep"
+    over = ["--over", "threshold=0.9,0.3", "--over", "soft-parallel=0.5"]
+    result = invoke("sweep", *arguments(checkpoints, rows, out, "--limit", 4, *over))
+    assert result.exit_code == 0
+    assert "AUP" in result.stdout
+    points = sorted(path.parent.name for path in out.glob("*/results.json"))
+    assert len(points) == 3
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
+    more = invoke("sweep", *arguments(checkpoints, rows, out, "--limit", 4, *over, "--over", "hierarchical=0.9"))
+    assert more.exit_code == 0
+    assert len(list(out.glob("*/results.json"))) == 4
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()), "finished points are kept"
+    for name in ("accuracy-tpf", "accuracy-tps"):
+        assert (out / f"{name}.png").stat().st_size > 10_000
+        assert (out / f"{name}.svg").read_text().startswith("<?xml")
+    report = invoke("report", *(out / name for name in points))
+    assert report.exit_code == 0
+    assert report.stdout.count("| ") > 10
+    assert "is no threshold" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "threshold=high"))

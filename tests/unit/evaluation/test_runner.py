@@ -1,0 +1,170 @@
+"""Evaluations that break off, go on, share their rows, and never lose one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmax.evaluation.answerers import Answer
+from dmax.evaluation.runner import EvaluationError, Share, TaskData, evaluate, read_samples
+
+
+class Adding:
+    """A task whose rows ask for a sum."""
+
+    name = "adding"
+    version = 1
+    description = "Sums."
+    gen_length = 8
+    source = None
+
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        return f"{row['a']}+{row['b']}"
+
+    def reference(self, row: Mapping[str, Any]) -> str:
+        return str(row["a"] + row["b"])
+
+    def grade(self, row: Mapping[str, Any], text: str) -> bool:
+        if text == "raise":
+            raise RuntimeError("no such grade")
+        return text == self.reference(row)
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def row_id(self, row: Mapping[str, Any], index: int) -> str:
+        return f"row-{index}"
+
+
+class Calculator:
+    """Answers sums; what ``wrong`` names is answered otherwise, and after ``patience`` batches it is interrupted."""
+
+    def __init__(self, wrong: Mapping[str, str] | None = None, patience: int = 10**9, batch_size: int = 4) -> None:
+        self.wrong = wrong or {}
+        self.patience = patience
+        self.batch_size = batch_size
+        self.asked: list[str] = []
+        self.seeds: list[int] = []
+
+    def answer(self, prompts: Sequence[str], seeds: Sequence[int], gen_length: int) -> list[Answer]:
+        if self.patience == 0:
+            raise KeyboardInterrupt
+        self.patience -= 1
+        self.asked += prompts
+        self.seeds += seeds
+        return [self._one(prompt) for prompt in prompts]
+
+    def _one(self, prompt: str) -> Answer:
+        text = self.wrong.get(prompt, str(sum(map(int, prompt.split("+")))))
+        if text == "fail":
+            return Answer.failed("GenerationError: too long", 0.1)
+        return Answer(text, num_tokens=6, passes=2, nfe=3, blocks=1, revisions=1, seconds=0.5, finish_reason="stop")
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": {"name": "calculator"}, "decoder": "sums", "params": {}}
+
+
+def asked(rows: int = 10) -> list[TaskData]:
+    return [TaskData(Adding(), [{"a": i, "b": 2 * i} for i in range(rows)], {"kind": "test"}, gen_length=8)]
+
+
+def run(folder: Path, calculator: Calculator, rows: int = 10, **settings: Any) -> dict[str, Any] | None:
+    return evaluate(asked(rows), calculator, folder, **{"seed": 5, "command": ["dmax", "eval"], **settings})
+
+
+def without_times(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in sample.items() if k != "wall_share"} for sample in read_samples(path)]
+
+
+def test_every_row_is_answered_graded_and_counted(tmp_path: Path) -> None:
+    calculator = Calculator({"3+6": "10"})
+    results = run(tmp_path, calculator)
+    assert results is not None
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    metrics = results["tasks"]["adding"]["metrics"]
+    assert (metrics["n"], metrics["accuracy"], metrics["tpf_mean"]) == (10, 0.9, 2.0)
+    assert calculator.seeds == list(range(5, 15))
+    samples = read_samples(tmp_path / "samples-adding.jsonl")
+    assert [sample["index"] for sample in samples] == list(range(10))
+    assert [sample["id"] for sample in samples if not sample["correct"]] == ["row-3"]
+    assert samples[3]["reference"] == "9"
+    assert {"command", "versions", "hardware", "git_commit", "seed", "decoder", "params"} <= results.keys()
+
+
+def test_a_generation_or_a_grader_that_raises_counts_as_wrong(tmp_path: Path) -> None:
+    results = run(tmp_path, Calculator({"1+2": "fail", "2+4": "raise"}))
+    assert results is not None
+    metrics = results["tasks"]["adding"]["metrics"]
+    assert (metrics["n"], metrics["accuracy"]) == (10, 0.8)
+    errors = {s["id"]: s["error"] for s in read_samples(tmp_path / "samples-adding.jsonl") if s["error"]}
+    assert errors == {"row-1": "GenerationError: too long", "row-2": "grading raised RuntimeError: no such grade"}
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"index": 4, "id": "row', b"garbage"])
+def test_a_run_goes_on_where_it_broke_off(tmp_path: Path, torn: bytes) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(whole, Calculator({"3+6": "10"}))
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, Calculator({"3+6": "10"}, patience=1))
+    assert not (broken / "results.json").exists()
+    with (broken / "samples-adding.jsonl").open("ab") as file:
+        file.write(torn)
+    rest = Calculator({"3+6": "10"})
+    assert run(broken, rest) is not None
+    assert len(rest.asked) == 6, "what was answered is not asked again"
+    name = "samples-adding.jsonl"
+    assert without_times(broken / name) == without_times(whole / name)
+
+
+def test_a_complete_run_is_not_asked_again(tmp_path: Path) -> None:
+    first = run(tmp_path, Calculator())
+    again = Calculator()
+    second = run(tmp_path, again)
+    assert first is not None
+    assert second is not None
+    assert again.asked == []
+    assert first["tasks"] == second["tasks"]
+
+
+def test_processes_share_the_rows_and_the_last_one_joins_them(tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    run(alone, Calculator())
+    calculators = [Calculator() for _ in range(3)]
+    results = [run(shared, c, share=Share(rank, 3)) for rank, c in enumerate(calculators)]
+    assert results[:2] == [None, None]
+    assert results[2] is not None
+    assert sorted(len(c.asked) for c in calculators) == [3, 3, 4]
+    name = "samples-adding.jsonl"
+    assert without_times(shared / name) == without_times(alone / name)
+    assert sorted(path.name for path in shared.iterdir()) == ["results.json", name, "settings.json"]
+    assert results[2]["tasks"]["adding"]["metrics"]["batch_size"] == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"seed": 6}, "seed"), ({"rows": 9}, "tasks"), ({"share": Share(0, 2)}, "processes")]
+)
+def test_the_folder_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    run(tmp_path, Calculator())
+    before = (tmp_path / "samples-adding.jsonl").read_bytes()
+    with pytest.raises(EvaluationError, match=named):
+        run(tmp_path, Calculator(), **change)
+    assert (tmp_path / "samples-adding.jsonl").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(EvaluationError, match="choose another --out"):
+        run(tmp_path, Calculator())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_line_that_is_no_sample_is_reported(tmp_path: Path) -> None:
+    run(tmp_path, Calculator())
+    path = tmp_path / "samples-adding.jsonl"
+    path.write_bytes(b"[]\n" + path.read_bytes())
+    with pytest.raises(EvaluationError, match="line 1"):
+        run(tmp_path, Calculator())
