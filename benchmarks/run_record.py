@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dmax import LLaDA2
+from dmax.evaluation.provenance import describe_process
 
 
 def describe_run() -> dict[str, Any]:
-    """The command, the machine and the versions of this process."""
-    return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "machine": {
-            "processor": _processor(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "system": platform.platform(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
+    """The command, the machine, the versions and the commit of this process."""
+    return {"command": " ".join([Path(sys.executable).name, *sys.argv]), **describe_process()}
 
 
 def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
@@ -51,12 +40,3 @@ def report(result: dict[str, Any], path: Path | None) -> None:
     print(text)
     if path is not None:
         path.write_text(text + "\n", encoding="utf-8")
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dmax.cli.errors import CommandError, note, user_errors
+from dmax.cli.errors import CommandError, needs_extra, note, user_errors
 from dmax.cli.options import DecodingOptions
 
 if TYPE_CHECKING:
@@ -108,15 +108,8 @@ def local_answerer(llm: LLM, name: str, decoding: DecodingOptions, batch_size: i
 @contextmanager
 def evaluation_errors() -> Iterator[None]:
     """Bad input in one sentence, and a missing extra named."""
-    try:
-        with user_errors():
-            yield
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == "dmax":
-            raise
-        raise CommandError(
-            f"this needs the eval extra ({error.name or error} is not installed): pip install 'dmax-llm[eval]'."
-        ) from error
+    with needs_extra("eval", "this"), user_errors():
+        yield
 
 
 @contextmanager

@@ -55,6 +55,19 @@ def user_errors() -> Iterator[None]:
         raise CommandError(f"{where}{error.strerror or error}.") from error
 
 
+@contextmanager
+def needs_extra(extra: str, work: str) -> Iterator[None]:
+    """Say in one sentence which extra a command lacks, where an import fails."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "dmax":
+            raise
+        raise CommandError(
+            f"{work} needs the {extra} extra ({error.name or error} is not installed): pip install 'dmax-llm[{extra}]'."
+        ) from error
+
+
 def report(message: str) -> None:
     """Print one error line on stderr."""
     line = Text.assemble(("Error: ", "bold red"), " ".join(message.split()))

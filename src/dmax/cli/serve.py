@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dmax.cli.errors import CommandError, note, user_errors
+from dmax.cli.errors import CommandError, needs_extra, note, user_errors
 from dmax.cli.options import ModelOptions
 from dmax.cli.session import load_llm
 
@@ -63,16 +63,10 @@ def serve(
     memory = _bytes(kv_memory)
     if timeout <= 0:
         raise CommandError(f"--timeout is {timeout:g}; it must be more than 0 seconds.")
-    try:
+    with needs_extra("serve", "serving"):
         import uvicorn
 
         from dmax.serving.app import ServerSettings, create_app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "dmax":
-            raise
-        raise CommandError(
-            f"serving needs the serve extra ({error.name} is not installed): pip install 'dmax-llm[serve]'."
-        ) from error
     listener = _listen(host, port)
     llm = load_llm(model)
     if llm.tokenizer is None:

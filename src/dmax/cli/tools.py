@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dmax.cli.errors import CommandError, choose, note, user_errors
+from dmax.cli.errors import choose, needs_extra, note, user_errors
 
 
 def convert(
@@ -44,15 +44,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
 ) -> None:
     """Train a model by a recipe."""
-    try:
+    with needs_extra("train", "training"):
         from dmax.evaluation.word_problems import validator
         from dmax.training.run import run_recipe
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "dmax":
-            raise
-        raise CommandError(
-            f"training needs the train extra ({error.name} is not installed): pip install 'dmax-llm[train]'."
-        ) from error
     try:
         with user_errors():
             weights = run_recipe(recipe, output, resume, validator)
