@@ -19,6 +19,7 @@ from dmax.cli.report import report
 from dmax.cli.serve import serve
 from dmax.cli.sweep import sweep
 from dmax.cli.tools import convert, train
+from dmax.cli.visualize import visualize
 
 DISTRIBUTION = "dmax-llm"
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
+    "visualize": visualize,
     "serve": serve,
     "info": info,
     "eval": evaluate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from random import SystemRandom
@@ -20,6 +20,7 @@ from dmax.serving.async_engine import AnswerStream, AsyncEngine
 from dmax.serving.errors import ApiError, bad_request, timed_out
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.protocol import ChatRequest, CompletionRequest, Sampling
+from dmax.serving.replay import piece_reader
 from dmax.serving.streaming import TextStream
 
 _RANDOM = SystemRandom()
@@ -217,13 +218,15 @@ class Answering:
         params = replace(self._params(request), trace=True)
         token_ids = self._encode([message.as_turn() for message in request.messages])
         stream = await self._submit(token_ids, params)
-        piece = _pieces(self.tokenizer)
+        piece = piece_reader(self.tokenizer)
         async with self._in_time([stream]):
             yield {
                 "type": "start",
                 "prompt_ids": token_ids,
                 "prompt_pieces": [piece(token_id) for token_id in token_ids],
                 "block_length": params.block_length,
+                "eos_token_id": self.tokenizer.special_id("eos_token"),
+                "mask_token_id": self.tokenizer.special_id("mask_token"),
             }
             async for update in self._counted(stream):
                 for record in map(PassRecord.to_dict, update.records):
@@ -331,15 +334,3 @@ def _cost(*outputs: GenerationOutput) -> dict[str, Any]:
 
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _pieces(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """The text of single tokens, for drawing: special tokens by their name."""
-    known: dict[int, str] = {}
-
-    def piece(token_id: int) -> str:
-        if token_id not in known:
-            known[token_id] = tokenizer.decode([token_id]) or tokenizer.pipeline.id_to_token(token_id) or ""
-        return known[token_id]
-
-    return piece

@@ -28,6 +28,7 @@ from dmax.serving.answering import Answering, Limits
 from dmax.serving.async_engine import AsyncEngine
 from dmax.serving.errors import ApiError
 from dmax.serving.metrics import ServerMetrics
+from dmax.serving.pages import add_pages
 from dmax.serving.protocol import ChatRequest, CompletionRequest
 
 logger = logging.getLogger("dmax.serving.access")
@@ -78,6 +79,7 @@ def create_app(engine: LLMEngine, tokenizer: Tokenizer, settings: ServerSettings
     _add_error_handlers(app)
     _add_api(app, answering, metrics, settings)
     _add_trace(app, answering, settings)
+    add_pages(app)
     app.add_middleware(_Gate, settings=settings, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(

@@ -1,0 +1,91 @@
+"""The page at ``/`` and the files it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+
+from dmax.decoding import DecoderError, decoder_names
+from dmax.decoding.registry import decoder_options
+from dmax.serving.replay import TEMPLATE, WEB, template
+
+_INDEX = "index.html"
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+_OPTIONS = ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold")
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # A browser keeps the files and asks each time whether they still hold; so an upgrade shows at once.
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass(frozen=True)
+class _File:
+    content: bytes
+    headers: dict[str, str]
+
+
+def add_pages(app: FastAPI) -> None:
+    """Serve the page at ``/`` and its files under ``/web/``."""
+    served = {name: _file(name, content) for name, content in _contents().items()}
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return _reply(request, served[_INDEX])
+
+    @app.api_route("/web/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def file(request: Request, name: str) -> Response:
+        if name not in served:
+            raise HTTPException(404)
+        return _reply(request, served[name])
+
+
+def _contents() -> dict[str, bytes]:
+    """Every file by name: those of the package, and the two that are made from it."""
+    shipped = {entry.name: entry.read_bytes() for entry in WEB.iterdir() if entry.is_file()}
+    return {
+        **shipped,
+        TEMPLATE: template().encode(),
+        "decoders.json": json.dumps(_decoders()).encode(),
+    }
+
+
+def _decoders() -> list[dict[str, Any]]:
+    """The decoders there are, with the defaults of the options that the page lets people set."""
+    decoders = []
+    for name in decoder_names():
+        try:
+            options = decoder_options(name)
+        except DecoderError:  # another package's, and broken
+            continue
+        decoders.append({"name": name, "options": {key: options[key] for key in _OPTIONS if key in options}})
+    return decoders
+
+
+def _file(name: str, content: bytes) -> _File:
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    return _File(content, {**_HEADERS, "Content-Type": _CONTENT_TYPES[PurePath(name).suffix], "ETag": tag})
+
+
+def _reply(request: Request, file: _File) -> Response:
+    held = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if file.headers["ETag"] in held or "*" in held:
+        return Response(status_code=304, headers=file.headers)
+    return Response(file.content, headers=file.headers)

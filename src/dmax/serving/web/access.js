@@ -1,0 +1,64 @@
+/* What the server tells about itself, and the key that it may ask for. */
+
+const STORE = "dmax.key";
+
+const stored = () => {
+  try {
+    return sessionStorage.getItem(STORE) ?? "";
+  } catch {
+    return "";
+  }
+};
+
+let key = stored();
+
+/** Keep a key for this tab. */
+function keep(value) {
+  key = value;
+  try {
+    sessionStorage.setItem(STORE, value);
+  } catch { /* then it lasts as long as the page */ }
+}
+
+/** Let a person type a key into the dialog; `refused` is the server's sentence about the last one. */
+function askForKey(page, refused) {
+  page.keyNote.classList.toggle("error", Boolean(refused));
+  if (refused) page.keyNote.textContent = refused;
+  page.keyDialog.oncancel = (event) => event.preventDefault();
+  if (!page.keyDialog.open) page.keyDialog.showModal();
+  return new Promise((resolve) => {
+    page.keyForm.onsubmit = (event) => {
+      event.preventDefault();
+      if (!page.key.value.trim()) return;
+      keep(page.key.value.trim());
+      page.keyDialog.close();
+      resolve();
+    };
+  });
+}
+
+/** The model served; asks for a key as often as the server wants one. */
+export async function modelFacts(page) {
+  for (let isRepeated = false; ; isRepeated = true) {
+    const reply = await fetch("v1/models", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+    const body = await reply.json();
+    if (reply.ok) return body.data[0];
+    if (reply.status !== 401) throw new Error(body.error?.message ?? `the server answers with status ${reply.status}.`);
+    await askForKey(page, isRepeated || key ? "That key was not accepted; give another one." : "");
+  }
+}
+
+/** Decoders and their options, as the server has them. */
+export async function decoderFacts() {
+  const reply = await fetch("web/decoders.json");
+  if (!reply.ok) throw new Error(`the server does not tell its decoders (status ${reply.status}).`);
+  return reply.json();
+}
+
+/** Where passes come from. A browser cannot send headers with a WebSocket, so the key goes into the address. */
+export function traceAddress() {
+  const address = new URL("v1/trace", location.href);
+  address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  if (key) address.searchParams.set("api_key", key);
+  return address.href;
+}

@@ -1,0 +1,166 @@
+/* The page: asks, shows, stops, begins anew. */
+
+import { decoderFacts, modelFacts, traceAddress } from "./access.js";
+import { Turn } from "./conversation.js";
+import { showIntro } from "./intro.js";
+import { Settings } from "./settings.js";
+import { Connection } from "./socket.js";
+
+const byId = (id) => document.getElementById(id);
+const page = {
+  model: byId("model"), state: byId("state"), fresh: byId("fresh"), openSettings: byId("open-settings"),
+  intro: byId("intro"), headline: document.querySelector("#intro h2"), examples: byId("examples"), legend: byId("legend"),
+  turns: byId("turns"), composer: byId("composer"), problem: byId("problem"), prompt: byId("prompt"), rule: byId("rule"),
+  compare: byId("compare"), second: byId("second"), secondDecoder: byId("second-decoder"),
+  secondThreshold: byId("second-threshold"), send: byId("send"), stop: byId("stop"),
+  drawer: byId("settings"), settingsForm: byId("settings-form"), fields: byId("fields"), defaults: byId("defaults"),
+  keyDialog: byId("key-dialog"), keyForm: byId("key-form"), keyNote: byId("key-note"), key: byId("key"),
+  announcer: byId("announcer"),
+};
+const STATES = { connecting: "", open: "", lost: "No connection; trying again …", refused: "The key is no longer accepted." };
+const NEAR_THE_END = 160; // pixels
+const COMPOSER_FADE = 24; // pixels; the see-through part of the composer's top
+
+class Page {
+  constructor(facts, decoders) {
+    this.facts = facts;
+    this.turns = [];
+    this.running = null;
+    this.connections = [
+      new Connection(traceAddress, (state) => this.#connectionIs(state)),
+      new Connection(traceAddress),
+    ];
+    this.settings = new Settings(page, decoders, facts, () => this.#settingsChanged());
+    page.model.textContent = facts.id;
+    this.#wire();
+    this.#settingsChanged();
+    this.connections[0].open();
+  }
+
+  #wire() {
+    page.composer.onsubmit = (event) => { event.preventDefault(); this.send(page.prompt.value); };
+    page.prompt.onkeydown = (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        page.composer.requestSubmit();
+      }
+    };
+    page.stop.onclick = () => this.stop();
+    page.fresh.onclick = () => this.begin();
+    for (const button of [page.openSettings, page.rule]) button.onclick = () => page.drawer.showModal();
+    page.settingsForm.onsubmit = (event) => {
+      event.preventDefault();
+      const problem = this.settings.problem();
+      if (problem?.inDrawer) problem.input.focus();
+      else page.drawer.close();
+    };
+    page.drawer.onclick = (event) => { if (event.target === page.drawer) page.drawer.close(); };
+    page.defaults.onclick = () => this.settings.reset();
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.running && !page.drawer.open) this.stop();
+    });
+  }
+
+  /** Ask a question, unless an answer is under way or a setting is wrong. */
+  async send(prompt, requests = null) {
+    if (this.running || !prompt.trim()) return;
+    const problem = requests ? null : this.settings.problem();
+    this.#complain(problem?.sentence ?? "");
+    if (problem) {
+      if (problem.inDrawer) page.drawer.showModal();
+      problem.input.focus();
+      return;
+    }
+    const earlier = this.turns.flatMap((turn) => turn.exchange);
+    const turn = new Turn(prompt.trim(), earlier, requests ?? this.settings.requests(), this.facts);
+    this.turns.push(turn);
+    page.turns.append(turn.element);
+    page.prompt.value = "";
+    await this.#follow(turn);
+  }
+
+  async #follow(turn) {
+    for (const earlier of this.turns) if (earlier !== turn) earlier.replay.fold();
+    page.intro.hidden = page.fresh.hidden = true;
+    this.#isRunning(turn);
+    page.announcer.textContent = "";
+    turn.element.scrollIntoView({ block: "start" });
+    const error = await turn.run(this.connections, () => this.#keepInView());
+    this.#isRunning(null);
+    page.fresh.hidden = false;
+    page.announcer.textContent = turn.announcement;
+    if (!turn.exchange.length) turn.offerRetry(() => this.#again(turn));
+    if (error?.code === "invalid_api_key") {
+      await modelFacts(page);
+      this.#connectionIs("open");
+    }
+  }
+
+  #again(turn) {
+    this.turns.splice(this.turns.indexOf(turn), 1);
+    turn.element.remove();
+    this.send(turn.prompt);
+  }
+
+  stop() {
+    if (!this.running) return;
+    this.running.stop();
+    for (const connection of this.connections) connection.close();
+  }
+
+  /** Forget the conversation. */
+  begin() {
+    this.turns = [];
+    page.turns.replaceChildren();
+    page.fresh.hidden = true;
+    page.intro.hidden = false;
+    page.announcer.textContent = "";
+    page.prompt.focus();
+  }
+
+  #isRunning(turn) {
+    const held = document.activeElement;
+    this.running = turn;
+    page.send.hidden = Boolean(turn);
+    page.stop.hidden = !turn;
+    if (held === page.send || held === page.stop || held === page.fresh) page.prompt.focus();
+  }
+
+  #keepInView() {
+    const below = document.documentElement.scrollHeight - innerHeight - scrollY;
+    if (below < NEAR_THE_END) scrollTo({ top: document.documentElement.scrollHeight });
+  }
+
+  #settingsChanged() {
+    page.rule.textContent = this.settings?.summary() ?? "";
+    this.#complain("");
+  }
+
+  #complain(sentence) {
+    page.problem.textContent = sentence;
+    page.problem.hidden = !sentence;
+  }
+
+  #connectionIs(state) {
+    page.state.textContent = STATES[state];
+  }
+}
+
+async function start() {
+  page.composer.onsubmit = (event) => event.preventDefault();
+  // The controls of a replay stand on top of the composer.
+  new ResizeObserver(() => {
+    page.turns.style.setProperty("--foot", `${page.composer.offsetHeight - COMPOSER_FADE}px`);
+  }).observe(page.composer);
+  try {
+    const facts = await modelFacts(page);
+    const shown = new Page(facts, await decoderFacts());
+    showIntro(page, (example) => shown.send(example));
+    page.prompt.focus();
+  } catch (error) {
+    page.problem.textContent = `This page cannot start: ${error.message}`;
+    page.problem.hidden = false;
+  }
+}
+
+start();

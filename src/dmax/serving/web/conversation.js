@@ -1,0 +1,105 @@
+/* The turns of a conversation: what was asked, what came back, and what of it is sent along with the next question. */
+
+import { el, iconButton } from "./dom.js";
+import { saveReplay } from "./export.js";
+import { Replay } from "./replay.js";
+import { Lost } from "./socket.js";
+import { addRecord, passCount } from "./trace.js";
+
+export class Turn {
+  /**
+   * @param prompt the question
+   * @param earlier messages of the turns before
+   * @param requests what is asked beside the messages; one for each decoder
+   * @param facts of the model
+   */
+  constructor(prompt, earlier, requests, facts) {
+    this.prompt = prompt;
+    this.messages = [...earlier, { role: "user", content: prompt }];
+    this.requests = requests;
+    this.runs = requests.map((request) => newRun(prompt, request, facts));
+    this.stopped = false;
+    const save = iconButton("save", "Export", () => this.#save());
+    this.replay = new Replay(this.runs, [save]);
+    this.element = el("article.turn", {}, el("h2.prompt", {}, prompt), this.replay.element);
+  }
+
+  /**
+   * Ask over one connection for each decoder, and draw until all answers are there.
+   *
+   * @returns the first error that was no stop, or null
+   */
+  async run(connections, onframe) {
+    const drawn = this.replay.follow(onframe);
+    const errors = await Promise.all(this.runs.map((run, index) => this.#ask(run, index, connections[index])));
+    await drawn;
+    this.replay.finish({ mapOpen: true });
+    return errors.find((error) => error !== null) ?? null;
+  }
+
+  async #ask(run, index, connection) {
+    const started = performance.now();
+    try {
+      const { type, ...output } = await connection.ask({ messages: this.messages, ...this.requests[index] }, (message) => {
+        if (message.type === "pass") {
+          addRecord(run, message);
+          run.clock[message.pass_number - 1] = (performance.now() - started) / 1000;
+        } else {
+          const { type: _, prompt_pieces: __, ...start } = message;
+          Object.assign(run, start);
+        }
+      });
+      Object.assign(run, output);
+      return null;
+    } catch (error) {
+      run.ended = this.stopped ? "stopped" : "failed";
+      if (this.stopped) this.replay.say(index, `Stopped after ${passCount(run)} passes.`);
+      else this.replay.say(index, error.message, true);
+      if (this.stopped) return null;
+      if (!(error instanceof Lost) && error.code === undefined) throw error;
+      return error;
+    }
+  }
+
+  /** To be called before the connections are closed. */
+  stop() {
+    this.stopped = true;
+    this.replay.catchUp();
+  }
+
+  /** Question and answer for the next request; nothing where there was no whole answer. */
+  get exchange() {
+    const { text } = this.runs[0];
+    if (typeof text !== "string") return [];
+    return [{ role: "user", content: this.prompt }, { role: "assistant", content: text }];
+  }
+
+  /** What a screen reader is to hear once the turn is over. */
+  get announcement() {
+    const parts = this.runs.filter((run) => typeof run.text === "string").map((run) => {
+      const from = this.runs.length > 1 ? `${run.decoder}: ` : "";
+      return `${from}${run.text} ${run.num_tokens} tokens in ${run.passes} passes.`;
+    });
+    return parts.join(" ") || (this.stopped ? "Stopped." : "");
+  }
+
+  /** Offer to ask the same again. */
+  offerRetry(onretry) {
+    const button = iconButton("retry", "Try again", () => { button.remove(); onretry(); });
+    button.classList.add("again");
+    this.element.append(button);
+  }
+
+  async #save() {
+    try {
+      await saveReplay(this.runs);
+    } catch (error) {
+      this.replay.say(0, `The replay cannot be exported: ${error.message}`, true);
+    }
+  }
+}
+
+function newRun(prompt, request, facts) {
+  const { decoder, ...params } = request;
+  return { model: facts.id, prompt, decoder, params, block_length: facts.block_length, pieces: {}, trace: [], clock: [] };
+}
