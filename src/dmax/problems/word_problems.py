@@ -9,6 +9,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,10 +19,20 @@ from dmax.problems.working import working
 CHUNK = 4096
 """Problems per underlying dataset; ``reasoning-gym`` draws the templates of a whole dataset at once."""
 
+LARGEST_DENOMINATOR = 60
+"""Of a fraction that a long decimal is written as: minutes are parts of an hour."""
+
 _INSTRUCTION = " Give the result as your final answer. Do not include units."
-_TOKEN = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|[-+*/()×÷%]|(?<=[\d )])x(?= ?[\d$€£¥])")
-_RESULT = re.compile(r"= ?([$€£¥]?(\d+(?:\.\d+)?))(?![\d.,]*\d)")
-_SPELLING = {"x": "*", "×": "*", "÷": "/", "%": "/100"}
+_NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+_TOKEN = re.compile(rf"{_NUMBER}|half(?= \*)|[()%]|(?:[-+*/×÷]|(?<=[\d )])x)(?=\s*[$€£¥]?[\d(])")
+"""Numbers, and the signs between them; the slash of ``$12/hour`` is none."""
+_RESULT = re.compile(rf"= ?([$€£¥]?({_NUMBER}))(?![\d.,]*\d)(%?)")
+_UNKNOWN = re.compile(r"\s*[-+]\s*[A-Za-z]\b")
+_LONG_DECIMAL = re.compile(r"\d+\.\d{6,}")
+_CLAIM_FIRST = re.compile(rf"^(.+) because (.+= ?[$€£¥]?{_NUMBER})$", re.MULTILINE)
+_SPELLING = {"x": "*", "×": "*", "÷": "/", "%": "/100", "half": "1/2"}
+_SIGNS = frozenset("-+*/x×÷)%")
+"""What an expression does not begin with."""
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -60,6 +71,13 @@ class Equation(NamedTuple):
     """One past the number."""
     expression: str
     """Its numbers and signs alone, as Python spells them."""
+    unknown: str
+    """What is added to both sides, such as `` + T``; mostly nothing."""
+
+    @property
+    def steps(self) -> list[str]:
+        """The small steps between its two sides (see :func:`dmax.problems.working`)."""
+        return [f"{step}{self.unknown}" for step in working(self.expression)]
 
 
 def equations(text: str) -> list[Equation]:
@@ -74,11 +92,13 @@ def equations(text: str) -> list[Equation]:
         start = 0
         for match in _RESULT.finditer(line):
             tokens = list(_TOKEN.finditer(line, start, match.start()))
-            value = float(match[2])
+            value = float(match[2].replace(",", ""))
             for first, token in enumerate(tokens[:-1]):
-                expression = "".join(_SPELLING.get(t[0], t[0].replace(",", "")) for t in tokens[first:])
-                if token[0][0].isdigit() and _equals(expression, value):
-                    found.append(Equation(at + token.start(), at + match.start(1), at + match.end(2), expression))
+                expression = _spelt([t[0] for t in tokens[first:]], percent=bool(match[3]))
+                if token[0] not in _SIGNS and _equals(expression, value):
+                    unknown = _UNKNOWN.match(line, tokens[-1].end(), match.start())
+                    sides = at + token.start(), at + match.start(1), at + match.end(2)
+                    found.append(Equation(*sides, expression, unknown[0] if unknown else ""))
                     break
             start = match.start()
         at += len(line)
@@ -86,13 +106,32 @@ def equations(text: str) -> list[Equation]:
 
 
 def show_working(solution: str) -> str:
-    """A worked solution with the small steps of every equation written out."""
+    """A worked solution with the small steps of every equation written out.
+
+    Nothing is stated before it is worked out: *A because B* becomes *Since B: A*. Decimals of many places become
+    fractions, or are cut to two.
+    """
+    solution = _CLAIM_FIRST.sub(r"Since \2: \1", _LONG_DECIMAL.sub(_shortened, solution))
     parts, at = [], 0
     for equation in equations(solution):
-        steps = working(equation.expression)
-        parts += [solution[at : equation.result], *(f"{step} = " for step in steps)]
+        parts += [solution[at : equation.result], *(f"{step} = " for step in equation.steps)]
         at = equation.result
     return "".join([*parts, solution[at:]])
+
+
+def _shortened(decimal: re.Match[str]) -> str:
+    """The whole number that it misses by a rounding error, a simple fraction that is less than 1, or two places."""
+    value = float(decimal[0])
+    fraction = Fraction(value).limit_denominator(LARGEST_DENOMINATOR)
+    near = abs(fraction - value) < 1e-9
+    return str(fraction) if near and (value < 1 or fraction.denominator == 1) else f"{value:.2f}"
+
+
+def _spelt(tokens: list[str], percent: bool) -> str:
+    """As Python spells it; where the result is a percentage, so are the operands."""
+    spelling = _SPELLING | {"%": ""} if percent else _SPELLING
+    joined = "".join(spelling.get(token, token.replace(",", "")) for token in tokens)
+    return re.sub(r"(?<=[\d)])\(", "*(", joined)
 
 
 def _equals(expression: str, value: float) -> bool:

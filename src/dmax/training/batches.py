@@ -94,7 +94,8 @@ class Batches:
 
     def batch(self, number: int) -> Batch:
         """The batch of forward pass ``number``."""
-        block_length = self.objective.block_length_at(number // self.passes_per_step)
+        lengths = self.objective.block_lengths_at(number // self.passes_per_step)
+        block_length = lengths[number % len(lengths)]
         pool_number, place = divmod(number, POOL)
         if pool_number != self._pool_number:
             self._pool, self._pool_number = self._build_pool(pool_number), pool_number
@@ -128,6 +129,8 @@ class Batches:
         generator = generator_for(self.seed, index, _NOISE)
         if self.objective.kind != "masked":
             return bernoulli_mask(layout.supervised[row], self.objective.mask_ratio, generator)
+        if layout.block_length == 1:
+            return layout.supervised[row]
         blocks = layout.noisy_positions[row] // layout.block_length
         return block_mask(layout.supervised[row], blocks, self.objective.noise, self.objective.prefix_share, generator)
 

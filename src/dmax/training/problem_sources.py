@@ -104,10 +104,11 @@ class Arithmetic:
 
     def _drill(self, solution: str, equation: Equation, bare: bool) -> tuple[str, str]:
         """What is given of an equation, and what is asked for."""
-        steps = working(equation.expression) if self.worked else []
         result = solution[equation.result : equation.end]
         if bare:
+            steps = working(equation.expression) if self.worked else []
             return f"{equation.expression}=", "=".join([*(step.replace(" ", "") for step in steps), result]) + "\n"
+        steps = equation.steps if self.worked else []
         return solution[equation.start : equation.result], " = ".join([*steps, result]) + "\n"
 
 

@@ -95,11 +95,14 @@ class HubSection(Section):
 DataSection = Annotated[ProblemSection | JsonlSection | HubSection, Field(discriminator="source")]
 
 
+BlockLength = Annotated[int, Field(ge=1)]
+
+
 class BlockLengthStage(Section):
-    """The block length from ``step`` on."""
+    """The block length from ``step`` on; several take turns, one a forward pass."""
 
     step: int = Field(ge=0)
-    block_length: int = Field(ge=1)
+    block_length: BlockLength | Annotated[list[BlockLength], Field(min_length=1)]
 
 
 class GroupSection(Section):
@@ -131,12 +134,12 @@ class GroupSection(Section):
 class ObjectiveSection(Section):
     """The training objective (SPEC section 5).
 
-    ``masked`` draws a mask ratio per block from ``noise``; the others use the fixed ``mask_ratio``. With ``group``,
-    which goes with any of them, ratios are drawn as it says.
+    ``masked`` draws a mask ratio per block from ``noise``, and hides every token where a block holds no other; the
+    others use the fixed ``mask_ratio``. With ``group``, which goes with any of them, ratios are drawn as it says.
     """
 
     kind: Literal["masked", "oput", "uniform", "dparallel"]
-    block_length: int | list[BlockLengthStage] = 32
+    block_length: BlockLength | list[BlockLengthStage] = 32
     noise: tuple[Share, Share] = (0.0, 1.0)
     prefix_share: Share = 0.0
     mask_ratio: Share = 0.75
@@ -167,11 +170,12 @@ class ObjectiveSection(Section):
         """The alternate form of OPUT reads every example twice, once for each of its losses."""
         return 2 if self.kind == "oput" and self.form == "alternate" else 1
 
-    def block_length_at(self, step: int) -> int:
-        """The block length in force at ``step``."""
+    def block_lengths_at(self, step: int) -> list[int]:
+        """The block lengths in force at ``step``, which its forward passes take in turn."""
         if isinstance(self.block_length, int):
-            return self.block_length
-        return [stage.block_length for stage in self.block_length if stage.step <= step][-1]
+            return [self.block_length]
+        lengths = [stage.block_length for stage in self.block_length if stage.step <= step][-1]
+        return [lengths] if isinstance(lengths, int) else lengths
 
 
 class OptimizerSection(Section):

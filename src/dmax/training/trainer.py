@@ -227,7 +227,7 @@ class Trainer:
         if self.inputs.validate is not None and train.generate_rows:
             whole = self.predict.whole_model()
             if whole is not None and rank() == 0:
-                block_length = self.recipe.objective.block_length_at(self.step)
+                block_length = max(self.recipe.objective.block_lengths_at(self.step))
                 whole.to(self.predict.device)
                 metrics |= self.inputs.validate(whole, train.generate_rows, block_length, train.generate_with)
         return metrics

@@ -74,3 +74,13 @@ def test_the_block_grows_with_the_steps() -> None:
     stages = [{"step": 0, "block_length": 2}, {"step": 5, "block_length": 8}]
     growing = batches(ObjectiveSection.model_validate({"kind": "masked", "block_length": stages}), passes_per_step=4)
     assert [growing.batch(number).layout.block_length for number in (0, 19, 20)] == [2, 2, 8]
+
+
+def test_block_lengths_take_turns() -> None:
+    """Blocks of one token are hidden whole, whatever the noise: a token that is shown teaches nothing there."""
+    stages = [{"step": 0, "block_length": 2}, {"step": 1, "block_length": [1, 4]}]
+    objective = {"kind": "masked", "block_length": stages, "noise": [0.0, 0.5]}
+    mixed = batches(ObjectiveSection.model_validate(objective), passes_per_step=2)
+    drawn = [mixed.batch(number) for number in range(6)]
+    assert [batch.layout.block_length for batch in drawn] == [2, 2, 1, 4, 1, 4]
+    assert all((batch.hidden == batch.layout.supervised).all() == (batch.layout.block_length == 1) for batch in drawn)

@@ -51,6 +51,7 @@ def test_a_problem_becomes_a_chat_example() -> None:
         ("It costs 69 x €8 = €552.", [("69 x €8 = ", "€552")]),
         ("980 puppies + 720 puppies = 1700 puppies", [("980 puppies + 720 puppies = ", "1700")]),
         ("240 * 1/2 = €120 for it", [("240 * 1/2 = ", "€120")]),
+        ("€480/month * 12 months/year = €5,760", [("480/month * 12 months/year = ", "€5,760")]),
         ("30% of 50 = 15", []),
         ("48=48 emails", []),
         ("2 + 2 = 5", []),
