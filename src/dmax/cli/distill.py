@@ -156,10 +156,10 @@ def _prompts(asking: PromptOptions, decoding: DecodingOptions) -> Prompts:
     if asking.limit is not None and asking.limit < 1:
         raise CommandError(f"--limit is {asking.limit}; it must be at least 1.")
     with evaluation_errors():
-        from dmax.distillation import find_source, load_prompts
+        from dmax.distillation import GradedSource, find_source, load_prompts
 
         source = find_source(asking.task, asking.column)
-        if asking.check and not source.can_grade:
+        if asking.check and not isinstance(source, GradedSource):
             raise CommandError("--check needs a grader, and plain prompts have none; name a task with --task.")
         place = asking.data if asking.hub is None else _hub_source(asking.hub)
         prompts = load_prompts(source, place, asking.limit, decoding.seed, skip_bad=asking.skip_bad)

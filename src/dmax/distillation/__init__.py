@@ -3,11 +3,12 @@
 from dmax.distillation.job import Job, Shard, Workers
 from dmax.distillation.prompts import Prompts, load_prompts
 from dmax.distillation.run import DistillationError, distill
-from dmax.distillation.sources import PromptSource, find_source
+from dmax.distillation.sources import GradedSource, PromptSource, find_source
 from dmax.distillation.workers import InProcess, RayActors
 
 __all__ = [
     "DistillationError",
+    "GradedSource",
     "InProcess",
     "Job",
     "PromptSource",

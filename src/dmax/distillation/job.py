@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from dmax.distillation.prompts import Item
-from dmax.distillation.sources import PromptSource
+from dmax.distillation.sources import GradedSource, PromptSource
 from dmax.evaluation.answerers import Answer, Answerer
 
 Outcome = Literal["kept", "failed", "unfinished", "empty", "wrong"]
@@ -92,7 +92,7 @@ def _judge(job: Job, item: Item, answer: Answer) -> tuple[Outcome, str | None]:
         return "unfinished", None
     if not answer.text.strip():
         return "empty", None
-    if not job.checked:
+    if not (job.checked and isinstance(job.source, GradedSource)):
         return "kept", None
     try:
         return ("kept" if job.source.grade(item.row, answer.text) else "wrong"), None

@@ -20,6 +20,7 @@ from typing import Any
 
 from dmax.distillation.job import DROPPED, Job, Shard, Workers
 from dmax.distillation.prompts import Prompts
+from dmax.distillation.sources import GradedSource
 from dmax.evaluation.provenance import describe_process
 from dmax.evaluation.run_folder import claim, to_json, write_whole
 from dmax.evaluation.runner import Share
@@ -81,7 +82,7 @@ def distill(
     """
     if shard_size < 1:
         raise DistillationError(f"the shard size is {shard_size}; it must be at least 1.")
-    if checked and not prompts.source.can_grade:
+    if checked and not isinstance(prompts.source, GradedSource):
         raise DistillationError("plain prompts have no right answer to check against; name a task that grades them.")
     share = Share.from_environment() if share is None else share
     settings = {

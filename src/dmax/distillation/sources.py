@@ -46,19 +46,21 @@ class PromptSource(RowForm, Protocol):
         """Longest answer in tokens, unless the user says otherwise."""
         ...
 
-    @property
-    def can_grade(self) -> bool: ...
-
     def turns(self, row: Row) -> Turns:
         """The conversation that the model is to answer; its last turn is the user's."""
         ...
 
-    def grade(self, row: Row, text: str) -> bool:
-        """Whether an answer is right. May be called from several threads."""
-        ...
-
     def row_id(self, row: Row, index: int) -> str:
         """What the training set calls the row, which is row ``index`` of its data."""
+        ...
+
+
+@runtime_checkable
+class GradedSource(PromptSource, Protocol):
+    """A source whose answers can be graded."""
+
+    def grade(self, row: Row, text: str) -> bool:
+        """Whether an answer is right. May be called from several threads."""
         ...
 
 
@@ -84,7 +86,6 @@ class PlainPrompts:
     name: str = "prompts"
     version: int = 1
     gen_length: int = PAPER_LENGTH
-    can_grade: bool = False
 
     def turns(self, row: Row) -> Turns:
         value = self._value(row)
@@ -94,9 +95,6 @@ class PlainPrompts:
         while turns[-1]["role"] == "assistant":  # somebody else's answer, in whose place the model's own is wanted
             turns.pop()
         return turns
-
-    def grade(self, row: Row, text: str) -> bool:
-        raise NotImplementedError("plain prompts have no right answer")
 
     def check(self, row: Row) -> None:
         value = self._value(row)
@@ -126,7 +124,6 @@ class TaskPrompts:
     """Rows in the layout of a benchmark task, asked and graded as the task does."""
 
     name: str
-    can_grade: bool = True
 
     @property
     def task(self) -> Task:
@@ -171,7 +168,6 @@ class ReasoningGym:
     dataset: str
     version: int = 1
     gen_length: int = PAPER_LENGTH
-    can_grade: bool = True
 
     @property
     def name(self) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
@@ -48,21 +48,22 @@ class RayActors:
     def answer(self, job: Job, shards: Iterable[Shard]) -> Iterator[AnsweredShard]:
         ray: Any = import_module("ray")
         ray_data: Any = import_module("ray.data")
-        rows = [{"shard": pickle.dumps(shard)} for shard in shards]  # Arrow has no type of its own for it
-        if not rows:
+        by_number = {shard.number: shard for shard in shards}
+        if not by_number:
             return
         ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
         ray_data.DataContext.get_current().enable_progress_bars = False
         gpus = self.gpus if self.gpus is not None else float("GPU" in ray.cluster_resources())
+        rows = [{"shard": number} for number in by_number]
         answered = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor,
-            fn_constructor_args=(self.make, job),
+            fn_constructor_args=(self.make, job, by_number),
             compute=ray_data.ActorPoolStrategy(size=min(self.count, len(rows))),
             num_gpus=gpus,
         )
         try:
             for row in answered.iter_rows():
-                yield pickle.loads(row["answered"])
+                yield AnsweredShard(**json.loads(row["answered"]))
         except ray.exceptions.RayError as error:
             raise WorkersError(
                 f"a Ray actor failed ({_first_cause(str(error))}); the shards that were answered are kept."
@@ -76,11 +77,13 @@ def _first_cause(tracebacks: str) -> str:
 
 
 class _Actor:
-    """Holds one model."""
+    """Holds one model and the prompts; is asked by number, and answers as JSON."""
 
-    def __init__(self, make: Callable[[], Answerer], job: Job) -> None:
+    def __init__(self, make: Callable[[], Answerer], job: Job, shards: Mapping[int, Shard]) -> None:
         self._answerer = make()
         self._job = job
+        self._shards = shards
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"answered": pickle.dumps(answer_shard(self._job, self._answerer, pickle.loads(row["shard"])))}
+    def __call__(self, row: dict[str, int]) -> dict[str, str]:
+        answered = answer_shard(self._job, self._answerer, self._shards[row["shard"]])
+        return {"answered": json.dumps(asdict(answered))}

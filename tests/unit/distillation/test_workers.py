@@ -40,11 +40,10 @@ def test_an_actor_answers_a_shard_that_was_sent(tmp_path: Path) -> None:
     rows = [dict(get_task("gsm8k").example), {"question": "How much is 2 + 2?", "answer": "#### 4"}]
     data.write_text(json.dumps(rows))
     prompts = load_prompts(find_source("gsm8k"), data)
-    actor = _Actor(Fixed, Job(prompts.source, gen_length=8, seed=0, checked=True))
-    reply = actor({"shard": pickle.dumps(Shard(3, prompts.items))})
-    answered = pickle.loads(reply["answered"])
-    assert answered.number == 3
-    assert [record["outcome"] for record in answered.records] == ["kept", "wrong"]
+    actor = _Actor(Fixed, Job(prompts.source, gen_length=8, seed=0, checked=True), {3: Shard(3, prompts.items)})
+    answered = json.loads(actor({"shard": 3})["answered"])
+    assert answered["number"] == 3
+    assert [record["outcome"] for record in answered["records"]] == ["kept", "wrong"]
 
 
 def test_of_several_tracebacks_the_actors_own_is_told() -> None:
