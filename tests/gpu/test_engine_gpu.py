@@ -1,7 +1,4 @@
-"""The engine on a GPU: the tokens of the plain path, whatever runs beside them, captured as graphs or not.
-
-The smoke timings are printed (``-s``); benchmarks measure properly.
-"""
+"""The engine on a GPU: the tokens of the plain path, whatever runs beside them, captured as graphs or not."""
 
 from __future__ import annotations
 
@@ -60,12 +57,6 @@ SPARSE = ModelConfig(
     num_key_value_heads=2, head_dim=64, partial_rotary_factor=0.5, mask_token_id=1, eos_token_id=2, pad_token_id=0,
     num_experts=16, num_experts_per_tok=4, num_shared_experts=1, moe_intermediate_size=128, first_k_dense_replace=1,
     n_group=4, topk_group=2, initializer_range=0.05,
-)  # fmt: skip
-MINI = ModelConfig(
-    vocab_size=157184, hidden_size=2048, intermediate_size=5120, num_hidden_layers=20, num_attention_heads=16,
-    num_key_value_heads=4, head_dim=128, partial_rotary_factor=0.5, mask_token_id=156895, eos_token_id=156892,
-    pad_token_id=156892, num_experts=256, num_experts_per_tok=8, num_shared_experts=1, moe_intermediate_size=512,
-    first_k_dense_replace=1, n_group=8, topk_group=4, routed_scaling_factor=2.5,
 )  # fmt: skip
 
 
@@ -168,36 +159,3 @@ def test_all_graphs_can_be_captured_before_the_first_request(model: LLaDA2, prom
     if model.dtype == torch.float32:  # a bfloat16 matmul of more rows rounds differently
         plain = SpanRunner(model, PAGES, PAGE_LENGTH)
         assert [ended[name] for name in ids] == [row[0] for row in answers(plain, model, prompts[:5], params)]
-
-
-def timed(llm: LLM, batch: list[list[int]], params: GenerationParams, label: str) -> None:
-    """Print the time a pass takes, after a first run that captures."""
-    for turn in ("first", "second"):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        outputs = llm.generate(batch, params)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        passes, tokens = max(output.passes for output in outputs), sum(output.num_tokens for output in outputs)
-        print(
-            f"\n{label}, {turn} run: {len(batch)} rows, {seconds:.3f} s, {passes} passes in the longest row, "
-            f"{1000 * seconds / passes:.3f} ms for each of those, {tokens / seconds:.0f} tokens/s"
-        )
-
-
-@pytest.mark.parametrize("rows", [1, 64, 512])
-def test_smoke_timing_of_a_small_model(prompts: list[list[int]], rows: int) -> None:
-    llm = LLM(TRAINED, device="cuda", dtype=torch.bfloat16, max_batch_size=512)
-    batch = [prompts[i % len(prompts)] for i in range(4 * rows if rows > 1 else 1)]
-    timed(llm, batch, GenerationParams(threshold=0.5, gen_length=128), "trained-dense bfloat16")
-
-
-@pytest.mark.slow
-def test_smoke_timing_of_a_large_model() -> None:
-    if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:
-        pytest.skip("LLaDA2-mini's shape takes 33 GB in bfloat16")
-    model = random_model(MINI)
-    llm = LLM(model, max_batch_size=32)
-    prompt = torch.randint(3, 157184, (1024,), generator=torch.Generator().manual_seed(0)).tolist()
-    for rows in (1, 8, 32):
-        timed(llm, [prompt] * rows, GenerationParams(threshold=0.5, gen_length=64), "LLaDA2-mini shape, random weights")

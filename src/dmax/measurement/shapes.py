@@ -10,29 +10,25 @@ from dmax.models.checkpoint import materialize
 from dmax.models.config import ModelConfig
 from dmax.models.llada2 import LLaDA2, initialize
 
-SHAPES: dict[str, ModelConfig] = {
-    "llada2-mini": ModelConfig(
-        vocab_size=157_184, hidden_size=2048, intermediate_size=5120, num_hidden_layers=20, num_attention_heads=16,
-        num_key_value_heads=4, head_dim=128, partial_rotary_factor=0.5, num_experts=256, num_experts_per_tok=8,
-        num_shared_experts=1, moe_intermediate_size=512, first_k_dense_replace=1, n_group=8, topk_group=4,
-        routed_scaling_factor=2.5, max_position_embeddings=32_768, mask_token_id=156_895, eos_token_id=156_892,
-        pad_token_id=156_892,
-    ),
-    "llada2-flash": ModelConfig(
-        vocab_size=157_184, hidden_size=4096, intermediate_size=9216, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=4, head_dim=128, partial_rotary_factor=0.5, num_experts=256, num_experts_per_tok=8,
-        num_shared_experts=1, moe_intermediate_size=1024, first_k_dense_replace=1, n_group=8, topk_group=4,
-        routed_scaling_factor=2.5, max_position_embeddings=32_768, mask_token_id=156_895, eos_token_id=156_892,
-        pad_token_id=156_892,
-    ),
-    "nano": ModelConfig(
-        vocab_size=1536, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, partial_rotary_factor=0.5, num_experts=8, num_experts_per_tok=2,
-        num_shared_experts=1, moe_intermediate_size=96, first_k_dense_replace=1, n_group=4, topk_group=2,
-        routed_scaling_factor=2.5, rope_theta=10_000.0, max_position_embeddings=32_768, mask_token_id=0,
-        eos_token_id=1, pad_token_id=1,
-    ),
-}  # fmt: skip
+_MINI = ModelConfig(
+    vocab_size=157_184, hidden_size=2048, intermediate_size=5120, num_hidden_layers=20, num_attention_heads=16,
+    num_key_value_heads=4, head_dim=128, partial_rotary_factor=0.5, num_experts=256, num_experts_per_tok=8,
+    num_shared_experts=1, moe_intermediate_size=512, first_k_dense_replace=1, n_group=8, topk_group=4,
+    routed_scaling_factor=2.5, max_position_embeddings=32_768, mask_token_id=156_895, eos_token_id=156_892,
+    pad_token_id=156_892,
+)  # fmt: skip
+_FLASH = replace(
+    _MINI, hidden_size=4096, intermediate_size=9216, num_hidden_layers=32, num_attention_heads=32,
+    moe_intermediate_size=1024,
+)  # fmt: skip
+_NANO = ModelConfig(
+    vocab_size=1536, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=64, partial_rotary_factor=0.5, num_experts=8, num_experts_per_tok=2,
+    num_shared_experts=1, moe_intermediate_size=96, first_k_dense_replace=1, n_group=4, topk_group=2,
+    routed_scaling_factor=2.5, rope_theta=10_000.0, max_position_embeddings=32_768, mask_token_id=0,
+    eos_token_id=1, pad_token_id=1,
+)  # fmt: skip
+SHAPES: dict[str, ModelConfig] = {"llada2-mini": _MINI, "llada2-flash": _FLASH, "nano": _NANO}
 """SPEC section 2, and the embedded models' shape. Positions suffice for any context one may want to time."""
 
 _SHARPNESS = 8.0
