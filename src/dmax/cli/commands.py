@@ -18,6 +18,7 @@ from dmax.cli.generate import generate
 from dmax.cli.info import info
 from dmax.cli.options import option_groups
 from dmax.cli.report import report
+from dmax.cli.reproduce import reproduce
 from dmax.cli.serve import serve
 from dmax.cli.sweep import sweep
 from dmax.cli.tools import convert, train
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "train": train,
     "distill": distill,
+    "reproduce": reproduce,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(option_groups(_command))

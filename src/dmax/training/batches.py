@@ -128,7 +128,10 @@ class Batches:
     def _hide(self, layout: Layout, row: int, index: int) -> Tensor:
         generator = generator_for(self.seed, index, _NOISE)
         if self.objective.kind != "masked":
-            return bernoulli_mask(layout.supervised[row], self.objective.mask_ratio, generator)
+            ratio = self.objective.mask_ratio
+            if isinstance(ratio, tuple):
+                ratio = ratio[0] + (ratio[1] - ratio[0]) * torch.rand((), generator=generator).item()
+            return bernoulli_mask(layout.supervised[row], ratio, generator)
         if layout.block_length == 1:
             return layout.supervised[row]
         blocks = layout.noisy_positions[row] // layout.block_length

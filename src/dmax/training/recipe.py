@@ -135,14 +135,17 @@ class ObjectiveSection(Section):
     """The training objective (SPEC section 5).
 
     ``masked`` draws a mask ratio per block from ``noise``, and hides every token where a block holds no other; the
-    others use the fixed ``mask_ratio``. With ``group``, which goes with any of them, ratios are drawn as it says.
+    others use ``mask_ratio``. With ``group``, which goes with any of them, ratios are drawn as it says.
     """
 
     kind: Literal["masked", "oput", "uniform", "dparallel"]
     block_length: BlockLength | list[BlockLengthStage] = 32
     noise: tuple[Share, Share] = (0.0, 1.0)
     prefix_share: Share = 0.0
-    mask_ratio: Share = 0.75
+    mask_ratio: Share | tuple[Share, Share] = 0.75
+    """One for all, or lowest and highest of one drawn per example."""
+    losses: Annotated[tuple[Literal["mask", "pred"], ...], Field(min_length=1)] = ("mask", "pred")
+    """Of OPUT's ``joint`` form."""
     rollout: Literal["greedy", "sampled"] = "greedy"
     form: Literal["joint", "alternate"] = "joint"
     beta: float = Field(default=2.0, ge=0)
@@ -156,13 +159,20 @@ class ObjectiveSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _losses_have_a_choice(self) -> ObjectiveSection:
+        if "losses" in self.model_fields_set and (self.kind, self.form) != ("oput", "joint"):
+            raise ValueError("losses are chosen for kind oput in the form joint; leave them out")
+        return self
+
+    @model_validator(mode="after")
     def _stages_in_order(self) -> ObjectiveSection:
         if isinstance(self.block_length, list):
             steps = [stage.step for stage in self.block_length]
             if not steps or steps[0] != 0 or steps != sorted(set(steps)):
                 raise ValueError("block_length stages must start at step 0 and rise")
-        if self.noise[0] > self.noise[1]:
-            raise ValueError("noise must be [lowest, highest]")
+        for name, value in (("noise", self.noise), ("mask_ratio", self.mask_ratio)):
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name} must be [lowest, highest]")
         return self
 
     @property

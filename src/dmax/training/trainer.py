@@ -194,7 +194,7 @@ class Trainer:
         if objective.rollout == "sampled":
             sample = partial(sampled, generator=generator_for(self.recipe.seed, number, _ROLLOUT))
         if objective.form == "joint":
-            return batch, oput_losses(self.predict, layout, hidden, mask_id, sample)
+            return batch, oput_losses(self.predict, layout, hidden, mask_id, sample, objective.losses)
         revises = torch.tensor(batch.indices, device=hidden.device) % 2 == 1
         return batch, iter([oput_mixed_loss(self.predict, layout, hidden, revises, mask_id, sample)])
 

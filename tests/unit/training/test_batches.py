@@ -84,3 +84,18 @@ def test_block_lengths_take_turns() -> None:
     drawn = [mixed.batch(number) for number in range(6)]
     assert [batch.layout.block_length for batch in drawn] == [2, 2, 1, 4, 1, 4]
     assert all((batch.hidden == batch.layout.supervised).all() == (batch.layout.block_length == 1) for batch in drawn)
+
+
+def test_a_mask_ratio_may_be_drawn_for_every_example() -> None:
+    objective = ObjectiveSection(kind="oput", block_length=8, mask_ratio=(0.0, 1.0))
+    drawn = [batch for number in range(POOL) for batch in [batches(objective).batch(number)]]
+    shares = {
+        float(hidden.sum() / supervised.sum())
+        for batch in drawn
+        for hidden, supervised in zip(batch.hidden, batch.layout.supervised, strict=True)
+    }
+    assert min(shares) < 0.2
+    assert max(shares) > 0.8
+    fixed = ObjectiveSection(kind="oput", block_length=8, mask_ratio=(1.0, 1.0))
+    batch = batches(fixed).batch(0)
+    assert torch.equal(batch.hidden, batch.layout.supervised)

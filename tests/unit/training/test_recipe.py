@@ -82,3 +82,15 @@ def test_endless_sources_have_no_epochs(tmp_path: Path) -> None:
 def test_warmup_is_a_number_of_steps_or_a_share_of_the_run(tmp_path: Path, warmup: float, steps: int) -> None:
     recipe = load_recipe(edited(tmp_path, optimizer={"warmup": warmup}))
     assert recipe.optimizer.warmup_steps(1000) == steps
+
+
+@pytest.mark.parametrize("objective", [{"kind": "masked"}, {"kind": "oput", "form": "alternate"}])
+def test_losses_are_chosen_for_joint_oput_alone(tmp_path: Path, objective: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="losses are chosen for kind oput in the form joint"):
+        load_recipe(edited(tmp_path, objective={**objective, "losses": ["pred"]}))
+
+
+@pytest.mark.parametrize("key", ["noise", "mask_ratio"])
+def test_intervals_rise(tmp_path: Path, key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{key} must be \[lowest, highest\]"):
+        load_recipe(edited(tmp_path, objective={"kind": "oput", key: [0.9, 0.1]}))

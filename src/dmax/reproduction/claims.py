@@ -1,0 +1,148 @@
+"""The paper's claims, each with the measurement that decides it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dmax.reproduction.results import Point, Results
+from dmax.reproduction.study import (
+    ANYWHERE,
+    BASE,
+    CAUTIOUS,
+    DEFAULT,
+    DMAX,
+    DPARALLEL,
+    EAGER,
+    HARD,
+    HIERARCHICAL,
+    OPUT_ALONE,
+    SPD_ALONE,
+    UNIFORM,
+)
+
+SAME = 1.0
+"""Accuracy points that count as no loss, as the paper's own table has it."""
+CLEAR = 5.0
+"""Accuracy points that count as a clear difference."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a measurement says about a claim."""
+
+    measured: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the paper."""
+
+    key: str
+    """Under which a note on it may be given."""
+    text: str
+    paper: str
+    """The paper's figures, GSM8K where not said otherwise (SPEC section 6)."""
+    decide: Callable[[Results], Finding]
+
+
+def _faster_and_as_good(results: Results) -> Finding:
+    base, dmax = results.point(BASE.name, CAUTIOUS), results.point(DMAX.name, DEFAULT)
+    ratio, change = dmax.tpf / base.tpf, dmax.accuracy - base.accuracy
+    return Finding(f"{ratio:.2f} times the TPF at {change:+.1f} points", ratio >= 2 and change >= -SAME)
+
+
+def _area_rises(results: Results) -> Finding:
+    base, dmax = results.areas[BASE.name], results.areas[DMAX.name]
+    return Finding(f"AUP {base.value:.0f} → {dmax.value:.0f}", dmax.low > base.high)
+
+
+def _base_collapses(results: Results) -> Finding:
+    dmax = results.point(DMAX.name, DEFAULT)
+    pushed = results.accuracy_at(BASE.name, dmax.tpf)
+    if pushed is None:
+        fastest = max(results.curve(BASE.name), key=lambda point: point.tpf)
+        return Finding(
+            f"the base never gets to TPF {dmax.tpf:.2f}; at {fastest.tpf:.2f} it has {fastest.accuracy:.1f} % against "
+            f"{dmax.accuracy:.1f} %",
+            dmax.accuracy - fastest.accuracy > CLEAR,
+        )
+    return Finding(
+        f"at TPF {dmax.tpf:.2f} the base has {pushed:.1f} %, DMax {dmax.accuracy:.1f} %",
+        dmax.accuracy - pushed > CLEAR,
+    )
+
+
+def _stays_flat(results: Results) -> Finding:
+    slow, fast = results.point(DMAX.name, CAUTIOUS), results.point(DMAX.name, EAGER)
+    return Finding(
+        f"{slow.accuracy:.1f} % at TPF {slow.tpf:.2f}, {fast.accuracy:.1f} % at {fast.tpf:.2f}",
+        slow.accuracy - fast.accuracy <= CLEAR,
+    )
+
+
+def _oput_alone(results: Results) -> Finding:
+    before, after = results.point(BASE.name, DEFAULT), results.point(OPUT_ALONE.name, DEFAULT)
+    return Finding(
+        f"{_say(before)} → {_say(after)}", after.accuracy - before.accuracy > SAME and after.tpf >= before.tpf
+    )
+
+
+def _soft_beats_hard(results: Results) -> Finding:
+    hard, soft = results.point(HARD.name, EAGER), results.point(DMAX.name, EAGER)
+    return Finding(f"{_say(hard)} → {_say(soft)}", soft.accuracy - hard.accuracy > SAME)
+
+
+def _soft_alone_collapses(results: Results) -> Finding:
+    base, alone = results.point(BASE.name, CAUTIOUS), results.point(SPD_ALONE.name, DEFAULT)
+    return Finding(f"{base.accuracy:.1f} % → {alone.accuracy:.1f} %", base.accuracy - alone.accuracy > CLEAR)
+
+
+def _prefix_helps(results: Results) -> Finding:
+    without, prefix = results.point(ANYWHERE.name, DEFAULT), results.point(DMAX.name, DEFAULT)
+    return Finding(f"{_say(without)} → {_say(prefix)}", prefix.accuracy - without.accuracy > 0)
+
+
+def _uniform_loses(results: Results) -> Finding:
+    base, uniform = results.point(BASE.name, CAUTIOUS), results.point(UNIFORM.name, DEFAULT)
+    return Finding(f"{_say(base)} → {_say(uniform)}", base.accuracy - uniform.accuracy > CLEAR)
+
+
+def _dparallel_helps(results: Results) -> Finding:
+    base, tuned = results.point(BASE.name, CAUTIOUS), results.point(DPARALLEL.name, CAUTIOUS)
+    dmax = results.point(DMAX.name, DEFAULT)
+    return Finding(
+        f"TPF {base.tpf:.2f} → {tuned.tpf:.2f} at {tuned.accuracy - base.accuracy:+.1f} points; DMax {dmax.tpf:.2f}",
+        base.tpf < tuned.tpf < dmax.tpf,
+    )
+
+
+def _hierarchical_helps(results: Results) -> Finding:
+    base, other = results.point(BASE.name, CAUTIOUS), results.point(HIERARCHICAL.name, CAUTIOUS)
+    return Finding(f"{_say(base)} → {_say(other)}", other.tpf > base.tpf)
+
+
+def _say(point: Point) -> str:
+    return f"{point.accuracy:.1f} % at TPF {point.tpf:.2f}"
+
+
+CLAIMS = (
+    Claim("speed", "DMax decodes more than twice the tokens a forward, as accurately", "2.04 → 5.48 (2.69 times) at "
+          "-0.5 points", _faster_and_as_good),
+    Claim("aup", "It has the greater area under accuracy and parallelism", "AUP 340 → 557", _area_rises),
+    Claim("collapse", "The base model collapses when its threshold is lowered to that speed", "92.6 → 42.1 % from TPF "
+          "2.0 to 5.8", _base_collapses),
+    Claim("flat", "DMax stays flat over its thresholds", "flat", _stays_flat),
+    Claim("oput-alone", "OPUT alone makes decoding at threshold 0.5 more accurate and faster", "78 → 90 %",
+          _oput_alone),
+    Claim("soft", "On the OPUT model soft states beat hard ones at threshold 0", "68 → 90 %", _soft_beats_hard),
+    Claim("soft-alone", "Soft states without OPUT collapse", "collapse", _soft_alone_collapses),
+    Claim("prefix", "Keeping the decoded part a contiguous prefix helps", "helps", _prefix_helps),
+    Claim("uniform", "Uniform diffusion training costs accuracy", "92.6 % at TPF 2.04 → 68.7 % at 2.26",
+          _uniform_loses),
+    Claim("dparallel", "dParallel is faster than the base, and slower than DMax", "TPF 2.04 → 2.79 at -0.3 points; "
+          "DMax 5.48", _dparallel_helps),
+    Claim("hierarchical", "Hierarchical decoding is a little faster than threshold decoding", "92.6 % at TPF 2.04 → "
+          "91.6 % at 2.44", _hierarchical_helps),
+)  # fmt: skip

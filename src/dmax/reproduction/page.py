@@ -1,0 +1,143 @@
+"""``docs/reproduction.md`` and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dmax.evaluation.plots import Curve, Spot, draw_tradeoff
+from dmax.evaluation.report import CONVENTIONS, Table
+from dmax.evaluation.tradeoff import AUP_NOTE
+from dmax.reproduction.claims import CLAIMS, CLEAR, SAME
+from dmax.reproduction.results import Point, Results
+from dmax.reproduction.study import ABLATIONS, CAUTIOUS, DEFAULT, DMAX, TABLE, Method
+
+_DRAWN = tuple(method.name for method in TABLE)
+
+
+def write_page(results: Results, page: Path, pictures: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write the page, and ``reproduction.png`` and ``.svg`` beside it.
+
+    Args:
+        results: of the whole study.
+        page: the Markdown file.
+        pictures: folder of the pictures.
+        notes: why we think a claim holds or not, by the claim's key; written by hand.
+    """
+    pictures.mkdir(parents=True, exist_ok=True)
+    curves = [Curve(name, tuple(map(_spot, results.curve(name)))) for name in _DRAWN if name in results.methods]
+    stem = pictures / "reproduction"
+    draw_tradeoff({"fresh word problems": curves}, stem, "tokens per forward (TPF), mean over problems")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    picture = Path(*[".."] * len(page.parent.parts), stem) if not stem.is_relative_to(page.parent) else None
+    where = stem.relative_to(page.parent) if picture is None else picture
+    page.write_text(to_markdown(results, f"{where.as_posix()}.png", notes or {}), encoding="utf-8")
+
+
+def to_markdown(results: Results, picture: str, notes: Mapping[str, str]) -> str:
+    """The whole page.
+
+    Args:
+        results: of the whole study.
+        picture: its path as the page names it.
+        notes: see :func:`write_page`.
+    """
+    record = results.record
+    scale, hardware = record["scale"], record["hardware"]
+    hours = sum(cost["hours"] for cost in record["trainings"].values())
+    parts = [
+        "# The paper, reproduced at nano scale",
+        f"Written by `{' '.join(['dmax', *record['command'][1:]])}` on {hardware['processor']} ({hardware['cores']} "
+        f"cores), torch {record['versions']['torch']}: {len(record['trainings'])} trainings from "
+        f"`{record['base']['name']}` on {record['distilled']['kept']:,} of its own right answers ({hours:.1f} hours), "
+        f"every setting on the same {scale['problems']:,} fresh problems. Training seeds: "
+        f"{', '.join(map(str, scale['seeds']))}; ablations have the first alone.",
+        "## The paper's claims",
+        _claims(results, notes).to_markdown(),
+        f"A loss of up to {SAME:g} accuracy point counts as none, one above {CLEAR:g} as clear.",
+        "## The table",
+        _methods(results).to_markdown(),
+        f"Each method at the threshold that the paper gives it ({CAUTIOUS:g}; soft-parallel {DEFAULT:g}); intervals "
+        "are 95 % bootstrap over problems, every problem's result being the mean over training seeds.",
+        f"![Accuracy against tokens per forward]({picture})",
+        "## Ablations",
+        _ablations(results).to_markdown(),
+        "## All settings",
+        _points(results).to_markdown(),
+        *_gsm8k(results),
+        "---",
+        *CONVENTIONS,
+        AUP_NOTE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _claims(results: Results, notes: Mapping[str, str]) -> Table:
+    rows = []
+    for claim in CLAIMS:
+        finding = claim.decide(results)
+        verdict = "holds" if finding.holds else "does not hold"
+        rows.append((claim.text, claim.paper, finding.measured, verdict, notes.get(claim.key, "")))
+    return Table(("Claim", "Paper", "Measured here", "At this scale", "Why, we think"), rows)
+
+
+def _threshold(method: Method) -> float:
+    return DEFAULT if method.decoder == "soft-parallel" else CAUTIOUS
+
+
+def _methods(results: Results) -> Table:
+    rows = []
+    for method in TABLE:
+        point = results.point(method.name, _threshold(method))
+        area = results.areas[method.name]
+        aup = f"{area.value:.0f} [{area.low:.0f}, {area.high:.0f}]"
+        rows.append((method.name, *_cells(point), aup))
+    return Table(("Method", "TPF [95 %]", "TPS, batch 32", "Accuracy, % [95 %]", "Seeds", "AUP [95 %]"), rows)
+
+
+def _ablations(results: Results) -> Table:
+    rows = []
+    for method in (DMAX, *ABLATIONS):
+        cells = []
+        for threshold in ABLATIONS[0].thresholds:
+            point = results.point(method.name, threshold)
+            low, high = point.intervals[0]
+            cells += [f"{point.tpf:.2f}", f"{point.accuracy:.1f} [{low:.1f}, {high:.1f}]"]
+        rows.append((method.name, *cells))
+    headers = [f"{what}, threshold {t:g}" for t in ABLATIONS[0].thresholds for what in ("TPF", "accuracy, %")]
+    return Table(("Changed", *headers), rows)
+
+
+def _points(results: Results) -> Table:
+    rows = [
+        (name, f"{point.threshold:g}", *_cells(point)) for name in _DRAWN for point in results.methods.get(name, [])
+    ]
+    return Table(("Method", "Threshold", "TPF [95 %]", "TPS, batch 32", "Accuracy, % [95 %]", "Seeds"), rows)
+
+
+def _gsm8k(results: Results) -> Sequence[str]:
+    if not results.gsm8k:
+        return ()
+    rows = [(name, f"{p.threshold:g}", *_cells(p)) for name, points in results.gsm8k.items() for p in points]
+    table = Table(("Method", "Threshold", "TPF [95 %]", "TPS, batch 32", "Accuracy, % [95 %]", "Seeds"), rows)
+    return (
+        "## Real GSM8K",
+        "Models of this size know the templates that they were trained on and no other language.",
+        table.to_markdown(),
+    )
+
+
+def _cells(point: Point) -> tuple[str, str, str, str]:
+    (low, high), (slow, fast) = point.intervals
+    seeds = " / ".join(f"{accuracy:.1f}" for accuracy in point.of_seeds)
+    return (
+        f"{point.tpf:.2f} [{slow:.2f}, {fast:.2f}]",
+        f"{point.tps:,.0f}",
+        f"{point.accuracy:.1f} [{low:.1f}, {high:.1f}]",
+        seeds,
+    )
+
+
+def _spot(point: Point) -> Spot:
+    low, high = point.intervals[0]
+    return Spot(point.tpf, point.accuracy, low, high, f"{point.threshold:g}")

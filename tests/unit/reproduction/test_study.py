@@ -1,0 +1,59 @@
+"""Everything that is to be trained or measured can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmax.decoding import get_decoder
+from dmax.reproduction.study import (
+    ABLATIONS,
+    CAUTIOUS,
+    DEFAULT,
+    DMAX,
+    GSM8K_METHODS,
+    GSM8K_THRESHOLDS,
+    TABLE,
+    TRAININGS,
+    Method,
+    Training,
+)
+from dmax.training.recipe import ObjectiveSection
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "nano" / "3-oput.yaml"
+METHODS = (*TABLE, *ABLATIONS)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.folder_name)
+def test_every_method_decodes_with_options_that_exist(method: Method) -> None:
+    for threshold in method.thresholds:
+        params = method.params(threshold)
+        get_decoder(params.decoder, **params.decoder_arguments())
+    assert method.training is None or method.training in {training.name for training in TRAININGS}
+    assert (DEFAULT if method.decoder == "soft-parallel" else CAUTIOUS) in method.thresholds
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)
+def test_every_training_is_a_valid_objective(training: Training) -> None:
+    recipe = {} if "kind" in training.objective else yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["objective"]
+    ObjectiveSection.model_validate({**recipe, **training.objective})
+
+
+def test_names_are_folders_of_their_own() -> None:
+    assert len({method.folder_name for method in METHODS}) == len(METHODS)
+    assert len({training.name for training in TRAININGS}) == len(TRAININGS)
+
+
+def test_an_ablation_differs_from_dmax_in_one_thing() -> None:
+    for method in ABLATIONS:
+        training = next(found for found in TRAININGS if found.name == method.training)
+        differences = [*training.objective, *method.options]
+        assert len(differences) == 1, method.name
+        assert method.decoder == DMAX.decoder
+        assert method.block_length == training.objective.get("block_length", 32)
+
+
+def test_gsm8k_is_asked_at_thresholds_that_the_method_has() -> None:
+    assert all(GSM8K_THRESHOLDS[method.name] in method.thresholds for method in GSM8K_METHODS)
