@@ -23,6 +23,7 @@ from run_record import add_common_options, describe_model, describe_run, report
 from dmax import LLM, GenerationParams
 from dmax.evaluation.grading import same_number
 from dmax.evaluation.metrics import bootstrap_means, interval
+from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.word_problems import answer, fresh_problems, score
 
 BASE_THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -38,7 +39,7 @@ class Contest:
         self.seed = seed
 
     def point(self, name: str, llm: LLM, decoder: str, threshold: float | None) -> dict[str, Any]:
-        params = GenerationParams(decoder=decoder, threshold=threshold, gen_length=320)
+        params = GenerationParams(decoder=decoder, threshold=threshold, gen_length=GsmSymbolic.gen_length)
         started = time.perf_counter()
         outputs = answer(llm, self.rows, params)
         seconds = time.perf_counter() - started

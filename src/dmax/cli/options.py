@@ -84,7 +84,7 @@ class DecodingOptions:
         ),
     ] = None
     gen_length: Annotated[
-        int | None, typer.Option(help="Most tokens of the answer; 256 if not given.", rich_help_panel=_DECODING)
+        int | None, typer.Option(help="Most tokens of the answer; 512 if not given.", rich_help_panel=_DECODING)
     ] = None
     block_length: Annotated[int, typer.Option(help="Tokens denoised together.", rich_help_panel=_DECODING)] = 32
     temperature: Annotated[

@@ -38,7 +38,7 @@ class GenerationParams:
     """Confidence from which ``joint-threshold`` replaces a token, in [0, 1]."""
     decoder_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Any further option of the decoder, by name."""
-    gen_length: int = 256
+    gen_length: int = 512
     """Most tokens of the answer."""
     block_length: int = 32
     """Tokens denoised together; the checkpoint was trained for one value (32 for the published ones)."""

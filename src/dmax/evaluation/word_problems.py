@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dmax.engine import LLM, GenerationOutput, GenerationParams
 from dmax.evaluation.grading import same_number
+from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.models.llada2 import LLaDA2
 from dmax.models.tokenizer import Tokenizer
 from dmax.problems import Split, problem
@@ -52,7 +53,7 @@ def validator(tokenizer: Tokenizer) -> Callable[[LLaDA2, int, int, str], dict[st
 
     def validate(model: LLaDA2, count: int, block_length: int, decoder: str) -> dict[str, float]:
         rows = fresh_problems("validation", count)
-        params = GenerationParams(decoder=decoder, block_length=block_length, gen_length=320)
+        params = GenerationParams(decoder=decoder, block_length=block_length, gen_length=GsmSymbolic.gen_length)
         result = score(rows, answer(LLM(model, tokenizer), rows, params))
         return {"validation_accuracy": result.accuracy, "validation_tpf": result.tpf}
 

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Sequence
 from fractions import Fraction
 
-MOST_STEPS = 8
+MOST_STEPS = 12
 """An equation that would take more is left as it is."""
 
 _PARTS = (Fraction(1, 2), Fraction(1, 4), Fraction(3, 4))

@@ -57,7 +57,7 @@ class GsmSymbolic(_NumericTask):
     name = "gsm-symbolic"
     version = 1
     description = "Grade-school word problems drawn from templates with fresh names and numbers; nothing to download."
-    gen_length = 320
+    gen_length = 448
     """Tokens of the embedded model; its solutions are shorter."""
     source: HubSource | None = None
     default_rows = 500
