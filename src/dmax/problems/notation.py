@@ -26,7 +26,7 @@ WIDE_GAP = 0.3
 guess than text behind the next number."""
 
 _SIGN = re.compile(r"(?<=[\d)]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
-_GAP = re.compile(r"(?<=\d)([^\s\d]{0,2})(?=\s\S)")
+_GAP = re.compile(r"(?<=\d)([^\s\d]{0,2})(?=\s)")
 """The first white space behind a number, but for what sticks to it."""
 
 
