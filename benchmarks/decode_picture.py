@@ -6,7 +6,7 @@ python benchmarks/decode_picture.py [--model M] [--decoder D] [--output docs/ass
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -45,23 +45,28 @@ def draw(output: GenerationOutput, text_of: Callable[[int], str], mask_token_id:
             o: max(len(_label(r.tokens[o], text_of, mask_token_id)) for r in passes) * CHARACTER + 4 for o in shown
         }
         for number, record in enumerate(passes, 1):
-            parts.append(_text(MARGIN, y + 13, "n", str(number)))
+            parts.append(text(MARGIN, y + 13, "n", str(number)))
             x: float = MARGIN + LABEL
             for offset in shown:
                 colour = COLOURS[kind(record, offset, mask_token_id)]
-                parts.append(_box(x, y, cells[offset] - 1.5, ROW - 3, colour))
-                parts.append(_text(x + 1.5, y + 13, "t", _label(record.tokens[offset], text_of, mask_token_id)))
+                parts.append(box(x, y, cells[offset] - 1.5, ROW - 3, colour))
+                parts.append(text(x + 1.5, y + 13, "t", _label(record.tokens[offset], text_of, mask_token_id)))
                 x += cells[offset]
             width = max(width, x)
             y += ROW
         y += ROW // 2
     x = MARGIN + LABEL
     for name, meaning in LEGEND:
-        parts += [_box(x, y, 12, 12, COLOURS[name]), _text(x + 17, y + 11, "l", meaning)]
+        parts += [box(x, y, 12, 12, COLOURS[name]), text(x + 17, y + 11, "l", meaning)]
         x += 30 + 7 * len(meaning)
     summary = f"{output.num_tokens} tokens in {output.nfe} forwards: {output.tpf:.1f} tokens per forward"
-    parts.append(_text(MARGIN + LABEL, y + 34, "l", summary))
+    parts.append(text(MARGIN + LABEL, y + 34, "l", summary))
     width, height = max(width, x) + MARGIN, y + 34 + MARGIN
+    return svg(parts, width, height)
+
+
+def svg(parts: Sequence[str], width: float, height: float) -> str:
+    """A whole picture."""
     style = (
         "text{fill:#111827;white-space:pre}.t{font:11px ui-monospace,monospace}"
         ".n{font:11px ui-monospace,monospace;fill:#6b7280}.l{font:12px sans-serif;fill:#374151}"
@@ -72,11 +77,13 @@ def draw(output: GenerationOutput, text_of: Callable[[int], str], mask_token_id:
     )
 
 
-def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
+def box(x: float, y: float, width: float, height: float, colour: str) -> str:
+    """A cell."""
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2" fill="{colour}"/>'
 
 
-def _text(x: float, y: float, style: str, content: str) -> str:
+def text(x: float, y: float, style: str, content: str) -> str:
+    """A label; styles are t (token), n (number) and l (legend)."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(content)}</text>'
 
 
