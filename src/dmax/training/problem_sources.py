@@ -38,7 +38,7 @@ class Style:
     worked: bool = False
     """Equations carried out in small steps (see :mod:`dmax.problems.working`)."""
     varied: bool = False
-    """Signs of equations set in different ways (see :mod:`dmax.problems.notation`)."""
+    """Gaps behind numbers of different widths (see :mod:`dmax.problems.notation`)."""
 
 
 def word_problem(split: Split, index: int, seed: int, style: Style) -> tuple[str, str]:

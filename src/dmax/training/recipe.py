@@ -59,7 +59,7 @@ class ProblemSection(Section):
     source: Literal["gsm-symbolic", "arithmetic", "parallel-stress"]
     weight: Weight = 1.0
     varied: bool = False
-    """For ``gsm-symbolic``: signs of equations set in different ways."""
+    """For ``gsm-symbolic``: gaps behind numbers of different widths."""
     worked: bool = False
     """For ``gsm-symbolic`` and ``arithmetic``: equations carried out in small steps."""
 

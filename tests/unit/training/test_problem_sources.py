@@ -116,10 +116,9 @@ def test_another_notation_keeps_numbers_and_words() -> None:
     assert changed > 200
 
 
-def test_a_sign_is_set_in_every_way_and_mostly_with_spaces() -> None:
-    set_as = Counter(re.sub(" +", " ", vary_notation("7*8=56", Random(seed))) for seed in range(4000))
-    assert set_as.keys() == {f"7{a}{sign} 8{b}= 56" for a in (" ", "") for sign in "x*" for b in (" ", "")}
-    assert set_as.most_common(1)[0][0] == "7 * 8 = 56"
+def test_signs_are_set_evenly() -> None:
+    set_as = {re.sub(" +", " ", vary_notation(text, Random(0))) for text in ("7*8=56", "7 * 8 =56", "7* 8 = 56")}
+    assert set_as == {"7 * 8 = 56"}
 
 
 def test_gaps_behind_numbers_are_sometimes_wide_and_others_never() -> None:
