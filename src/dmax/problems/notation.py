@@ -25,7 +25,7 @@ _GAP = re.compile(r"(?<=\d)([^\s\d]{0,2})(?=\s)")
 
 
 def vary_notation(solution: str, random: Random) -> str:
-    """A worked solution with spaces around its signs, and its gaps set anew; the line with the answer stays as it is."""
+    """A worked solution, signs between spaces and gaps drawn; the line with the answer stays as it is."""
     body, mark, answer = solution.partition("####")
     even = _SIGN.sub(r" \1 ", body)
     return _GAP.sub(lambda match: match[1] + " " * (random.random() < WIDE), even) + mark + answer
