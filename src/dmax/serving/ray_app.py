@@ -38,7 +38,7 @@ MODEL = "model"
 """Name of the deployment that holds the weights."""
 FRONT = "front"
 """Name of the deployment that answers HTTP."""
-_FRONT_CPUS = 0.1  # what Ray reserves; a front waits more than it works
+_FRONT_CPUS = 0  # what Ray reserves; a front waits more than it works, and whole cores are for replicas
 
 
 class RaySettings(BaseModel):

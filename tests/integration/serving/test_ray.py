@@ -58,7 +58,8 @@ def client(settings: dict[str, Any]) -> Iterator[httpx.Client]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=one_thread)
+    cores = SETTINGS["max_replicas"] * SETTINGS["num_cpus"]  # the front has to do without one
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, runtime_env=one_thread)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(app(settings), name=APP)
