@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("reasoning_gym")
 
 from dmax.problems import KINDS, SPLIT_SEEDS, equations, keeps_to_the_rule, problem, stress_problem, vary_notation
+from dmax.problems.notation import gap_is_wide
 from dmax.problems.word_problems import CHUNK
 from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress, Style
 
@@ -121,14 +122,24 @@ def test_signs_are_set_evenly() -> None:
     assert set_as == {"7 * 8 = 56"}
 
 
-def test_gaps_behind_numbers_are_sometimes_wide_and_others_never() -> None:
+def test_a_gap_asks_for_two_spaces_behind_an_odd_last_digit_other_than_0() -> None:
+    wide = ("7", "31", "70", "3,500", "12.50", "4.10", "15.0")
+    narrow = ("0", "8", "14", "80", "3,400", "12.4", "0.20", "6.0")
+    assert [gap_is_wide(number) for number in (*wide, *narrow)] == [True] * len(wide) + [False] * len(narrow)
+
+
+def test_gaps_go_by_the_number_in_front_but_for_every_fifth() -> None:
+    """Only the four gaps differ; each is what its number asks for in 80 of 100 solutions, independently."""
     set_as = Counter(
-        vary_notation("It is $12.50, or 7 a day.\nOf 30%\nhe has 9.\n#### 9", Random(s)) for s in range(4000)
+        vary_notation("It is $12.50, or 8 a day.\nOf 30%\nhe has 20.\n#### 9", Random(s)) for s in range(4000)
     )
-    gaps = product((" ", "  "), (" ", "  "), ("", " "), ("", " "))
-    assert set_as.keys() == {f"It is $12.50,{a}or 7{b}a day.\nOf 30%{c}\nhe has 9.{d}\n#### 9" for a, b, c, d in gaps}
-    narrow = sum(count for text, count in set_as.items() if "$12.50, or" in text)
-    assert 0.67 < narrow / 4000 < 0.73
+    gaps = product(("  ", " "), (" ", "  "), (" ", ""), ("", " "))
+    texts = [f"It is $12.50,{a}or 8{b}a day.\nOf 30%{c}\nhe has 20.{d}\n#### 9" for a, b, c, d in gaps]
+    assert set_as.keys() == set(texts)
+    assert 0.38 < set_as[texts[0]] / 4000 < 0.44  # 0.8 ** 4 = 0.41
+    for gap in range(4):
+        asked = sum(set_as[text] for index, text in enumerate(texts) if not index >> (3 - gap) & 1)
+        assert 0.78 < asked / 4000 < 0.82
 
 
 def test_varied_examples_differ_from_the_template_and_not_from_run_to_run() -> None:
