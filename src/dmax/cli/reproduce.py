@@ -65,7 +65,7 @@ def reproduce(
         except KeyboardInterrupt:
             note(f"Stopped; the same command goes on with what is in {out}.")
             raise typer.Exit(130) from None
-        write_page(results, page, page.parent / "assets", why)
+        write_page(results, page, why)
     typer.echo(page)
 
 

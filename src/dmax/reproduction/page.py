@@ -12,36 +12,28 @@ from dmax.reproduction.claims import CLAIMS, CLEAR, SAME
 from dmax.reproduction.results import Point, Results
 from dmax.reproduction.study import ABLATIONS, CAUTIOUS, DEFAULT, DMAX, TABLE, Method
 
+_PICTURE = "assets/reproduction"
+"""Without its ending, as seen from the page's folder."""
 _DRAWN = tuple(method.name for method in TABLE)
 
 
-def write_page(results: Results, page: Path, pictures: Path, notes: Mapping[str, str] | None = None) -> None:
-    """Write the page, and ``reproduction.png`` and ``.svg`` beside it.
+def write_page(results: Results, page: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write the page, and ``assets/reproduction.png`` and ``.svg`` beside it.
 
     Args:
         results: of the whole study.
         page: the Markdown file.
-        pictures: folder of the pictures.
         notes: why we think a claim holds or not, by the claim's key; written by hand.
     """
-    pictures.mkdir(parents=True, exist_ok=True)
+    picture = page.parent / _PICTURE
+    picture.parent.mkdir(parents=True, exist_ok=True)
     curves = [Curve(name, tuple(map(_spot, results.curve(name)))) for name in _DRAWN if name in results.methods]
-    stem = pictures / "reproduction"
-    draw_tradeoff({"fresh word problems": curves}, stem, "tokens per forward (TPF), mean over problems")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    picture = Path(*[".."] * len(page.parent.parts), stem) if not stem.is_relative_to(page.parent) else None
-    where = stem.relative_to(page.parent) if picture is None else picture
-    page.write_text(to_markdown(results, f"{where.as_posix()}.png", notes or {}), encoding="utf-8")
+    draw_tradeoff({"fresh word problems": curves}, picture, "tokens per forward (TPF), mean over problems")
+    page.write_text(to_markdown(results, notes or {}), encoding="utf-8")
 
 
-def to_markdown(results: Results, picture: str, notes: Mapping[str, str]) -> str:
-    """The whole page.
-
-    Args:
-        results: of the whole study.
-        picture: its path as the page names it.
-        notes: see :func:`write_page`.
-    """
+def to_markdown(results: Results, notes: Mapping[str, str]) -> str:
+    """The whole page."""
     record = results.record
     scale, hardware = record["scale"], record["hardware"]
     hours = sum(cost["hours"] for cost in record["trainings"].values())
@@ -59,7 +51,7 @@ def to_markdown(results: Results, picture: str, notes: Mapping[str, str]) -> str
         _methods(results).to_markdown(),
         f"Each method at the threshold that the paper gives it ({CAUTIOUS:g}; soft-parallel {DEFAULT:g}); intervals "
         "are 95 % bootstrap over problems, every problem's result being the mean over training seeds.",
-        f"![Accuracy against tokens per forward]({picture})",
+        f"![Accuracy against tokens per forward]({_PICTURE}.png)",
         "## Ablations",
         _ablations(results).to_markdown(),
         "## All settings",

@@ -217,10 +217,8 @@ class _Work:
 
     def measure(self, method: Method, threshold: float, seed: int | None) -> Setting:
         """One setting on the fresh problems."""
-        model = self._plan.base if seed is None else str(self._trained(str(method.training), seed))
         place = self._folder / "measured" / method.folder_name / f"{threshold:g}"
         folder = place if seed is None else place.with_name(f"{threshold:g}-seed-{seed}")
-        self._evaluate(TASK, model, method.params(threshold), folder)
         return self._setting(method, threshold, seed, folder, TASK)
 
     def measure_gsm8k(self) -> list[Setting]:
@@ -229,17 +227,19 @@ class _Work:
         for method in GSM8K_METHODS:
             threshold = GSM8K_THRESHOLDS[method.name]
             seed = None if method.training is None else self._plan.scale.seeds[0]
-            model = self._plan.base if seed is None else str(self._trained(str(method.training), seed))
             folder = self._folder / "measured" / "gsm8k" / method.folder_name
-            self._evaluate("gsm8k", model, method.params(threshold), folder)
             settings.append(self._setting(method, threshold, seed, folder, "gsm8k"))
         return settings
 
-    def _evaluate(self, task: str, model: str, params: GenerationParams, folder: Path) -> None:
-        if (folder / RESULTS_FILE).exists():
-            return
-        self._on_step(f"measure {folder.relative_to(self._folder / 'measured')}")
-        evaluate([self._data(task)], self._answerer(model, params), folder, seed=0, command=self._command)
+    def _setting(self, method: Method, threshold: float, seed: int | None, folder: Path, task: str) -> Setting:
+        """A method on a task, measured into ``folder`` unless it is there."""
+        if not (folder / RESULTS_FILE).exists():
+            self._on_step(f"measure {folder.relative_to(self._folder / 'measured')}")
+            model = self._plan.base if seed is None else self._trained(str(method.training), seed)
+            answerer = self._answerer(model, method.params(threshold))
+            evaluate([self._data(task)], answerer, folder, seed=0, command=self._command)
+        metrics = read_results(folder)["tasks"][task]["metrics"]
+        return Setting(method.name, threshold, seed, metrics, tuple(read_samples(folder, task)))
 
     def _data(self, name: str) -> TaskData:
         if name not in self._rows:
@@ -258,12 +258,8 @@ class _Work:
         name, llm, weights = self._loaded
         return LocalAnswerer(llm, params, name, weights)
 
-    def _trained(self, training: str, seed: int) -> Path:
-        return self._folder / "trained" / _run_name(training, seed) / "model"
-
-    def _setting(self, method: Method, threshold: float, seed: int | None, folder: Path, task: str) -> Setting:
-        metrics = read_results(folder)["tasks"][task]["metrics"]
-        return Setting(method.name, threshold, seed, metrics, tuple(read_samples(folder, task)))
+    def _trained(self, training: str, seed: int) -> str:
+        return str(self._folder / "trained" / _run_name(training, seed) / "model")
 
     def training_costs(self, trainings: Sequence[Training]) -> dict[str, Any]:
         """Steps and hours of every training, as its metrics say."""

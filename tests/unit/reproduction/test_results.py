@@ -94,7 +94,7 @@ def test_claims_fail_where_nothing_differs() -> None:
 
 def test_the_page_states_every_claim_method_and_note(tmp_path: Path) -> None:
     results = study(tpf={DMAX.name: 6.0})
-    text = to_markdown(results, "assets/reproduction.png", {"flat": "Because it is."})
+    text = to_markdown(results, {"flat": "Because it is."})
     for claim in CLAIMS:
         assert claim.text in text
     for method in (*TABLE, *ABLATIONS):
@@ -102,6 +102,6 @@ def test_the_page_states_every_claim_method_and_note(tmp_path: Path) -> None:
     assert "Because it is." in text
     assert "does not hold" in text
     page = tmp_path / "docs" / "reproduction.md"
-    write_page(results, page, page.parent / "assets")
+    write_page(results, page)
     assert (page.parent / "assets" / "reproduction.png").exists()
     assert "](assets/reproduction.png)" in page.read_text(encoding="utf-8")

@@ -38,7 +38,10 @@ def test_every_method_decodes_with_options_that_exist(method: Method) -> None:
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)
 def test_every_training_is_a_valid_objective(training: Training) -> None:
     recipe = {} if "kind" in training.objective else yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["objective"]
-    ObjectiveSection.model_validate({**recipe, **training.objective})
+    fields = {**recipe, **training.objective}
+    objective = ObjectiveSection.model_validate(fields)
+    assert objective.kind == fields["kind"]
+    assert objective.model_fields_set == fields.keys()
 
 
 def test_names_are_folders_of_their_own() -> None:

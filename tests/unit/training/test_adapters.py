@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmax.models import LLaDA2, ModelConfig
-from dmax.models.llada2 import initialize
+from dmax.models import LLaDA2
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import Layout, lay_out
 from dmax.training.optim import Optimizer
@@ -20,18 +19,6 @@ from dmax.training.state import CheckpointWriter, RunState, load_checkpoint, new
 
 pytest.importorskip("peft")
 from dmax.training.adapters import Adapters
-
-CONFIG = ModelConfig(
-    vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=8, mask_token_id=1, eos_token_id=2, pad_token_id=0, num_experts=4,
-    num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=8, first_k_dense_replace=1,
-    initializer_range=0.3,
-)  # fmt: skip
-
-
-@pytest.fixture
-def model() -> LLaDA2:
-    return initialize(LLaDA2(CONFIG), generator_for(1))
 
 
 @pytest.fixture

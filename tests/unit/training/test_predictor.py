@@ -7,25 +7,17 @@ import copy
 import pytest
 import torch
 
-from dmax.models import LLaDA2, ModelConfig
-from dmax.models.llada2 import initialize
-from dmax.training.data import Example, generator_for
+from dmax.models import LLaDA2
+from dmax.training.data import Example
 from dmax.training.layout import lay_out
 from dmax.training.predictor import Predictor
 
-CONFIG = ModelConfig(
-    vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=8, mask_token_id=1, eos_token_id=2, pad_token_id=0, num_experts=4,
-    num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=8, first_k_dense_replace=1,
-    initializer_range=0.3,
-)  # fmt: skip
 LAYOUT = lay_out([Example((5, 6, 7, 8, 9, 10, 11, 12), (False,) * 3 + (True,) * 5)], 4, pad_token_id=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rollouts_see_the_weights_of_the_last_step(dtype: torch.dtype) -> None:
+def test_rollouts_see_the_weights_of_the_last_step(model: LLaDA2, dtype: torch.dtype) -> None:
     """Without gradient, too: copies of weights that inference keeps must not outlive a step."""
-    model = initialize(LLaDA2(CONFIG), generator_for(1))
     predict = Predictor(model, dtype)
     with torch.no_grad():
         for _ in range(4):
@@ -38,12 +30,12 @@ def test_rollouts_see_the_weights_of_the_last_step(dtype: torch.dtype) -> None:
             assert (after - before).abs().max() > 0.1
 
 
-def test_recomputation_changes_no_gradient() -> None:
+def test_recomputation_changes_no_gradient(model: LLaDA2) -> None:
     def gradients(recompute: bool) -> list[torch.Tensor]:
-        model = initialize(LLaDA2(CONFIG), generator_for(1))
-        logits = Predictor(model, torch.float32, recompute=recompute)(LAYOUT.noisy_ids, LAYOUT)
+        learner = copy.deepcopy(model)
+        logits = Predictor(learner, torch.float32, recompute=recompute)(LAYOUT.noisy_ids, LAYOUT)
         torch.nn.functional.cross_entropy(logits, LAYOUT.noisy_ids[LAYOUT.supervised]).backward()
-        return [p.grad for p in model.parameters() if p.grad is not None]
+        return [p.grad for p in learner.parameters() if p.grad is not None]
 
     for ours, plain in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(ours, plain)
