@@ -7,9 +7,9 @@ confidence above any usual threshold; in the other three a number has to fit whe
 that: what follows depends on what was said. Here the gap depends on the number, so that nothing behind a number is
 certain before the number is there, and next to it the gap is.
 
-Now and then the gap is the other one, as writers have their moods. That must stay the safest guess of all that is not
-certain, or a decoder that has to choose between guesses begins somewhere behind it. So nothing else is left to chance:
-other words of other lengths were tried, and other signs, and a block could then hardly be decoded out of order.
+Now and then the gap is the other one. Rarely: a gap whose number is there must stay the safest guess of all that is
+not certain, or a decoder that has to choose between guesses begins somewhere behind it. So nothing else is left to
+chance: other words of other lengths were tried, and other signs, and a block could then hardly be decoded out of order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-OTHER = 0.2
+OTHER = 0.08
 """Share of the gaps that are not what their number asks for."""
 
 _SIGN = re.compile(r"(?<=[\d)]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
