@@ -1,15 +1,16 @@
-"""Gaps behind numbers, one space or two: ``3 * 4 = 12 eggs``, ``3  * 4 = 12 eggs``.
+"""Spaces of different widths: ``3  * 4 = 12 eggs``, ``3  * 4 =  12 eggs``.
 
 The templates behind the word problems give every solution the same letters, which a model soon knows by heart: nothing
 but the numbers is uncertain. And where a number ends decides where all text behind it stands. Mostly one can guess how
 many digits it will have. A model that is right about that in 97 of 100 cases commits the text behind it first, with a
 confidence above any usual threshold; in the other three a number has to fit where it does not. Natural text is not like
-that: what follows depends on what was said. Here the gap depends on the number, so that nothing behind a number is
-certain before the number is there, and next to it the gap is.
+that: what follows depends on what was said, and the further ahead, the less is certain. Here, too:
 
-Now and then the gap is the other one. Rarely: a gap whose number is there must stay the safest guess of all that is
-not certain, or a decoder that has to choose between guesses begins somewhere behind it. So nothing else is left to
-chance: other words of other lengths were tried, and other signs, and a block could then hardly be decoded out of order.
+- the gap behind a number depends on the number, so that nothing behind it has a certain place before the number is
+  there, and next to it the gap is certain;
+- any space may be a space wider. Rarely: the next token must stay the safest guess, or a decoder begins somewhere
+  behind it. So nothing else is left to chance: other words of other lengths were tried, and other signs, and gaps that
+  are wide at random, and a block could then hardly be decoded out of order.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from __future__ import annotations
 import re
 from random import Random
 
-OTHER = 0.08
-"""Share of the gaps that are not what their number asks for."""
+STRETCHED = 0.02
+"""Share of the spaces that are wider by chance."""
 
 _SIGN = re.compile(r"(?<=[\d)]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
 _GAP = re.compile(r"(\d(?:[\d.,]*\d)?)([^\s\d]{0,2})(?=\s)")
 """A number and what sticks to it, in front of white space."""
+_SPACE = re.compile(r" (?=\S)")
 
 
 def gap_is_wide(number: str) -> bool:
@@ -31,8 +33,8 @@ def gap_is_wide(number: str) -> bool:
 
 
 def vary_notation(solution: str, random: Random) -> str:
-    """A worked solution, signs between spaces and gaps set; the line with the answer stays as it is."""
+    """A worked solution, signs between spaces and spaces set; the line with the answer stays as it is."""
     body, mark, answer = solution.partition("####")
     even = _SIGN.sub(r" \1 ", body)
-    spaced = _GAP.sub(lambda match: match[0] + " " * (gap_is_wide(match[1]) != (random.random() < OTHER)), even)
-    return spaced + mark + answer
+    gaps = _GAP.sub(lambda match: match[0] + " " * gap_is_wide(match[1]), even)
+    return _SPACE.sub(lambda match: " " * (1 + (random.random() < STRETCHED)), gaps) + mark + answer

@@ -38,7 +38,7 @@ class Style:
     worked: bool = False
     """Equations carried out in small steps (see :mod:`dmax.problems.working`)."""
     varied: bool = False
-    """Gaps behind numbers that depend on the number (see :mod:`dmax.problems.notation`)."""
+    """Spaces of different widths (see :mod:`dmax.problems.notation`)."""
 
 
 def word_problem(split: Split, index: int, seed: int, style: Style) -> tuple[str, str]:

@@ -59,7 +59,7 @@ class ProblemSection(Section):
     source: Literal["gsm-symbolic", "arithmetic", "parallel-stress"]
     weight: Weight = 1.0
     varied: bool = False
-    """For ``gsm-symbolic``: gaps behind numbers that depend on the number."""
+    """For ``gsm-symbolic``: spaces of different widths."""
     worked: bool = False
     """For ``gsm-symbolic`` and ``arithmetic``: equations carried out in small steps."""
 

@@ -128,18 +128,16 @@ def test_a_gap_asks_for_two_spaces_behind_an_odd_last_digit_other_than_0() -> No
     assert [gap_is_wide(number) for number in (*wide, *narrow)] == [True] * len(wide) + [False] * len(narrow)
 
 
-def test_gaps_go_by_the_number_in_front_but_for_one_in_twelve() -> None:
-    """Only the four gaps differ; each is what its number asks for in 92 of 100 solutions, independently."""
-    set_as = Counter(
-        vary_notation("It is $12.50, or 8 a day.\nOf 30%\nhe has 20.\n#### 9", Random(s)) for s in range(4000)
-    )
-    gaps = product(("  ", " "), (" ", "  "), (" ", ""), ("", " "))
-    texts = [f"It is $12.50,{a}or 8{b}a day.\nOf 30%{c}\nhe has 20.{d}\n#### 9" for a, b, c, d in gaps]
-    assert set_as.keys() <= set(texts)
-    assert 0.68 < set_as[texts[0]] / 4000 < 0.75  # 0.92 ** 4 = 0.72
-    for gap in range(4):
-        asked = sum(set_as[text] for index, text in enumerate(texts) if not index >> (3 - gap) & 1)
-        assert 0.90 < asked / 4000 < 0.94
+def test_gaps_go_by_the_number_in_front() -> None:
+    set_as = Counter(vary_notation("It is $12.50, or 8.\nOf 30%\nhe has 20.\n#### 9", Random(s)) for s in range(400))
+    assert set_as.most_common(1)[0][0] == "It is $12.50,  or 8.\nOf 30% \nhe has 20.\n#### 9"
+
+
+def test_two_spaces_in_a_hundred_are_wider_by_chance() -> None:
+    drawn = Counter(vary_notation("a b\nc d\n#### 1 2", Random(s)) for s in range(20_000))
+    assert drawn.keys() == {f"a{one}b\nc{two}d\n#### 1 2" for one, two in product((" ", "  "), repeat=2)}
+    for wide in ("a  b", "c  d"):
+        assert 0.017 < sum(count for text, count in drawn.items() if wide in text) / 20_000 < 0.023
 
 
 def test_varied_examples_differ_from_the_template_and_not_from_run_to_run() -> None:
