@@ -18,12 +18,12 @@ from __future__ import annotations
 import re
 from random import Random
 
-STRETCHED = 0.02
+STRETCHED = 0.06
 """Share of the spaces that are wider by chance."""
 
 _SIGN = re.compile(r"(?<=[\d)]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
-_GAP = re.compile(r"(\d(?:[\d.,]*\d)?)([^\s\d]{0,2})(?=\s)")
-"""A number and what sticks to it, in front of white space."""
+_GAP = re.compile(r"(\d(?:[\d.,]*\d)?)([^\s\d]{0,2})(?=\s|$)")
+"""A number and what sticks to it, in front of white space or the end."""
 _SPACE = re.compile(r" (?=\S)")
 
 
@@ -33,8 +33,8 @@ def gap_is_wide(number: str) -> bool:
 
 
 def vary_notation(solution: str, random: Random) -> str:
-    """A worked solution, signs between spaces and spaces set; the line with the answer stays as it is."""
+    """A worked solution, signs between spaces and spaces set."""
     body, mark, answer = solution.partition("####")
-    even = _SIGN.sub(r" \1 ", body)
-    gaps = _GAP.sub(lambda match: match[0] + " " * gap_is_wide(match[1]), even)
-    return _SPACE.sub(lambda match: " " * (1 + (random.random() < STRETCHED)), gaps) + mark + answer
+    text = _SIGN.sub(r" \1 ", body) + mark + answer
+    text = _GAP.sub(lambda match: match[0] + " " * gap_is_wide(match[1]), text)
+    return _SPACE.sub(lambda match: " " * (1 + (random.random() < STRETCHED)), text)
