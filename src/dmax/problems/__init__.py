@@ -1,6 +1,5 @@
 """Endless, seeded problems that need no download: grade-school word problems and a stress test of parallel decoding."""
 
-from dmax.problems.notation import vary_notation
 from dmax.problems.parallel_stress import KINDS, keeps_to_the_rule, stress_problem
 from dmax.problems.splits import SPLIT_SEEDS, Split
 from dmax.problems.word_problems import Equation, equations, problem, show_working
@@ -16,6 +15,5 @@ __all__ = [
     "problem",
     "show_working",
     "stress_problem",
-    "vary_notation",
     "working",
 ]

@@ -30,6 +30,7 @@ _RESULT = re.compile(rf"= ?([$€£¥]?({_NUMBER}))(?![\d.,]*\d)(%?)")
 _UNKNOWN = re.compile(r"\s*[-+]\s*[A-Za-z]\b")
 _LONG_DECIMAL = re.compile(r"\d+\.\d{6,}")
 _CLAIM_FIRST = re.compile(rf"^(.+) because (.+= ?[$€£¥]?{_NUMBER})$", re.MULTILINE)
+_SIGN = re.compile(r"(?<=[\d)]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
 _SPELLING = {"x": "*", "×": "*", "÷": "/", "%": "/100", "half": "1/2"}
 _SIGNS = frozenset("-+*/x×÷)%")
 """What an expression does not begin with."""
@@ -106,7 +107,7 @@ def equations(text: str) -> list[Equation]:
 
 
 def show_working(solution: str) -> str:
-    """A worked solution with the small steps of every equation written out.
+    """A worked solution with the small steps of every equation written out, and every sign between spaces.
 
     Nothing is stated before it is worked out: *A because B* becomes *Since B: A*. Decimals of many places become
     fractions, or are cut to two.
@@ -116,7 +117,8 @@ def show_working(solution: str) -> str:
     for equation in equations(solution):
         parts += [solution[at : equation.result], *(f"{step} = " for step in equation.steps)]
         at = equation.result
-    return "".join([*parts, solution[at:]])
+    body, mark, answer = "".join([*parts, solution[at:]]).partition("####")
+    return _SIGN.sub(r" \1 ", body) + mark + answer
 
 
 def _shortened(decimal: re.Match[str]) -> str:

@@ -30,7 +30,14 @@ class LossPart:
     """What is reported, each as ``(2,)`` float32: a sum and the number of positions that it is over."""
 
 
-def masked_loss(predict: Predict, layout: Layout, hidden: Tensor, mask_token_id: int) -> LossPart:
+def masked_loss(
+    predict: Predict,
+    layout: Layout,
+    hidden: Tensor,
+    mask_token_id: int,
+    smoothed: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> LossPart:
     """Cross-entropy on the masked positions only (plain masked training).
 
     Args:
@@ -38,11 +45,32 @@ def masked_loss(predict: Predict, layout: Layout, hidden: Tensor, mask_token_id:
         layout: the batch.
         hidden: ``(B, M)`` bool, the positions to mask.
         mask_token_id: token that hides them.
+        smoothed: ``(B, M)`` bool, the positions with smoothed labels (see :func:`far_ahead`).
+        smoothing: share of their labels that is spread evenly over the vocabulary.
     """
     logits_SV = predict(layout.noisy_ids.masked_fill(hidden, mask_token_id), layout)
     targets_S, hidden_S = _supervised(layout, hidden)
-    loss = F.cross_entropy(logits_SV[hidden_S], targets_S[hidden_S])
+    loss_H = F.cross_entropy(logits_SV[hidden_S], targets_S[hidden_S], reduction="none")
+    if smoothed is not None:
+        even_H = -logits_SV[hidden_S].log_softmax(-1).mean(-1)
+        loss_H = loss_H.lerp(even_H, smoothing * smoothed[layout.supervised][hidden_S].float())
+    loss = loss_H.mean()
     return LossPart("mask", loss, _tallies("mask", loss, logits_SV, targets_S, hidden_S, hidden_S))
+
+
+def far_ahead(layout: Layout, hidden: Tensor, near: int, eos_token_id: int) -> Tensor:
+    """The hidden positions behind the first ``near`` of their block, ``(B, M)`` bool; an EOS behind an EOS is not one.
+
+    Tokens far ahead of what is decoded are easily foretold and hard to place: where they stand depends on everything
+    between. Smoothed labels keep a model from being sure of them, so that decoding by confidence begins with what is
+    next.
+    """
+    seen = F.pad(hidden.cumsum(1), (1, 0))
+    index = torch.arange(hidden.shape[1], device=hidden.device)
+    before_block = seen[:, index // layout.block_length * layout.block_length]
+    ends = layout.noisy_ids == eos_token_id
+    padding = ends & F.pad(ends, (1, 0))[:, :-1]
+    return hidden & (seen[:, 1:] - before_block > near) & ~padding
 
 
 def oput_losses(

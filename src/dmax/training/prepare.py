@@ -12,8 +12,8 @@ from dmax.models.tokenizer import Tokenizer
 from dmax.training.conversations import Conversations, conversation_texts, load_conversations
 from dmax.training.data import Mixture, Source
 from dmax.training.parallel import barrier, rank
-from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress, Style, list_problem, word_problem
-from dmax.training.recipe import DataSection, HubSection, JsonlSection, ProblemSection, Recipe, RecipeError
+from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress, list_problem, word_problem
+from dmax.training.recipe import DataSection, HubSection, JsonlSection, Recipe, RecipeError
 from dmax.training.tokenizer import train_tokenizer
 
 
@@ -77,7 +77,7 @@ def _texts(sources: list[DataSection], count: int) -> Iterator[str]:
             continue
         for index in range(count if section.source != "arithmetic" else 0):
             if section.source == "gsm-symbolic":
-                yield "\n".join(word_problem("train", index, 0, _style(section)))
+                yield "\n".join(word_problem("train", index, 0, section.worked))
             else:
                 yield "\n".join(list_problem("train", index, 0))
 
@@ -95,11 +95,7 @@ def _source(section: DataSection, recipe: Recipe, tokenizer: Tokenizer) -> Sourc
     if isinstance(section, JsonlSection | HubSection):
         return load_conversations(section, tokenizer, recipe.train.context, recipe.seed)
     if section.source == "gsm-symbolic":
-        return GsmSymbolic(tokenizer, style=_style(section))
+        return GsmSymbolic(tokenizer, worked=section.worked)
     if section.source == "arithmetic":
         return Arithmetic(tokenizer, worked=section.worked)
     return ParallelStress(tokenizer)
-
-
-def _style(section: ProblemSection) -> Style:
-    return Style(worked=section.worked, varied=section.varied)

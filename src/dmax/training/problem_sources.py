@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from random import Random
-
-from dmax.problems import Equation, Split, equations, problem, show_working, stress_problem, vary_notation, working
+from dmax.problems import Equation, Split, equations, problem, show_working, stress_problem, working
 from dmax.training.data import ChatEncoder, Example, chat_example
 
 
 class GsmSymbolic:
-    """Word problems as chat examples: the question asks, the worked solution is the response.
+    """Word problems as chat examples: the question asks, the solution is the response.
 
     Args:
         tokenizer: of the model.
         split: which problems.
         seed: of the split.
-        style: how solutions are written.
+        worked: whether equations are carried out in small steps (see :mod:`dmax.problems.working`).
     """
 
-    def __init__(
-        self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, style: Style | None = None
-    ) -> None:
+    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, worked: bool = False) -> None:
         self.tokenizer = tokenizer
         self.split: Split = split
         self.seed = seed
-        self.style = style or Style()
+        self.worked = worked
 
     def example(self, index: int) -> Example:
-        return chat_example(self.tokenizer, *word_problem(self.split, index, self.seed, self.style))
+        return chat_example(self.tokenizer, *word_problem(self.split, index, self.seed, self.worked))
 
 
-@dataclass(frozen=True)
-class Style:
-    """How the solutions of word problems are written."""
-
-    worked: bool = False
-    """Equations carried out in small steps (see :mod:`dmax.problems.working`)."""
-    varied: bool = False
-    """Spaces of different widths (see :mod:`dmax.problems.notation`)."""
-
-
-def word_problem(split: Split, index: int, seed: int, style: Style) -> tuple[str, str]:
-    """Question and worked solution of a word problem."""
+def word_problem(split: Split, index: int, seed: int, worked: bool) -> tuple[str, str]:
+    """Question and solution of a word problem."""
     row = problem(split, index, seed)
-    solution = row["solution"]
-    if style.worked:
-        solution = show_working(solution)
-    if style.varied:
-        solution = vary_notation(solution, Random(f"notation {split} {seed} {index}"))
-    return row["question"], solution
+    return row["question"], show_working(row["solution"]) if worked else row["solution"]
 
 
 EASY_DIGITS = 3

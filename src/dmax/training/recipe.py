@@ -58,15 +58,11 @@ class ProblemSection(Section):
 
     source: Literal["gsm-symbolic", "arithmetic", "parallel-stress"]
     weight: Weight = 1.0
-    varied: bool = False
-    """For ``gsm-symbolic``: spaces of different widths."""
     worked: bool = False
     """For ``gsm-symbolic`` and ``arithmetic``: equations carried out in small steps."""
 
     @model_validator(mode="after")
     def _has_equations(self) -> ProblemSection:
-        if self.varied and self.source != "gsm-symbolic":
-            raise ValueError(f"varied is for gsm-symbolic, not for {self.source}")
         if self.worked and self.source == "parallel-stress":
             raise ValueError("worked is for gsm-symbolic and arithmetic, not for parallel-stress")
         return self
@@ -131,6 +127,15 @@ class GroupSection(Section):
         return self.t_high - self.rho * (self.t_high - self.t_low)
 
 
+class FarSmoothingSection(Section):
+    """Smoothed labels for masked positions that are not next (see :func:`dmax.training.objectives.far_ahead`)."""
+
+    share: Share
+    """Spread evenly over the vocabulary."""
+    near: int = Field(ge=0)
+    """Masked positions of a block that keep their labels, the first ones."""
+
+
 class ObjectiveSection(Section):
     """The training objective (SPEC section 5).
 
@@ -149,6 +154,8 @@ class ObjectiveSection(Section):
     rollout: Literal["greedy", "sampled"] = "greedy"
     form: Literal["joint", "alternate"] = "joint"
     beta: float = Field(default=2.0, ge=0)
+    far_smoothing: FarSmoothingSection | None = None
+    """For ``masked``."""
     group: GroupSection | None = None
 
     @model_validator(mode="after")
@@ -159,9 +166,11 @@ class ObjectiveSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _losses_have_a_choice(self) -> ObjectiveSection:
+    def _kind_has_what_is_chosen(self) -> ObjectiveSection:
         if "losses" in self.model_fields_set and (self.kind, self.form) != ("oput", "joint"):
             raise ValueError("losses are chosen for kind oput in the form joint; leave them out")
+        if self.far_smoothing is not None and self.kind != "masked":
+            raise ValueError("far_smoothing is for kind masked; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from dmax.training.metrics import MetricsLog, Progress
 from dmax.training.objectives import (
     LossPart,
     dparallel_loss,
+    far_ahead,
     masked_loss,
     oput_losses,
     oput_mixed_loss,
@@ -184,7 +185,11 @@ class Trainer:
         batch = next(self._upcoming).to(self.predict.device)
         layout, hidden = batch.layout, batch.hidden
         if objective.kind == "masked":
-            return batch, iter([masked_loss(self.predict, layout, hidden, mask_id)])
+            far, smoothed = objective.far_smoothing, None
+            if far is not None:
+                smoothed = far_ahead(layout, hidden, far.near, self.model.config.eos_token_id)
+            share = 0.0 if far is None else far.share
+            return batch, iter([masked_loss(self.predict, layout, hidden, mask_id, smoothed, share)])
         if objective.kind == "dparallel":
             return batch, iter([dparallel_loss(self.predict, layout, hidden, mask_id, objective.beta)])
         if objective.kind == "uniform":

@@ -12,6 +12,7 @@ from dmax.training.layout import Layout, lay_out
 from dmax.training.objectives import (
     dparallel_loss,
     entropy_where_right,
+    far_ahead,
     masked_loss,
     oput_losses,
     oput_mixed_loss,
@@ -50,6 +51,26 @@ def test_masked_loss_counts_masked_positions_only(layout: Layout, hidden: torch.
     part = masked_loss(model, layout, hidden, MASK)
     expected = F.cross_entropy(model.table[MASK].expand(int(hidden.sum()), -1), layout.noisy_ids[hidden])
     torch.testing.assert_close(part.loss, expected)
+
+
+def test_far_ahead_is_all_behind_the_first_hidden_positions_of_a_block_but_padding() -> None:
+    """Row 1 is an answer that ends in the second block (EOS is 2); position 4 of row 2 is decoded already."""
+    ids = ((5, 6, 7, 8, 9, 10, 11, 12, 2, 2, 2, 2), (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 2))
+    layout = lay_out([Example(row, (False,) * 2 + (True,) * 10) for row in ids], 6, pad_token_id=2)
+    hidden = layout.supervised.clone()
+    hidden[1, 4] = False
+    far = far_ahead(layout, hidden, 2, eos_token_id=2)
+    assert [row.nonzero().flatten().tolist() for row in far] == [[4, 5, 8], [5, 8, 9, 10, 11]]
+
+
+def test_smoothed_labels_are_spread_evenly(layout: Layout, hidden: torch.Tensor) -> None:
+    smoothed = hidden.clone()
+    smoothed[:2] = False
+    part = masked_loss(Recorder(), layout, hidden, MASK, smoothed, 0.3)
+    logits_V, losses = Recorder().table[MASK], []
+    for target, soft in zip(layout.noisy_ids[hidden], smoothed[hidden], strict=True):
+        losses.append(F.cross_entropy(logits_V, target, label_smoothing=0.3 if soft else 0.0))
+    torch.testing.assert_close(part.loss, torch.stack(losses).mean())
 
 
 def test_oput_counts_every_supervised_position_and_reads_its_own_predictions(

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import re
-from collections import Counter
-from itertools import pairwise, product
-from random import Random
+from itertools import pairwise
 
 import pytest
 
 pytest.importorskip("reasoning_gym")
 
-from dmax.evaluation.grading import same_number
-from dmax.problems import KINDS, SPLIT_SEEDS, equations, keeps_to_the_rule, problem, stress_problem, vary_notation
-from dmax.problems.notation import gap_is_wide
+from dmax.problems import KINDS, SPLIT_SEEDS, equations, keeps_to_the_rule, problem, stress_problem
 from dmax.problems.word_problems import CHUNK
-from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress, Style
+from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress
 
 
 class CharTokenizer:
@@ -104,45 +99,3 @@ def test_a_stress_problem_becomes_a_chat_example() -> None:
     example = ParallelStress(CharTokenizer()).example(3)
     assert "".join(map(chr, example.token_ids[:-1])) == row["question"] + row["solution"]
     assert sum(example.supervised) == len(row["solution"]) + 1
-
-
-def test_another_notation_keeps_numbers_and_words() -> None:
-    changed = 0
-    for index in range(300):
-        solution = problem("validation", index)["solution"]
-        other = vary_notation(solution, Random(index))
-        assert re.sub(r"[ *x]", "", other) == re.sub(r"[ *x]", "", solution)
-        assert same_number(other, problem("validation", index)["answer"])
-        assert other == vary_notation(solution, Random(index))
-        changed += other != solution
-    assert changed > 200
-
-
-def test_signs_are_set_evenly() -> None:
-    set_as = {re.sub(" +", " ", vary_notation(text, Random(0))) for text in ("7*8=56", "7 * 8 =56", "7* 8 = 56")}
-    assert set_as == {"7 * 8 = 56"}
-
-
-def test_a_gap_asks_for_two_spaces_behind_an_odd_last_digit_other_than_0() -> None:
-    wide = ("7", "31", "70", "3,500", "12.50", "4.10", "15.0")
-    narrow = ("0", "8", "14", "80", "3,400", "12.4", "0.20", "6.0")
-    assert [gap_is_wide(number) for number in (*wide, *narrow)] == [True] * len(wide) + [False] * len(narrow)
-
-
-def test_gaps_go_by_the_number_in_front() -> None:
-    set_as = Counter(vary_notation("It is $12.50, or 8.\nOf 30%\nhe has 20.\n#### 9", Random(s)) for s in range(400))
-    assert set_as.most_common(1)[0][0] == "It is $12.50,  or 8.\nOf 30% \nhe has 20.\n#### 9 "
-
-
-def test_six_spaces_in_a_hundred_are_wider_by_chance() -> None:
-    drawn = Counter(vary_notation("a b\n#### 2", Random(s)) for s in range(20_000))
-    assert drawn.keys() == {f"a{one}b\n####{two}2" for one, two in product((" ", "  "), repeat=2)}
-    for wide in ("a  b", "####  2"):
-        assert 0.055 < sum(count for text, count in drawn.items() if wide in text) / 20_000 < 0.065
-
-
-def test_varied_examples_differ_from_the_template_and_not_from_run_to_run() -> None:
-    plain, varied = GsmSymbolic(CharTokenizer()), GsmSymbolic(CharTokenizer(), style=Style(varied=True))
-    assert varied.example(7) == varied.example(7)
-    assert any(varied.example(index) != plain.example(index) for index in range(5))
-    assert len({varied.example(index).token_ids[:5] == plain.example(index).token_ids[:5] for index in range(9)}) == 1

@@ -33,7 +33,7 @@ def test_every_recipe_in_the_repository_is_valid(path: Path) -> None:
         ({"source": "gsm-symbolic", "path": "x"}, "no recipe key 'data.0.path'"),
         ({"source": "jsonl"}, "data.0.path: Field required"),
         ({"source": "json"}, "data.0: .*'jsonl'"),
-        ({"source": "arithmetic", "varied": True}, "varied is for gsm-symbolic"),
+        ({"source": "parallel-stress", "worked": True}, "worked is for gsm-symbolic and arithmetic"),
     ],
 )
 def test_what_is_wrong_with_a_source_is_named(tmp_path: Path, section: dict[str, Any], named: str) -> None:
@@ -82,6 +82,15 @@ def test_endless_sources_have_no_epochs(tmp_path: Path) -> None:
 def test_warmup_is_a_number_of_steps_or_a_share_of_the_run(tmp_path: Path, warmup: float, steps: int) -> None:
     recipe = load_recipe(edited(tmp_path, optimizer={"warmup": warmup}))
     assert recipe.optimizer.warmup_steps(1000) == steps
+
+
+def test_far_smoothing_is_for_masked_training(tmp_path: Path) -> None:
+    smoothing = {"share": 0.3, "near": 2}
+    assert load_recipe(
+        edited(tmp_path, objective={"kind": "masked", "far_smoothing": smoothing})
+    ).objective.far_smoothing
+    with pytest.raises(RecipeError, match="far_smoothing is for kind masked; leave it out"):
+        load_recipe(edited(tmp_path, objective={"kind": "oput", "far_smoothing": smoothing}))
 
 
 @pytest.mark.parametrize("objective", [{"kind": "masked"}, {"kind": "oput", "form": "alternate"}])
