@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def equations(text: str) -> list[Equation]:
     """The true steps of a worked solution; those that state anything else are left out.
 
     The expression is the longest run of text before the equals sign whose numbers and operators, read past currency
-    signs and units, have the value of the number.
+    signs and units, have the value of the number, or, where that is whole, its value with the decimals cut off.
     """
     found = []
     at = 0
@@ -139,9 +140,12 @@ def _spelt(tokens: list[str], percent: bool) -> str:
 def _equals(expression: str, value: float) -> bool:
     try:
         node = ast.parse(expression, mode="eval").body
-        return isinstance(node, ast.BinOp) and abs(_evaluate(node) - value) < 1e-6 * max(1.0, abs(value))
+        if not isinstance(node, ast.BinOp):
+            return False
+        found = _evaluate(node)
     except (SyntaxError, ValueError, ZeroDivisionError):
         return False
+    return abs(found - value) < 1e-6 * max(1.0, abs(value)) or (found > 1 and math.floor(found) == value)
 
 
 def _evaluate(node: ast.expr) -> float:

@@ -62,12 +62,34 @@ def _next(expression: Expression) -> Expression:
     assert not isinstance(expression, Fraction)
     sign, left, right = expression
     if sign == "*" and isinstance(right, Fraction) and not isinstance(left, Fraction) and left[0] == "/":
-        _, numerator, denominator = left  # a third of 129 is 129 / 3
-        return "/", right if numerator == 1 else ("*", right, numerator), denominator
+        _, numerator, denominator = left  # a third of 129 is 129 / 3, and two thirds are 2 * 129 / 3
+        if numerator == 1:
+            return "/", right, denominator
+        whole = isinstance(denominator, Fraction) and (right / denominator).denominator == 1
+        return ("*", numerator, ("/", right, denominator)) if whole else ("/", ("*", right, numerator), denominator)
+    if sign == "/" and right in _POWERS_OF_TEN[1:] and not isinstance(left, Fraction) and left[0] == "*":
+        shorter = _without_zeros(left[1], left[2], right)
+        if shorter is not None:
+            return shorter
     if isinstance(left, Fraction) and isinstance(right, Fraction):
         return {"+": _add, "-": _subtract, "*": _multiply, "/": _divide}[sign](left, right)
     stepped = [side if isinstance(side, Fraction) else _next(side) for side in (left, right)]
     return sign, stepped[0], stepped[1]
+
+
+def _without_zeros(a: Expression, b: Expression, power: Expression) -> Expression | None:
+    """``a * b / power`` with the zeros that both sides end in left out; None where there are none."""
+    if not (isinstance(a, Fraction) and isinstance(b, Fraction) and isinstance(power, Fraction)):
+        return None
+    factors = [a, b]
+    for index, factor in enumerate(factors):
+        while power > 1 and factor != 0 and (factor / 10).denominator == 1:
+            factor, power = factor / 10, power / 10
+        factors[index] = factor
+    if factors == [a, b]:
+        return None
+    product: Expression = ("*", factors[0], factors[1])
+    return product if power == 1 else ("/", product, power)
 
 
 def _add(a: Fraction, b: Fraction) -> Expression:
@@ -93,7 +115,8 @@ def _multiply(a: Fraction, b: Fraction) -> Expression:
         return _value(a * b)
     shift = _scale(a) * _scale(b)
     if shift > 1:
-        return "/", ("*", a * _scale(a), b * _scale(b)), Fraction(shift)
+        whole = a * _scale(a), b * _scale(b)
+        return _without_zeros(*whole, Fraction(shift)) or ("/", ("*", *whole), Fraction(shift))
     if len(_places(fewer)) < 2:
         return _sum([place * fewer for place in _places(more)])
     return _sum([("*", more, place) for place in _places(fewer)])
@@ -109,6 +132,9 @@ def _divide(a: Fraction, b: Fraction) -> Expression:
     places = _places(quotient)
     if len(places) < 2 or quotient.denominator != 1:
         return quotient
+    if len(_places(b)) > 1:  # not all at once: what is left is found by subtracting
+        first = places[0] * b
+        return "+", ("/", first, b), ("/", a - first, b)
     return _sum([("/", place * b, b) for place in places])
 
 

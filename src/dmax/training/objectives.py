@@ -15,6 +15,9 @@ from torch import Tensor
 
 from dmax.training.layout import Layout
 
+ENDING = 8
+"""Longer than a last number, which an EOS that is there too early would cut off."""
+
 Predict = Callable[[Tensor, Layout], Tensor]
 """``(noisy_ids (B, M), layout) -> logits (S, V)`` float32 at the supervised noisy positions, in row order."""
 
@@ -59,17 +62,17 @@ def masked_loss(
 
 
 def far_ahead(layout: Layout, hidden: Tensor, near: int, eos_token_id: int) -> Tensor:
-    """The hidden positions behind the first ``near`` of their block, ``(B, M)`` bool; an EOS behind an EOS is not one.
+    """The hidden positions behind the first ``near`` of their block, ``(B, M)`` bool, but for an answer's padding.
 
     Tokens far ahead of what is decoded are easily foretold and hard to place: where they stand depends on everything
     between. Smoothed labels keep a model from being sure of them, so that decoding by confidence begins with what is
-    next.
+    next. An EOS behind :data:`ENDING` others is padding wherever the answer ends.
     """
     seen = F.pad(hidden.cumsum(1), (1, 0))
     index = torch.arange(hidden.shape[1], device=hidden.device)
     before_block = seen[:, index // layout.block_length * layout.block_length]
-    ends = layout.noisy_ids == eos_token_id
-    padding = ends & F.pad(ends, (1, 0))[:, :-1]
+    ends = F.pad((layout.noisy_ids == eos_token_id).cumsum(1), (ENDING + 1, 0))
+    padding = ends[:, ENDING + 1 :] - ends[:, : -ENDING - 1] == ENDING + 1
     return hidden & (seen[:, 1:] - before_block > near) & ~padding
 
 

@@ -54,13 +54,17 @@ def test_masked_loss_counts_masked_positions_only(layout: Layout, hidden: torch.
 
 
 def test_far_ahead_is_all_behind_the_first_hidden_positions_of_a_block_but_padding() -> None:
-    """Row 1 is an answer that ends in the second block (EOS is 2); position 4 of row 2 is decoded already."""
-    ids = ((5, 6, 7, 8, 9, 10, 11, 12, 2, 2, 2, 2), (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 2))
-    layout = lay_out([Example(row, (False,) * 2 + (True,) * 10) for row in ids], 6, pad_token_id=2)
+    """The answer of row 1 ends at position 7 (EOS is 2); position 4 of row 2 is decoded already."""
+    ids = ((5, 6, 7, 8, 9, 10, 11, *(2,) * 13), tuple(range(5, 25)))
+    layout = lay_out([Example(row, (False,) * 2 + (True,) * 18) for row in ids], 10, pad_token_id=2)
     hidden = layout.supervised.clone()
     hidden[1, 4] = False
-    far = far_ahead(layout, hidden, 2, eos_token_id=2)
-    assert [row.nonzero().flatten().tolist() for row in far] == [[4, 5, 8], [5, 8, 9, 10, 11]]
+    far = far_ahead(layout, hidden, 3, eos_token_id=2)
+    padding = {15, 16, 17, 18, 19}  # behind eight others
+    assert [set(row.nonzero().flatten().tolist()) for row in far] == [
+        {*range(5, 10), *range(13, 20)} - padding,
+        {*range(6, 10), *range(13, 20)},
+    ]
 
 
 def test_smoothed_labels_are_spread_evenly(layout: Layout, hidden: torch.Tensor) -> None:
