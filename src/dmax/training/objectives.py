@@ -38,8 +38,7 @@ def masked_loss(
     layout: Layout,
     hidden: Tensor,
     mask_token_id: int,
-    smoothed: Tensor | None = None,
-    smoothing: float = 0.0,
+    smoothing: Tensor | None = None,
 ) -> LossPart:
     """Cross-entropy on the masked positions only (plain masked training).
 
@@ -48,15 +47,14 @@ def masked_loss(
         layout: the batch.
         hidden: ``(B, M)`` bool, the positions to mask.
         mask_token_id: token that hides them.
-        smoothed: ``(B, M)`` bool, the positions with smoothed labels (see :func:`far_ahead`).
-        smoothing: share of their labels that is spread evenly over the vocabulary.
+        smoothing: ``(B, M)`` float, the share of each label that is spread evenly over the vocabulary.
     """
     logits_SV = predict(layout.noisy_ids.masked_fill(hidden, mask_token_id), layout)
     targets_S, hidden_S = _supervised(layout, hidden)
     loss_H = F.cross_entropy(logits_SV[hidden_S], targets_S[hidden_S], reduction="none")
-    if smoothed is not None:
+    if smoothing is not None:
         even_H = -logits_SV[hidden_S].log_softmax(-1).mean(-1)
-        loss_H = loss_H.lerp(even_H, smoothing * smoothed[layout.supervised][hidden_S].float())
+        loss_H = loss_H.lerp(even_H, smoothing[layout.supervised][hidden_S])
     loss = loss_H.mean()
     return LossPart("mask", loss, _tallies("mask", loss, logits_SV, targets_S, hidden_S, hidden_S))
 

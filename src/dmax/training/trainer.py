@@ -185,11 +185,11 @@ class Trainer:
         batch = next(self._upcoming).to(self.predict.device)
         layout, hidden = batch.layout, batch.hidden
         if objective.kind == "masked":
-            far, smoothed = objective.far_smoothing, None
-            if far is not None:
-                smoothed = far_ahead(layout, hidden, far.near, self.model.config.eos_token_id)
-            share = 0.0 if far is None else far.share
-            return batch, iter([masked_loss(self.predict, layout, hidden, mask_id, smoothed, share)])
+            smoothing = None
+            if objective.far_smoothing is not None:
+                share, near = objective.far_smoothing.share, objective.far_smoothing.near
+                smoothing = share * far_ahead(layout, hidden, near, self.model.config.eos_token_id)
+            return batch, iter([masked_loss(self.predict, layout, hidden, mask_id, smoothing)])
         if objective.kind == "dparallel":
             return batch, iter([dparallel_loss(self.predict, layout, hidden, mask_id, objective.beta)])
         if objective.kind == "uniform":

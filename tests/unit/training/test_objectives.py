@@ -70,7 +70,7 @@ def test_far_ahead_is_all_behind_the_first_hidden_positions_of_a_block_but_paddi
 def test_smoothed_labels_are_spread_evenly(layout: Layout, hidden: torch.Tensor) -> None:
     smoothed = hidden.clone()
     smoothed[:2] = False
-    part = masked_loss(Recorder(), layout, hidden, MASK, smoothed, 0.3)
+    part = masked_loss(Recorder(), layout, hidden, MASK, 0.3 * smoothed)
     logits_V, losses = Recorder().table[MASK], []
     for target, soft in zip(layout.noisy_ids[hidden], smoothed[hidden], strict=True):
         losses.append(F.cross_entropy(logits_V, target, label_smoothing=0.3 if soft else 0.0))
