@@ -96,6 +96,18 @@ def test_a_run_on_groups_of_blocks_lowers_both_losses(tmp_path: Path, form: str)
         assert rows[-1][name] < 0.9 * rows[0][name]
 
 
+def test_a_masked_run_smooths_the_labels_that_its_recipe_says(tmp_path: Path) -> None:
+    """Smoothed labels cannot be foretold, so what is left of the loss is higher."""
+    plain: dict[str, Any] = {"kind": "masked", "block_length": 16}
+    last = []
+    for objective in (plain, plain | {"far_smoothing": {"share": 0.9, "near": 1}}):
+        recipe = edited(tmp_path, objective=objective, steps=15, validate_every=1000)
+        output = tmp_path / str(len(last))
+        subprocess.run(command(recipe, output), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+        last.append(losses(output)[15])
+    assert last[1] > last[0] + 0.3
+
+
 def test_resuming_with_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
     from dmax.training.run import run_recipe
 
