@@ -115,8 +115,8 @@ def _multiply(a: Fraction, b: Fraction) -> Expression:
         return _value(a * b)
     shift = _scale(a) * _scale(b)
     if shift > 1:
-        whole = a * _scale(a), b * _scale(b)
-        return _without_zeros(*whole, Fraction(shift)) or ("/", ("*", *whole), Fraction(shift))
+        a, b, power = a * _scale(a), b * _scale(b), Fraction(shift)
+        return _without_zeros(a, b, power) or ("/", ("*", a, b), power)
     if len(_places(fewer)) < 2:
         return _sum([place * fewer for place in _places(more)])
     return _sum([("*", more, place) for place in _places(fewer)])
