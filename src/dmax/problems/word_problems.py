@@ -31,7 +31,8 @@ _RESULT = re.compile(rf"= ?([$€£¥]?({_NUMBER}))(?![\d.,]*\d)(%?)")
 _UNKNOWN = re.compile(r"\s*[-+]\s*[A-Za-z]\b")
 _LONG_DECIMAL = re.compile(r"\d+\.\d{6,}")
 _CLAIM_FIRST = re.compile(rf"^(.+) because (.+= ?[$€£¥]?{_NUMBER})$", re.MULTILINE)
-_SIGN = re.compile(r"(?<=[\d)]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
+_SIGN_BETWEEN = re.compile(r"(?<=[\d)]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
+"""A sign between numbers or parentheses, and the spaces that it has."""
 _SPELLING = {"x": "*", "×": "*", "÷": "/", "%": "/100", "half": "1/2"}
 _SIGNS = frozenset("-+*/x×÷)%")
 """What an expression does not begin with."""
@@ -119,7 +120,7 @@ def show_working(solution: str) -> str:
         parts += [solution[at : equation.result], *(f"{step} = " for step in equation.steps)]
         at = equation.result
     body, mark, answer = "".join([*parts, solution[at:]]).partition("####")
-    return _SIGN.sub(r" \1 ", body) + mark + answer
+    return _SIGN_BETWEEN.sub(r" \1 ", body) + mark + answer
 
 
 def _shortened(decimal: re.Match[str]) -> str:

@@ -67,29 +67,29 @@ def _next(expression: Expression) -> Expression:
             return "/", right, denominator
         whole = isinstance(denominator, Fraction) and (right / denominator).denominator == 1
         return ("*", numerator, ("/", right, denominator)) if whole else ("/", ("*", right, numerator), denominator)
-    if sign == "/" and right in _POWERS_OF_TEN[1:] and not isinstance(left, Fraction) and left[0] == "*":
-        shorter = _without_zeros(left[1], left[2], right)
-        if shorter is not None:
-            return shorter
+    match expression:
+        case ("/", ("*", Fraction() as a, Fraction() as b), Fraction() as power) if power in _POWERS_OF_TEN:
+            shorter = _without_zeros(a, b, power)
+            if shorter is not None:
+                return shorter
     if isinstance(left, Fraction) and isinstance(right, Fraction):
         return {"+": _add, "-": _subtract, "*": _multiply, "/": _divide}[sign](left, right)
     stepped = [side if isinstance(side, Fraction) else _next(side) for side in (left, right)]
     return sign, stepped[0], stepped[1]
 
 
-def _without_zeros(a: Expression, b: Expression, power: Expression) -> Expression | None:
+def _without_zeros(a: Fraction, b: Fraction, power: Fraction) -> Expression | None:
     """``a * b / power`` with the zeros that both sides end in left out; None where there are none."""
-    if not (isinstance(a, Fraction) and isinstance(b, Fraction) and isinstance(power, Fraction)):
-        return None
-    factors = [a, b]
-    for index, factor in enumerate(factors):
-        while power > 1 and factor != 0 and (factor / 10).denominator == 1:
-            factor, power = factor / 10, power / 10
-        factors[index] = factor
-    if factors == [a, b]:
+    left = power
+    factors: list[Fraction] = []
+    for factor in (a, b):
+        while left > 1 and factor != 0 and (factor / 10).denominator == 1:
+            factor, left = factor / 10, left / 10
+        factors.append(factor)
+    if left == power:
         return None
     product: Expression = ("*", factors[0], factors[1])
-    return product if power == 1 else ("/", product, power)
+    return product if left == 1 else ("/", product, left)
 
 
 def _add(a: Fraction, b: Fraction) -> Expression:

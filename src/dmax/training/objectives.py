@@ -1,7 +1,7 @@
 """Training objectives: masked block diffusion, OPUT and the baselines of the paper (SPEC section 5).
 
 Each is a pure function of a batch: corrupt, lay out, predict, compare. Shape suffixes: B rows, M noisy positions,
-N clean positions, D hidden, V vocabulary, S supervised positions of the batch (flattened).
+N clean positions, D hidden, V vocabulary, S supervised positions of the batch (flattened), H masked ones of them.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def masked_loss(
     """
     logits_SV = predict(layout.noisy_ids.masked_fill(hidden, mask_token_id), layout)
     targets_S, hidden_S = _supervised(layout, hidden)
-    loss_H = F.cross_entropy(logits_SV[hidden_S], targets_S[hidden_S], reduction="none")
+    log_probs_HV = logits_SV[hidden_S].log_softmax(-1)
+    loss_H = F.nll_loss(log_probs_HV, targets_S[hidden_S], reduction="none")
     if smoothing is not None:
-        even_H = -logits_SV[hidden_S].log_softmax(-1).mean(-1)
-        loss_H = loss_H.lerp(even_H, smoothing[layout.supervised][hidden_S])
+        loss_H = loss_H.lerp(-log_probs_HV.mean(-1), smoothing[layout.supervised][hidden_S])
     loss = loss_H.mean()
     return LossPart("mask", loss, _tallies("mask", loss, logits_SV, targets_S, hidden_S, hidden_S))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dmax.training.recipe import RecipeError, load_recipe
+from dmax.training.recipe import FarSmoothingSection, RecipeError, load_recipe
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -86,9 +86,8 @@ def test_warmup_is_a_number_of_steps_or_a_share_of_the_run(tmp_path: Path, warmu
 
 def test_far_smoothing_is_for_masked_training(tmp_path: Path) -> None:
     smoothing = {"share": 0.3, "near": 2}
-    assert load_recipe(
-        edited(tmp_path, objective={"kind": "masked", "far_smoothing": smoothing})
-    ).objective.far_smoothing
+    recipe = load_recipe(edited(tmp_path, objective={"kind": "masked", "far_smoothing": smoothing}))
+    assert recipe.objective.far_smoothing == FarSmoothingSection(share=0.3, near=2)
     with pytest.raises(RecipeError, match="far_smoothing is for kind masked; leave it out"):
         load_recipe(edited(tmp_path, objective={"kind": "oput", "far_smoothing": smoothing}))
 
