@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dmax.training.corruption import bernoulli_mask, block_mask, uniform_tokens
+from dmax.training.corruption import block_mask, uniform_tokens
 from dmax.training.data import Example, Source, generator_for, pad_to_block
 from dmax.training.layout import Layout, lay_out
 from dmax.training.multi_block import draw_groups
@@ -127,15 +127,17 @@ class Batches:
 
     def _hide(self, layout: Layout, row: int, index: int) -> Tensor:
         generator = generator_for(self.seed, index, _NOISE)
-        if self.objective.kind != "masked":
-            ratio = self.objective.mask_ratio
-            if isinstance(ratio, tuple):
-                ratio = ratio[0] + (ratio[1] - ratio[0]) * torch.rand((), generator=generator).item()
-            return bernoulli_mask(layout.supervised[row], ratio, generator)
-        if layout.block_length == 1:
-            return layout.supervised[row]
+        if self.objective.kind == "masked":
+            if layout.block_length == 1:
+                return layout.supervised[row]
+            noise = self.objective.noise
+        elif isinstance(self.objective.mask_ratio, tuple):
+            low, high = self.objective.mask_ratio
+            noise = (low + (high - low) * torch.rand((), generator=generator).item(),) * 2
+        else:
+            noise = (self.objective.mask_ratio,) * 2
         blocks = layout.noisy_positions[row] // layout.block_length
-        return block_mask(layout.supervised[row], blocks, self.objective.noise, self.objective.prefix_share, generator)
+        return block_mask(layout.supervised[row], blocks, noise, self.objective.prefix_share, generator)
 
     def random_tokens(self, batch: Batch, vocab_size: int) -> Tensor:
         """``(B, M)`` int64: the true tokens, the corrupted positions filled with uniformly random ones."""

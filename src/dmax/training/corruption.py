@@ -10,20 +10,6 @@ import torch
 from torch import Tensor
 
 
-def bernoulli_mask(supervised: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """Hide each supervised position independently with probability ``ratio`` (SPEC section 5.1).
-
-    Args:
-        supervised: ``(T,)`` bool.
-        ratio: mask ratio t, 0 to 1.
-        generator: source of randomness.
-
-    Returns:
-        ``(T,)`` bool.
-    """
-    return supervised & (torch.rand(supervised.shape, generator=generator) < ratio)
-
-
 def block_mask(
     supervised: Tensor,
     block_ids: Tensor,
@@ -31,10 +17,11 @@ def block_mask(
     prefix_share: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Hide positions block by block, each block with a mask ratio of its own drawn from ``noise_range``.
+    """Hide positions independently of one another, each block with a mask ratio of its own drawn from ``noise_range``.
 
-    A share of the blocks keeps a contiguous prefix of random length, as a block looks while it is decoded from left to
-    right; behind the prefix its mask ratio applies.
+    A range of a single ratio is the corruption of On-Policy Uniform Training (SPEC section 5.1). A share of the blocks
+    keeps a contiguous prefix of random length, as a block looks while it is decoded from left to right; behind the
+    prefix its mask ratio applies.
 
     Args:
         supervised: ``(T,)`` bool.

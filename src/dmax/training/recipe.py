@@ -140,7 +140,8 @@ class ObjectiveSection(Section):
     """The training objective (SPEC section 5).
 
     ``masked`` draws a mask ratio per block from ``noise``, and hides every token where a block holds no other; the
-    others use ``mask_ratio``. With ``group``, which goes with any of them, ratios are drawn as it says.
+    others use ``mask_ratio``. A share ``prefix_share`` of the blocks keeps a decoded prefix. With ``group``, which goes
+    with any kind, ratios are drawn as it says.
     """
 
     kind: Literal["masked", "oput", "uniform", "dparallel"]

@@ -99,3 +99,15 @@ def test_a_mask_ratio_may_be_drawn_for_every_example() -> None:
     fixed = ObjectiveSection(kind="oput", block_length=8, mask_ratio=(1.0, 1.0))
     batch = batches(fixed).batch(0)
     assert torch.equal(batch.hidden, batch.layout.supervised)
+
+
+@pytest.mark.parametrize("kind", ["masked", "oput"])
+def test_blocks_may_keep_a_decoded_prefix(kind: str) -> None:
+    """With all else hidden, what a block shows is a prefix of what it has to produce."""
+    objective = {"kind": kind, "block_length": 8, "noise": [1.0, 1.0], "mask_ratio": 1.0, "prefix_share": 1.0}
+    batch = batches(ObjectiveSection.model_validate(objective)).batch(0)
+    shown = batch.layout.supervised & ~batch.hidden
+    assert shown.any()
+    for flags, supervised in zip(shown.view(-1, 8).tolist(), batch.layout.supervised.view(-1, 8).tolist(), strict=True):
+        inside = [flag for flag, counts in zip(flags, supervised, strict=True) if counts]
+        assert inside == sorted(inside, reverse=True)

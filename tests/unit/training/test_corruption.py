@@ -2,22 +2,22 @@ from __future__ import annotations
 
 import torch
 
-from dmax.training.corruption import bernoulli_mask, block_mask, uniform_tokens
+from dmax.training.corruption import block_mask, uniform_tokens
 from dmax.training.data import generator_for
 
 
-def test_bernoulli_mask_hides_supervised_positions_at_the_ratio() -> None:
-    supervised = torch.arange(20_000) % 2 == 0
-    hidden = bernoulli_mask(supervised, 0.75, generator_for(1))
+def test_positions_are_hidden_at_the_ratio_supervised_ones_only() -> None:
+    supervised, block_ids = torch.arange(20_000) % 2 == 0, torch.arange(20_000) // 32
+    hidden = block_mask(supervised, block_ids, (0.75, 0.75), 0.0, generator_for(1))
     assert not (hidden & ~supervised).any()
     assert abs(hidden[supervised].float().mean() - 0.75) < 0.02
-    assert torch.equal(hidden, bernoulli_mask(supervised, 0.75, generator_for(1)))
+    assert torch.equal(hidden, block_mask(supervised, block_ids, (0.75, 0.75), 0.0, generator_for(1)))
 
 
 def test_extreme_ratios_hide_all_or_nothing() -> None:
-    supervised = torch.ones(64, dtype=torch.bool)
-    assert bernoulli_mask(supervised, 1.0, generator_for(2)).all()
-    assert not bernoulli_mask(supervised, 0.0, generator_for(2)).any()
+    supervised, block_ids = torch.ones(64, dtype=torch.bool), torch.arange(64) // 32
+    assert block_mask(supervised, block_ids, (1.0, 1.0), 0.0, generator_for(2)).all()
+    assert not block_mask(supervised, block_ids, (0.0, 0.0), 0.0, generator_for(2)).any()
 
 
 def test_every_block_draws_its_own_ratio() -> None:
