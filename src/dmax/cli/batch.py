@@ -108,8 +108,10 @@ def _resumed(
         raise CommandError(
             f"the output answers line {min(strangers)}, where {source} has no prompt; choose another --output."
         )
+    with user_errors():
+        effective = rule.on(model.model)
     for line, record in answers.records.items():
-        difference = _difference(record, line, rule, model)
+        difference = _difference(record, line, effective, model)
         if difference:
             raise CommandError(f"the output was made with {difference}; choose another --output, or the same settings.")
     if traces is not None:

@@ -196,7 +196,7 @@ def _generator(model: ModelOptions, decoding: DecodingOptions) -> dict[str, Any]
     from dmax.engine.requests import decoder_settings
     from dmax.evaluation.answerers import weights_hash
 
-    rule = decoding_rule(decoding)
+    rule = decoding_rule(decoding).on(model.model)
     return {
         "model": {"name": model.model, "hash": weights_hash(model.model), "dtype": model.dtype},
         "decoder": rule.params.decoder,

@@ -68,6 +68,8 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cache", f"{_by_dtype(facts['cache_bytes_per_token'], 1024)}, for 1,024 positions"
     yield "special tokens", _special_tokens_text(facts["special_tokens"])
     yield "tokenizer", _tokenizer_text(facts["tokenizer"])
+    if facts["decoder_defaults"]:
+        yield "decoded best with", _defaults_text(facts["decoder_defaults"])
     yield "files", _files_text(facts["weights"])
 
 
@@ -81,6 +83,13 @@ def _by_dtype(sizes: dict[str, int], times: int) -> str:
 
 def _special_tokens_text(tokens: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{role} {t['id']} {t['text'] or ''}".rstrip() for role, t in tokens.items())
+
+
+def _defaults_text(by_decoder: dict[str, dict[str, Any]]) -> str:
+    return "; ".join(
+        f"{decoder}: {', '.join(f'{name} {value}' for name, value in options.items())}"
+        for decoder, options in by_decoder.items()
+    )
 
 
 def _tokenizer_text(tokenizer: dict[str, Any] | None) -> str:

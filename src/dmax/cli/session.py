@@ -37,6 +37,14 @@ class Rule:
     params: GenerationParams
     decoder: Decoder
 
+    def on(self, model: str) -> Rule:
+        """The rule with what the checkpoint says of its decoder where nothing was asked for."""
+        from dmax.decoding import get_decoder
+        from dmax.models import load_config
+
+        params = self.params.with_defaults(load_config(model).decoder_defaults)
+        return Rule(params, get_decoder(params.decoder, **params.decoder_arguments()))
+
 
 def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
     """Check the decoding options before anything is loaded.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _PROBABILITIES = ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold")
@@ -19,8 +19,9 @@ class GenerationError(ValueError):
 class GenerationParams:
     """How one prompt is decoded. Field values are checked when the object is made.
 
-    The four thresholds and ``decoder_options`` are options of the decoder; ``None`` leaves an option at the decoder's
-    own default, and a decoder that does not have an option given here refuses it when the generation starts.
+    The four thresholds and ``decoder_options`` are options of the decoder. ``None`` leaves an option at what the
+    model's checkpoint says (``ModelConfig.decoder_defaults``), else at the decoder's own default; a decoder that does
+    not have an option given here refuses it when the generation starts.
 
     Raises:
         GenerationError: a value lies outside what its field allows.
@@ -88,6 +89,18 @@ class GenerationParams:
         """``buffer_size`` and, where it is above 1, the settings that matter then."""
         names = ("buffer_size", *_JOINING) if self.buffer_size > 1 else ("buffer_size",)
         return {name: getattr(self, name) for name in names}
+
+    def with_defaults(self, by_decoder: Mapping[str, Mapping[str, Any]]) -> GenerationParams:
+        """These params, with what a checkpoint's ``decoder_defaults`` say of the decoder where nothing is given.
+
+        Raises:
+            GenerationError: a value lies outside what its field allows.
+        """
+        defaults = by_decoder.get(self.decoder, {})
+        missing = {name: value for name, value in defaults.items() if name not in self.decoder_options}
+        fields = {name: missing.pop(name) for name in _PROBABILITIES if name in missing}
+        unset = {name: value for name, value in fields.items() if getattr(self, name) is None}
+        return replace(self, **unset, decoder_options={**missing, **self.decoder_options})
 
     def decoder_arguments(self) -> dict[str, Any]:
         """The options given for the decoder, by name, without those left at their default."""

@@ -42,6 +42,7 @@ class RequestReader:
             DecoderError: there is no such decoder or option.
         """
         token_ids = self.encode(request_id, prompt)
+        params = params.with_defaults(self.config.decoder_defaults)
         limit = self.config.max_position_embeddings
         if len(token_ids) + params.gen_length > limit:
             raise GenerationError(

@@ -101,7 +101,8 @@ class LocalAnswerer:
             ]
 
     def describe(self) -> dict[str, Any]:
-        decoder = get_decoder(self.params.decoder, **self.params.decoder_arguments())
+        params = self.params.with_defaults(self.llm.model.config.decoder_defaults)
+        decoder = get_decoder(params.decoder, **params.decoder_arguments())
         return {
             "model": {
                 "name": self.name,
@@ -109,8 +110,8 @@ class LocalAnswerer:
                 "dtype": str(self.llm.model.dtype).removeprefix("torch."),
                 "device": self.llm.model.device.type,  # one run may have a process on each of several GPUs
             },
-            "decoder": self.params.decoder,
-            "params": decoder_settings(decoder, self.params),
+            "decoder": params.decoder,
+            "params": decoder_settings(decoder, params),
         }
 
 

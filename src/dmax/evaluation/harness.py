@@ -271,7 +271,7 @@ class DMaxLM(LM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """What the results file says of the model: how it decoded, and what the answers to each task cost."""
-        params = self.params
+        params = self.params.with_defaults(self.llm.model.config.decoder_defaults)
         return {
             "dmax": {
                 "dtype": str(self.llm.model.dtype).removeprefix("torch."),

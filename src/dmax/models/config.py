@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 MODEL_TYPE = "llada2_moe"
@@ -47,6 +48,8 @@ class ModelConfig:
     routed_scaling_factor: float = 1.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    decoder_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    """By decoder, the options that this checkpoint is best decoded with where a request names none."""
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -114,10 +117,13 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The ``config.json`` of a checkpoint in the published layout."""
+        values = asdict(self)
+        if not self.decoder_defaults:
+            del values["decoder_defaults"]
         return {
             "architectures": [ARCHITECTURE],
             "model_type": MODEL_TYPE,
-            **asdict(self),
+            **values,
             "hidden_act": "silu",
             "use_bias": False,
             "use_qkv_bias": False,
@@ -150,11 +156,14 @@ def _with_defaults(picked: dict[str, Any]) -> dict[str, Any]:
     """Check the kind of each value, then fill in what other values imply."""
     if isinstance(picked.get("eos_token_id"), list) and picked["eos_token_id"]:
         picked["eos_token_id"] = picked["eos_token_id"][0]
-    for field in fields(ModelConfig):
-        value = picked.get(field.name)
-        kinds = _KINDS[str(field.type)]
+    for each in fields(ModelConfig):
+        value = picked.get(each.name)
+        kinds = _KINDS[str(each.type)]
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            raise ConfigError(f"config key {field.name} is {value!r}; it must be of type {kinds[0].__name__}.")
+            raise ConfigError(f"config key {each.name} is {value!r}; it must be of type {kinds[0].__name__}.")
+    for decoder, options in picked.get("decoder_defaults", {}).items():
+        if not isinstance(options, dict):
+            raise ConfigError(f"config key decoder_defaults.{decoder} is {options!r}; it must map options to values.")
     if "eos_token_id" in picked:
         picked.setdefault("pad_token_id", picked["eos_token_id"])
     if not picked.get("num_experts"):
@@ -172,6 +181,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "int | None": (int,),
     "float": (float, int),
     "bool": (bool,),
+    "Mapping[str, Mapping[str, Any]]": (dict,),
 }
 
 _FIXED: dict[str, tuple[Any, ...]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -323,3 +324,22 @@ def test_a_file_keeps_its_lines_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(CommandError):
         work()
     assert path.read_text(encoding="utf-8") == '{"line": 2}\n'
+
+
+def test_a_checkpoint_says_how_it_is_decoded(
+    generate: Run, checkpoints: Any, write_lines: Lines, read_lines: Read, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    """Its defaults take effect, are reported, count when a run goes on, and give way to what is asked for."""
+    model, output = tmp_path / "model", tmp_path / "answers.jsonl"
+    shutil.copytree(checkpoints.chat, model)
+    config = json.loads((model / "config.json").read_text())
+    config["decoder_defaults"] = {"soft-parallel": {"threshold": 0.03, "soft": False}}
+    (model / "config.json").write_text(json.dumps(config))
+    run = ("--model", model, "--input", write_lines(*PROMPTS), "--output", output)
+    assert generate(*run).exit_code == 0
+    answers = read_lines(output)
+    assert {(record["params"]["threshold"], record["params"]["soft"]) for record in answers} == {(0.03, False)}
+    assert generate(*run).exit_code == 0
+    assert read_lines(output) == answers
+    asked = refusal("generate", *run, "--threshold", "0.5", "--gen-length", "16", "--block-length", "8")
+    assert asked.startswith("the output was made with threshold 0.03, not 0.5")

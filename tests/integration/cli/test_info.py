@@ -57,6 +57,15 @@ def test_numbers_agree_with_the_loaded_model(describe: Callable[[object], dict[s
     assert facts["weights"]["bytes"] == (checkpoints.chat / "model.safetensors").stat().st_size
 
 
+def test_how_a_checkpoint_is_best_decoded(
+    describe: Callable[[object], dict[str, Any]], invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    defaults = {"soft-parallel": {"threshold": 0.8, "soft": True}}
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_MINI | {"decoder_defaults": defaults}), encoding="utf-8")
+    assert describe(tmp_path)["decoder_defaults"] == defaults
+    assert "soft-parallel: threshold 0.8, soft True" in invoke("info", tmp_path).stdout
+
+
 def test_layouts(describe: Callable[[object], dict[str, Any]], checkpoints: Any, tmp_path: Path) -> None:
     save_model(load_model(checkpoints.bare), tmp_path / "merged", merged=True)
     save_model(load_model(checkpoints.bare), tmp_path / "sharded", max_shard_bytes=20_000)

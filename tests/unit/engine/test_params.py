@@ -47,3 +47,15 @@ def test_only_what_was_given_reaches_the_decoder() -> None:
     assert GenerationParams().decoder_arguments() == {}
     params = GenerationParams(threshold=0.0, temperature=0.5, decoder_options={"soft": False})
     assert params.decoder_arguments() == {"threshold": 0.0, "temperature": 0.5, "soft": False}
+
+
+def test_a_checkpoints_defaults_fill_in_what_a_request_leaves_open() -> None:
+    by_decoder = {"soft-parallel": {"threshold": 0.9, "acceptance_threshold": 0.8, "soft": False, "top_k": 2}}
+    params = GenerationParams(threshold=0.3, decoder_options={"top_k": 4}).with_defaults(by_decoder)
+    assert params.decoder_arguments() == {
+        "threshold": 0.3, "acceptance_threshold": 0.8, "soft": False, "top_k": 4
+    }  # fmt: skip
+    other = GenerationParams(decoder="threshold")
+    assert other.with_defaults(by_decoder) == other
+    with pytest.raises(GenerationError, match="threshold is 2; it must be a number from 0 to 1"):
+        GenerationParams().with_defaults({"soft-parallel": {"threshold": 2}})

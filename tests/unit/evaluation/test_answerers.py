@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ pytest.importorskip("httpx")
 
 import httpx
 
+from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
 from dmax.evaluation import answerers
-from dmax.evaluation.answerers import AnswererError, RemoteAnswerer
+from dmax.evaluation.answerers import AnswererError, LocalAnswerer, RemoteAnswerer
 
 
 def server(handle: Any, **settings: Any) -> RemoteAnswerer:
@@ -95,3 +97,13 @@ def test_a_server_that_stays_away_is_a_recorded_failure_and_a_clear_error_at_the
         server(lambda request: httpx.Response(401)).check()
     with pytest.raises(AnswererError, match="must end in /v1"):
         server(lambda request: httpx.Response(404)).check()
+
+
+def test_results_state_the_options_that_took_effect(tiny_config: Callable[..., ModelConfig]) -> None:
+    """What the checkpoint says of its decoder included."""
+    config = tiny_config(moe=False, decoder_defaults={"soft-parallel": {"threshold": 0.8, "acceptance_threshold": 0.7}})
+    answerer = LocalAnswerer(LLM(LLaDA2(config)), GenerationParams(acceptance_threshold=0.6), "tiny", "hash")
+    params = answerer.describe()["params"]
+    assert (params["threshold"], params["acceptance_threshold"]) == (0.8, 0.6)
+    [output] = answerer.llm.generate([5, 6], GenerationParams(gen_length=8, block_length=4))
+    assert (output.params["threshold"], output.params["acceptance_threshold"]) == (0.8, 0.7)

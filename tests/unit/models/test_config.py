@@ -162,7 +162,9 @@ def test_dense_variants_and_implied_values() -> None:
 
 
 def test_a_configuration_survives_being_written() -> None:
-    config = ModelConfig.from_dict({**WITH_IDS, "num_hidden_layers": 3})
+    defaults = {"soft-parallel": {"threshold": 0.9}}
+    config = ModelConfig.from_dict({**WITH_IDS, "num_hidden_layers": 3, "decoder_defaults": defaults})
+    assert config.decoder_defaults == defaults
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -184,6 +186,8 @@ REFUSED = {
     "experts without width": ({"num_experts": 4}, "moe_intermediate_size"),
     "uneven groups": ({"num_experts": 4, "moe_intermediate_size": 8, "n_group": 3}, "multiple of n_group"),
     "too many groups": ({"num_experts": 4, "moe_intermediate_size": 8, "topk_group": 2}, "topk_group is 2"),
+    "defaults of no decoder": ({"decoder_defaults": [0.9]}, "decoder_defaults is \\[0.9\\]; it must be of type dict"),
+    "defaults without names": ({"decoder_defaults": {"threshold": 0.9}}, "decoder_defaults.threshold is 0.9"),
     "too many experts": ({"num_experts": 4, "moe_intermediate_size": 8, "num_experts_per_tok": 5}, "hold 4 experts"),
 }
 
