@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dmax.decoding import Decoder
     from dmax.engine import LLM
 
-DEFAULT_GEN_LENGTH = 256
+DEFAULT_GEN_LENGTH = 512
 AUTO = "auto"
 """The device and dtype that suit the machine."""
 _DTYPES = ("float32", "bfloat16", "float16")
