@@ -45,7 +45,7 @@ def reproduce(
     prompts: Annotated[int | None, typer.Option(min=1, help="Answers to train on; the scale's if not given.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="Problems a setting; the scale's if not given.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds; the scale's if not given.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps a training; the recipe's if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps a training; the scale's if not given.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that train together; changes no result.")] = 1,
 ) -> None:
     """Reproduce the paper: train the baselines, OPUT and its ablations from one base model, measure all, write a page.

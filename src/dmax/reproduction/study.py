@@ -23,7 +23,7 @@ class Scale:
     """Of every training; None for as many as the recipe has."""
 
 
-NANO = Scale(prompts=4000, problems=1000, seeds=(1, 2))
+NANO = Scale(prompts=4000, problems=1000, seeds=(1, 2), steps=300)
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,20 @@ class Method:
 
 
 _SFT = {"block_length": 32, "mask_ratio": 0.75}
+_OPUT = {**_SFT, "prefix_share": 0.0}
+"""As published, whatever the recipe says."""
 TRAININGS = (
     Training("masked", {"kind": "masked", "block_length": 32, "noise": [0.3, 0.8]}),
     Training("uniform", {"kind": "uniform", **_SFT}),
     Training("dparallel", {"kind": "dparallel", **_SFT}),
-    Training("oput", {}),
-    Training("oput-sampled", {"rollout": "sampled"}, every_seed=False),
-    Training("oput-interval", {"mask_ratio": [0.5, 1.0]}, every_seed=False),
-    Training("oput-mask-only", {"losses": ["mask"]}, every_seed=False),
-    Training("oput-pred-only", {"losses": ["pred"]}, every_seed=False),
-    Training("oput-block-8", {"block_length": 8}, every_seed=False),
-    Training("oput-block-16", {"block_length": 16}, every_seed=False),
+    Training("oput", _OPUT),
+    Training("oput-sampled", {**_OPUT, "rollout": "sampled"}, every_seed=False),
+    Training("oput-interval", {**_OPUT, "mask_ratio": [0.5, 1.0]}, every_seed=False),
+    Training("oput-prefix", {**_OPUT, "prefix_share": 0.6}, every_seed=False),
+    Training("oput-mask-only", {**_OPUT, "losses": ["mask"]}, every_seed=False),
+    Training("oput-pred-only", {**_OPUT, "losses": ["pred"]}, every_seed=False),
+    Training("oput-block-8", {**_OPUT, "block_length": 8}, every_seed=False),
+    Training("oput-block-16", {**_OPUT, "block_length": 16}, every_seed=False),
 )
 """dParallel's ``beta`` is its default, 2."""
 
@@ -119,6 +122,7 @@ ABLATIONS = (
     Method("mix of 4 tokens", "oput", "soft-parallel", _ENDS, {"top_k": 4}),
     Method("sampled rollout", "oput-sampled", "soft-parallel", _ENDS),
     Method("mask ratio 0.5 to 1", "oput-interval", "soft-parallel", _ENDS),
+    Method("prefixes kept", "oput-prefix", "soft-parallel", _ENDS),
     Method("loss on masks only", "oput-mask-only", "soft-parallel", _ENDS),
     Method("loss on predictions only", "oput-pred-only", "soft-parallel", _ENDS),
     Method("blocks of 8", "oput-block-8", "soft-parallel", _ENDS, block_length=8),
