@@ -13,7 +13,10 @@ from pathlib import Path
 from dmax import LLM, GenerationOutput, GenerationParams
 from dmax.engine import PassRecord
 
-QUESTION = "A box holds 12 pencils. Mia buys 7 boxes and gives 15 pencils away. How many pencils does she keep?"
+QUESTION = (
+    "A cup of tea is 7 ounces of tea. James drinks 6 cups of tea. "
+    "If tea has 3 calories per ounce how many calories did he consume?"
+)
 CHARACTER, ROW, MARGIN, LABEL = 6.6, 19, 12, 30
 COLOURS = {"mask": "#e4e7ec", "promoted": "#bfdbfe", "revised": "#fdba74", "final": "#bbf7d0", "decoded": "#dbeafe"}
 LEGEND = (
