@@ -14,8 +14,8 @@ from dmax import LLM, GenerationOutput, GenerationParams
 from dmax.engine import PassRecord
 
 QUESTION = (
-    "A cup of tea is 7 ounces of tea. James drinks 6 cups of tea. "
-    "If tea has 3 calories per ounce how many calories did he consume?"
+    "Jordan went to their orchard to pick some cherries and found half as many beetles as wasps in the garden. "
+    "If there were 116 wasps, calculate the total number of insects in the garden."
 )
 CHARACTER, ROW, MARGIN, LABEL = 6.6, 19, 12, 30
 COLOURS = {"mask": "#e4e7ec", "promoted": "#bfdbfe", "revised": "#fdba74", "final": "#bbf7d0", "decoded": "#dbeafe"}
