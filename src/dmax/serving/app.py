@@ -68,7 +68,7 @@ def create_app_over(
     _add_models(app, settings, config.max_position_embeddings)
     _add_state(app, engine, metrics)
     _add_trace(app, answering, settings)
-    add_pages(app)
+    add_pages(app, config.decoder_defaults)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -42,9 +43,14 @@ class _File:
     headers: dict[str, str]
 
 
-def add_pages(app: FastAPI) -> None:
-    """Serve the page at ``/`` and its files under ``/web/``."""
-    served = {name: _file(name, content) for name, content in _contents().items()}
+def add_pages(app: FastAPI, decoder_defaults: Mapping[str, Mapping[str, Any]]) -> None:
+    """Serve the page at ``/`` and its files under ``/web/``.
+
+    Args:
+        app: gets the routes.
+        decoder_defaults: of the model, by decoder.
+    """
+    served = {name: _file(name, content) for name, content in _contents(decoder_defaults).items()}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
@@ -57,22 +63,22 @@ def add_pages(app: FastAPI) -> None:
         return _reply(request, served[name])
 
 
-def _contents() -> dict[str, bytes]:
+def _contents(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
     """Every file by name: those of the package, and the two that are made from it."""
     shipped = {entry.name: entry.read_bytes() for entry in WEB.iterdir() if entry.is_file()}
     return {
         **shipped,
         TEMPLATE: template().encode(),
-        "decoders.json": json.dumps(_decoders()).encode(),
+        "decoders.json": json.dumps(_decoders(decoder_defaults)).encode(),
     }
 
 
-def _decoders() -> list[dict[str, Any]]:
+def _decoders(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The decoders there are, with the defaults of the options that the page lets people set."""
     decoders = []
     for name in decoder_names():
         try:
-            options = decoder_options(name)
+            options = {**decoder_options(name), **decoder_defaults.get(name, {})}
         except DecoderError:  # another package's, and broken
             continue
         decoders.append({"name": name, "options": {key: options[key] for key in _OPTIONS if key in options}})

@@ -27,7 +27,7 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 @pytest.fixture(scope="module")
 def client() -> TestClient:
     app = FastAPI()
-    add_pages(app)
+    add_pages(app, {})
     return TestClient(app)
 
 
@@ -73,6 +73,14 @@ def test_the_page_knows_the_decoders_there_are(client: TestClient) -> None:
         built = get_decoder(decoder["name"])
         assert decoder["options"] == {name: getattr(built, name) for name in decoder["options"]}
     assert {"threshold", "acceptance_threshold"} == decoders[0]["options"].keys()
+
+
+def test_the_page_knows_how_the_checkpoint_is_best_decoded() -> None:
+    app = FastAPI()
+    add_pages(app, {"soft-parallel": {"threshold": 0.8, "soft": True}})
+    decoders = {each["name"]: each["options"] for each in TestClient(app).get("/web/decoders.json").json()}
+    assert decoders["soft-parallel"] == {"threshold": 0.8, "acceptance_threshold": 0.9}
+    assert decoders["threshold"]["threshold"] == 0.95
 
 
 def test_the_template_is_served_filled_but_for_its_data(client: TestClient) -> None:
