@@ -47,6 +47,12 @@ def test_answers_are_finished_solutions(model: str, decoder: str) -> None:
         assert output.text is not None and "####" in output.text
 
 
+def test_nano_works_its_sums_out() -> None:
+    for output, result in zip(answers("nano", "soft-parallel"), ("126", "56", "490"), strict=True):
+        assert output.text is not None
+        assert output.text.rstrip().endswith(f"#### {result}")
+
+
 def test_soft_parallel_decoding_takes_fewer_forwards_than_the_base() -> None:
     ours = sum(output.nfe for output in answers("nano", "soft-parallel"))
     base = sum(output.nfe for output in answers("nano-base", "threshold"))

@@ -37,7 +37,7 @@ def describe(name: str) -> dict[str, Any]:
         "tokenizer": None
         if tokenizer is None
         else {"vocab_size": tokenizer.vocab_size, "chat_template": tokenizer.chat_template is not None},
-        "decoder_defaults": {decoder: dict(options) for decoder, options in config.decoder_defaults.items()},
+        "decoder_defaults": config.decoder_defaults,
         "weights": _weights(folder),
     }
 

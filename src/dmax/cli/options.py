@@ -37,7 +37,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How an answer is decoded; None leaves a setting at the decoder's own default."""
+    """How an answer is decoded; None leaves a setting at the model's or the decoder's own default."""
 
     decoder: Annotated[
         str,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from dmax.decoding import Decoder
     from dmax.engine import LLM
 
-DEFAULT_GEN_LENGTH = 512
 AUTO = "auto"
 """The device and dtype that suit the machine."""
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -64,7 +63,7 @@ def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
             stable_threshold=options.stable_threshold,
             semi_threshold=options.semi_threshold,
             decoder_options=decoder_options(options.decoder_option or ()),
-            gen_length=DEFAULT_GEN_LENGTH if options.gen_length is None else options.gen_length,
+            gen_length=GenerationParams.gen_length if options.gen_length is None else options.gen_length,
             block_length=options.block_length,
             temperature=options.temperature,
             seed=options.seed,

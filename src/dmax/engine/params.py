@@ -97,10 +97,9 @@ class GenerationParams:
             GenerationError: a value lies outside what its field allows.
         """
         defaults = by_decoder.get(self.decoder, {})
-        missing = {name: value for name, value in defaults.items() if name not in self.decoder_options}
-        fields = {name: missing.pop(name) for name in _PROBABILITIES if name in missing}
-        unset = {name: value for name, value in fields.items() if getattr(self, name) is None}
-        return replace(self, **unset, decoder_options={**missing, **self.decoder_options})
+        fields = {name: defaults[name] for name in _PROBABILITIES if name in defaults and getattr(self, name) is None}
+        options = {name: value for name, value in defaults.items() if name not in _PROBABILITIES}
+        return replace(self, **fields, decoder_options={**options, **self.decoder_options})
 
     def decoder_arguments(self) -> dict[str, Any]:
         """The options given for the decoder, by name, without those left at their default."""

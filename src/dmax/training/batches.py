@@ -131,11 +131,11 @@ class Batches:
             if layout.block_length == 1:
                 return layout.supervised[row]
             noise = self.objective.noise
-        elif isinstance(self.objective.mask_ratio, tuple):
-            low, high = self.objective.mask_ratio
-            noise = (low + (high - low) * torch.rand((), generator=generator).item(),) * 2
         else:
-            noise = (self.objective.mask_ratio,) * 2
+            ratio = self.objective.mask_ratio
+            if isinstance(ratio, tuple):
+                ratio = ratio[0] + (ratio[1] - ratio[0]) * torch.rand((), generator=generator).item()
+            noise = ratio, ratio
         blocks = layout.noisy_positions[row] // layout.block_length
         return block_mask(layout.supervised[row], blocks, noise, self.objective.prefix_share, generator)
 
