@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -106,8 +107,16 @@ def serve(
     log_to_stderr()
     port = listener.getsockname()[1]
     note(f"{settings.model_name} at http://{host}:{port}/ (API under /v1); Ctrl-C stops it.")
-    config = uvicorn.Config(create_app(engine, llm.tokenizer, settings), log_level="warning", access_log=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    app = create_app(engine, llm.tokenizer, settings)
+
+    class Server(uvicorn.Server):
+        """Stops being ready as soon as it is told to end; what runs goes on until it is done."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.engine.drain()
+            super().handle_exit(sig, frame)
+
+    Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -38,11 +38,10 @@ class Rule:
 
     def on(self, model: str) -> Rule:
         """The rule with what the checkpoint says of its decoder where nothing was asked for."""
-        from dmax.decoding import get_decoder
         from dmax.models import load_config
 
         params = self.params.with_defaults(load_config(model).decoder_defaults)
-        return Rule(params, get_decoder(params.decoder, **params.decoder_arguments()))
+        return Rule(params, params.build_decoder())
 
 
 def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
@@ -72,8 +71,7 @@ def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
         )
         # What needs no torch is checked by now; importing it takes a moment.
         with status("Starting"):
-            from dmax.decoding import get_decoder
-        return Rule(params, get_decoder(params.decoder, **params.decoder_arguments()))
+            return Rule(params, params.build_decoder())
 
 
 def decoder_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmax.decoding import Decoder
 
 _PROBABILITIES = ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold")
 _JOINING = ("add_threshold", "stable_threshold", "semi_threshold")
@@ -94,12 +97,15 @@ class GenerationParams:
         """These params, with what a checkpoint's ``decoder_defaults`` say of the decoder where nothing is given.
 
         Raises:
-            GenerationError: a value lies outside what its field allows.
+            GenerationError: a value of the checkpoint lies outside what its field allows.
         """
         defaults = by_decoder.get(self.decoder, {})
         fields = {name: defaults[name] for name in _PROBABILITIES if name in defaults and getattr(self, name) is None}
         options = {name: value for name, value in defaults.items() if name not in _PROBABILITIES}
-        return replace(self, **fields, decoder_options={**options, **self.decoder_options})
+        try:
+            return replace(self, **fields, decoder_options={**options, **self.decoder_options})
+        except GenerationError as error:
+            raise GenerationError(f"decoder_defaults.{self.decoder} in the checkpoint's config.json: {error}") from None
 
     def decoder_arguments(self) -> dict[str, Any]:
         """The options given for the decoder, by name, without those left at their default."""
@@ -107,6 +113,16 @@ class GenerationParams:
         if self.temperature > 0:  # a decoder that can only be greedy need not know the option
             given["temperature"] = self.temperature
         return {**given, **self.decoder_options}
+
+    def build_decoder(self) -> Decoder:
+        """The decoder with the options given for it.
+
+        Raises:
+            DecoderError: there is no such decoder or option.
+        """
+        from dmax.decoding import get_decoder  # loads torch, which checking the parameters does without
+
+        return get_decoder(self.decoder, **self.decoder_arguments())
 
 
 def _is_number(value: Any) -> bool:

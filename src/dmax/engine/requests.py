@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
-from dmax.decoding import Decoder, get_decoder
+from dmax.decoding import Decoder
 from dmax.engine.outputs import GenerationOutput
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.sequence import Sequence
@@ -53,7 +53,7 @@ class RequestReader:
             self._require_tokenizer("stop strings are given")
         decode = None if self.tokenizer is None else self.tokenizer.decode
         stop_rule = StopRule(self.config.eos_token_id, params.gen_length, params.stop, decode)
-        decoder = get_decoder(params.decoder, **params.decoder_arguments())
+        decoder = params.build_decoder()
         if params.buffer_size > 1 and not getattr(decoder, "multi_block", False):
             raise GenerationError(
                 f"buffer_size is {params.buffer_size}, and {params.decoder} decodes one block at a time; leave it at "

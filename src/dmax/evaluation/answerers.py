@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from dmax.decoding import get_decoder
 from dmax.engine import LLM, GenerationOutput, GenerationParams
 from dmax.engine.requests import decoder_settings
 from dmax.models.source import list_tensors, resolve
@@ -102,7 +101,7 @@ class LocalAnswerer:
 
     def describe(self) -> dict[str, Any]:
         params = self.params.with_defaults(self.llm.model.config.decoder_defaults)
-        decoder = get_decoder(params.decoder, **params.decoder_arguments())
+        decoder = params.build_decoder()
         return {
             "model": {
                 "name": self.name,

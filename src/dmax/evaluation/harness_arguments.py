@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dmax.decoding import decoder_options, get_decoder
+from dmax.decoding import decoder_options
 from dmax.engine import GenerationParams
 
 AUTO = "auto"
@@ -53,7 +53,7 @@ def generation_params(given: dict[str, Any]) -> GenerationParams:
         decoder_options={name: value for name, value in given.items() if name not in _GENERATION_ARGUMENTS},
     )
     # The engine would refuse what the decoder does not take only once everything is loaded.
-    get_decoder(params.decoder, **params.decoder_arguments())
+    params.build_decoder()
     return params
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dmax.kernels.routing import Routing
 
 EXPERTS, HIDDEN, WIDTH = 6, 72, 40
 
@@ -26,6 +31,17 @@ def slow(x: Tensor, experts: Tensor, weights: Tensor, routed: tuple[Tensor, ...]
             gated = shared[0].double() @ row
             out[token] += shared[2].double() @ (gated * gated.sigmoid() * (shared[1].double() @ row))
     return out
+
+
+def routing_of(experts_NA: Tensor, weights_NA: Tensor, num_experts: int) -> Routing:
+    """The lists that the router kernel makes beside its choices."""
+    from dmax.kernels.routing import Routing
+
+    chosen_EM = experts_NA.flatten() == torch.arange(num_experts, device=experts_NA.device)[:, None]
+    first_EM = (~chosen_EM).to(torch.int32).sort(dim=1, stable=True).indices.to(torch.int32)
+    slots_EN = first_EM[:, : experts_NA.shape[0]].contiguous()
+    loads_E = chosen_EM.sum(1, dtype=torch.int32)
+    return Routing(experts_NA.to(torch.int32), weights_NA.float(), loads_E, slots_EN)
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:
@@ -50,7 +66,6 @@ def test_experts_are_those_run_one_by_one(
     load, num_shared: int, tokens_first: bool, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> None:  # type: ignore[no-untyped-def]
     from dmax.kernels.experts import Stack, run_experts
-    from dmax.kernels.routing import routing_of
     from dmax.kernels.tiles import Tile
 
     tokens = 21  # more than one tile of 16
@@ -83,7 +98,6 @@ def test_experts_are_those_run_one_by_one(
 
 def test_programs_that_share_an_expert_cover_all_its_tokens(device: torch.device, generator: torch.Generator) -> None:
     from dmax.kernels.experts import Stack, run_experts
-    from dmax.kernels.routing import routing_of
     from dmax.kernels.tiles import Tile
 
     x = draw(generator, 70, HIDDEN).to(device)
@@ -99,7 +113,6 @@ def test_programs_that_share_an_expert_cover_all_its_tokens(device: torch.device
 
 def test_default_tiles_serve_any_number_of_tokens(device: torch.device, generator: torch.Generator) -> None:
     from dmax.kernels.experts import Stack, run_experts
-    from dmax.kernels.routing import routing_of
 
     shapes = ((EXPERTS, WIDTH, HIDDEN), (EXPERTS, WIDTH, HIDDEN), (EXPERTS, HIDDEN, WIDTH))
     routed = tuple(draw(generator, *shape) for shape in shapes)
@@ -118,7 +131,6 @@ def test_eight_bit_experts_are_their_dequantised_selves(
     eight_bit: torch.dtype, shared_too: bool, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> None:
     from dmax.kernels.experts import Stack, run_experts
-    from dmax.kernels.routing import routing_of
     from dmax.models.quantized import dequantize, quantize, scales_of
 
     shapes = ((EXPERTS, WIDTH, HIDDEN), (EXPERTS, WIDTH, HIDDEN), (EXPERTS, HIDDEN, WIDTH))

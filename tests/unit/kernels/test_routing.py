@@ -87,14 +87,3 @@ def test_a_token_of_nans_stays_within_bounds(device: torch.device, generator: to
     found = fused(router, x)
     assert found.experts_NA.min() >= 0 and found.experts_NA.max() < 8
     assert torch.equal(found.weights_NA[[0, 2, 3]], clean.weights_NA[[0, 2, 3]])
-
-
-def test_lists_of_choices_made_elsewhere(device: torch.device, generator: torch.Generator) -> None:
-    from dmax.kernels.routing import routing_of
-
-    router = build(generator, 40, **ROUTINGS["nothing a power of two"]).to(device)
-    found = fused(router, torch.randn(9, 40, generator=generator).to(device))
-    same = routing_of(found.experts_NA, found.weights_NA, 15)
-    assert torch.equal(same.loads_E, found.loads_E)
-    for expert, load in enumerate(found.loads_E.tolist()):
-        assert set(same.slots_EN[expert, :load].tolist()) == set(found.slots_EN[expert, :load].tolist())
