@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from dmax.models import ModelConfig, Tokenizer
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which any test before the kernels' may bring about.
     os.environ["TRITON_INTERPRET"] = "1"
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dmax-tests-")  # steps compiled for the user are not tested
 
 PAD, MASK, EOS = 0, 1, 2
 VOCABULARY = {"<pad>": PAD, "<mask>": MASK, "<eos>": EOS, **{f"w{token_id}": token_id for token_id in range(3, 48)}}

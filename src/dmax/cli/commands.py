@@ -11,6 +11,7 @@ import typer
 
 from dmax.cli.bench import bench
 from dmax.cli.chat import chat
+from dmax.cli.compile import compile_model
 from dmax.cli.distill import distill
 from dmax.cli.errors import OneLineErrors
 from dmax.cli.evaluate import evaluate
@@ -44,6 +45,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "report": report,
     "bench": bench,
+    "compile": compile_model,
     "convert": convert,
     "train": train,
     "distill": distill,

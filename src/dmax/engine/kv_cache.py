@@ -9,7 +9,7 @@ Every span is attended to by itself, over exactly the positions it may see. That
 sequence's arithmetic depends on the lengths of the others.
 
 Shape suffixes: N packed positions, K key/value heads, H query heads, T positions of a span, S positions it sees,
-C head channels.
+P positions of the pool, C head channels.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class PagedCache:
         self.page_length = page_length
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.layers = tuple(zip(self.keys[:, None].unbind(), self.values[:, None].unbind(), strict=True))
+        """The same, layer by layer: ``(1, K, positions, C)`` each. Taking them apart in every pass would cost time."""
 
     def span(self, pages: Sequence[int], start: int, end: int, block_length: int) -> Span:
         """Open positions ``start`` to ``end`` of the sequence that holds ``pages``, both on block boundaries.
@@ -70,8 +72,9 @@ class PagedCache:
         mask = None
         if end - start > block_length:
             positions_1S = torch.arange(end, device=device)[None]
-            mask = block_causal_mask(positions_1S[:, start:], positions_1S, block_length)
-        return Span(start, end, writes, keys, values, copied, mask)
+            mask = block_causal_mask(positions_1S[:, start:], positions_1S, block_length)[:, None]
+        layers = tuple(zip(keys[:, None].unbind(), values[:, None].unbind(), strict=True))
+        return Span(start, end, writes, layers, copied, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +85,12 @@ class Span:
     end: int
     writes: Tensor
     """``(T,)`` int64, where in the pool they go."""
-    keys: Tensor
-    """``(layers, K, S, C)``; a view of the pool where the sequence's pages are neighbours, a copy elsewhere."""
-    values: Tensor
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values of every layer, each ``(1, K, S, C)``; views of the pool where the sequence's pages are
+    neighbours, copies elsewhere."""
     copied: bool
     mask: Tensor | None
-    """``(1, T, S)`` bool, for a span of several blocks; None where every position sees all S."""
+    """``(1, 1, T, S)`` bool, for a span of several blocks; None where every position sees all S."""
 
 
 class PackedSpans:
@@ -106,17 +109,17 @@ class PackedSpans:
 
     def attend(self, layer: int, q_1HNC: Tensor, k_1KNC: Tensor, v_1KNC: Tensor) -> Tensor:
         """Store keys and values, and let every span attend to what it may see: ``(1, H, N, C)``."""
-        self._cache.keys[layer].index_copy_(1, self._writes_N, k_1KNC[0])
-        self._cache.values[layer].index_copy_(1, self._writes_N, v_1KNC[0])
+        keys_1KPC, values_1KPC = self._cache.layers[layer]
+        keys_1KPC.index_copy_(2, self._writes_N, k_1KNC)
+        values_1KPC.index_copy_(2, self._writes_N, v_1KNC)
         mixed = []
         at = 0
         for span in self._spans:
             here = slice(at, at + span.end - span.start)
             at = here.stop
-            keys_1KSC, values_1KSC = span.keys[layer, None], span.values[layer, None]
+            keys_1KSC, values_1KSC = span.layers[layer]
             if span.copied:
                 keys_1KSC[:, :, span.start :] = k_1KNC[:, :, here]
                 values_1KSC[:, :, span.start :] = v_1KNC[:, :, here]
-            mask_11TS = None if span.mask is None else span.mask[:, None]
-            mixed.append(attend(q_1HNC[:, :, here], keys_1KSC, values_1KSC, mask_11TS))
+            mixed.append(attend(q_1HNC[:, :, here], keys_1KSC, values_1KSC, span.mask))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 2)

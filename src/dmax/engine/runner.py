@@ -15,6 +15,7 @@ from torch import Tensor
 from dmax import kernels
 from dmax.engine.kv_cache import PackedSpans, PagedCache, Span
 from dmax.engine.sequence import Sequence
+from dmax.models import compiled
 from dmax.models.llada2 import LLaDA2
 
 
@@ -73,6 +74,7 @@ def make_runner(model: LLaDA2, pages: int, page_length: int, rows: int) -> Runne
         from dmax.engine.paged_runner import PagedRunner  # here, because it imports Triton
 
         return PagedRunner(model, pages, page_length, rows)
+    compiled.attach(model)
     return SpanRunner(model, pages, page_length)
 
 

@@ -45,12 +45,15 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
-    """Which model ran, how large, where and in which dtype."""
+    """Which model ran, how large, where, in which dtype, and whether with steps from ``dmax compile``."""
+    from dmax.models import compiled
+
     return {
         "name": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
+        "compiled_steps": compiled.attached(model),
     }
 
 

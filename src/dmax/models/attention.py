@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dmax import kernels
 from dmax.models.config import ModelConfig
-from dmax.models.layers import Linear, RMSNorm, apply_rotary, normalize
+from dmax.models.layers import Linear, RMSNorm, apply_rotary, rms_norm
+from dmax.models.steps import Step
 
 if TYPE_CHECKING:
     from dmax.kernels.rotary import CacheSlots
@@ -49,6 +50,7 @@ class Attention(nn.Module):
         self.query_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.key_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.dense = Linear(self.num_heads * self.head_dim, config.hidden_size)
+        self._turn = Step("turn")
 
     def forward(
         self,
@@ -74,11 +76,16 @@ class Attention(nn.Module):
 
     def _normalize_and_rotate(self, heads_BTJC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Queries and keys together: for a block's worth of positions the number of calls is what costs."""
-        weights = self.query_layernorm.weight, self.key_layernorm.weight
-        counts = self.num_heads, self.num_kv_heads
-        weight_JC = torch.cat([weight_C.expand(n, -1) for weight_C, n in zip(weights, counts, strict=True)])
-        cos_BT1R, sin_BT1R = (table_B1TR.transpose(1, 2) for table_B1TR in rotary)
-        return apply_rotary(weight_JC * normalize(heads_BTJC, self.query_layernorm.eps), cos_BT1R, sin_BT1R)
+        query_C, key_C = self.query_layernorm.weight, self.key_layernorm.weight
+        heads_NJC = heads_BTJC.flatten(0, 1)
+        cos_NR, sin_NR = (table_B1TR.flatten(0, 2) for table_B1TR in rotary)
+        if self._turn.usable(heads_NJC, query_C):
+            [turned_NJC] = self._turn(heads_NJC, query_C, key_C, cos_NR, sin_NR)
+        else:
+            turned_NJC = normalize_and_rotate(
+                heads_NJC, query_C, key_C, cos_NR, sin_NR, num_heads=self.num_heads, eps=self.query_layernorm.eps
+            )
+        return turned_NJC.view_as(heads_BTJC)
 
     def _by_kernels(
         self, heads_BTJC: Tensor, rotary: tuple[Tensor, Tensor], slots: CacheSlots | None
@@ -93,6 +100,26 @@ class Attention(nn.Module):
         )
         q_BHTC, k_BKTC = (heads.view(batch, length, -1, self.head_dim).transpose(1, 2) for heads in turned)
         return q_BHTC, k_BKTC
+
+
+def normalize_and_rotate(
+    heads_NJC: Tensor, query_C: Tensor, key_C: Tensor, cos_NR: Tensor, sin_NR: Tensor, *, num_heads: int, eps: float
+) -> Tensor:
+    """Queries, then keys, each head under its norm and turned by its position's angles.
+
+    Args:
+        heads_NJC: of N positions, the first ``num_heads`` being queries.
+        query_C, key_C: weights of the norms.
+        cos_NR, sin_NR: float32 tables of the rotary angles.
+        num_heads: query heads.
+        eps: of the norms.
+
+    Returns:
+        ``(N, J, C)``.
+    """
+    num_keys = heads_NJC.shape[1] - num_heads
+    weight_JC = torch.cat([query_C.expand(num_heads, -1), key_C.expand(num_keys, -1)])
+    return apply_rotary(rms_norm(heads_NJC, weight_JC, eps), cos_NR[:, None], sin_NR[:, None])
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_B1TS: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmax import kernels
 from dmax.models.packing import Packed, usable
+from dmax.models.steps import Step
 
 
 class RMSNorm(nn.Module):
@@ -20,28 +21,40 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+        self._norm, self._norm_of_sum = Step("norm"), Step("norm_of_sum")
 
     def forward(self, x: Tensor) -> Tensor:
         if kernels.usable(x):
-            from dmax.kernels.norm import rms_norm  # here, because it imports Triton
+            from dmax.kernels.norm import rms_norm as fused  # here, because it imports Triton
 
-            return rms_norm(x, self.weight, self.eps)
-        return self.weight * normalize(x, self.eps)
+            return fused(x, self.weight, self.eps)
+        if self._norm.usable(x, self.weight):
+            return self._norm(x.view(-1, x.shape[-1]), self.weight)[0].view_as(x)
+        return rms_norm(x, self.weight, self.eps)
 
     def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """``x + y``, and its norm."""
         if kernels.usable(x):
-            from dmax.kernels.norm import add_rms_norm
+            from dmax.kernels.norm import add_rms_norm as fused
 
-            return add_rms_norm(x, y, self.weight, self.eps)
-        total = x + y
-        return total, self(total)
+            return fused(x, y, self.weight, self.eps)
+        if self._norm_of_sum.usable(x, self.weight):
+            width = x.shape[-1]
+            total, normed = self._norm_of_sum(x.view(-1, width), y.view(-1, width), self.weight)
+            return total.view_as(x), normed.view_as(x)
+        return add_rms_norm(x, y, self.weight, self.eps)
 
 
-def normalize(x: Tensor, eps: float) -> Tensor:
-    """``x`` over its root mean square in the last dimension, computed in float32 and cast back."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` over its root mean square in the last dimension, computed in float32 and cast back, times ``weight``."""
     x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x + y``, and its norm."""
+    total = x + y
+    return total, rms_norm(total, weight, eps)
 
 
 class Linear(nn.Linear):
@@ -66,14 +79,23 @@ class SwiGLU(nn.Module):
         self.up_proj = Linear(hidden_size, width)
         self.down_proj = Linear(width, hidden_size)
         self._gate_up = Packed()
+        self._gate = Step("gate")
 
     def forward(self, x: Tensor) -> Tensor:
         weights = (self.gate_proj.weight, self.up_proj.weight)
         if self._gate_up.on and usable(x, *weights):
-            gate, up = self._gate_up.linear(x, weights, _stack).chunk(2, -1)
-        else:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(F.silu(gate) * up)
+            gate_up = self._gate_up.linear(x, weights, _stack)
+            if self._gate.usable(gate_up, self.gate_proj.weight):
+                [hidden] = self._gate(gate_up.flatten(0, -2))
+                return self.down_proj(hidden.unflatten(0, x.shape[:-1]))
+            return self.down_proj(gate(gate_up))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def gate(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up`` of a tensor that holds both, the gates first: ``(..., 2 * W) -> (..., W)``."""
+    gates, ups = gate_up.chunk(2, -1)
+    return F.silu(gates) * ups
 
 
 def _stack(*weights_OI: Tensor) -> Tensor:

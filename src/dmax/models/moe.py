@@ -8,7 +8,7 @@ the shared expert, W = E * F + S.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from dmax import kernels
 from dmax.models.config import ModelConfig
-from dmax.models.layers import SwiGLU
+from dmax.models.layers import SwiGLU, gate
 from dmax.models.packing import Packed, usable
 from dmax.models.quantized import QuantizedLinear, dequantize, keeping_dtypes
+from dmax.models.steps import Step
 
 if TYPE_CHECKING:
     from dmax.kernels.experts import Stack
@@ -31,10 +32,8 @@ class Router(nn.Module):
         super().__init__()
         assert config.num_experts is not None
         self.num_experts = config.num_experts
-        self.num_groups = config.n_group
-        self.groups_kept = config.topk_group
-        self.experts_per_token = config.num_experts_per_tok
-        self.scale = config.routed_scaling_factor
+        self.rule = routing_rule(config)
+        self._route = Step("route")
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.expert_bias: Tensor
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
@@ -43,26 +42,82 @@ class Router(nn.Module):
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """``(N, D)`` -> expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
-        scores_NE = torch.sigmoid(F.linear(x_ND.float(), self.weight.float()))
-        biased_NE = scores_NE + self.expert_bias
-        if self.groups_kept < self.num_groups:
-            biased_NE = self._keep_best_groups(biased_NE)
-        experts_NA = biased_NE.topk(self.experts_per_token, dim=-1, sorted=False).indices
+        experts_NA, weights_NA = choose_experts(x_ND, self.weight, self.expert_bias, **self.rule)
         if self.training and self.load_E is not None:
             chosen_NAE = experts_NA[..., None] == torch.arange(self.num_experts, device=experts_NA.device)
             self.load_E.add_(chosen_NAE.sum((0, 1)))
-        weights_NA = scores_NE.gather(-1, experts_NA)
-        weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
-        return experts_NA, weights_NA * self.scale
+        return experts_NA, weights_NA
 
-    def _keep_best_groups(self, biased_NE: Tensor) -> Tensor:
-        """Put every expert outside the ``topk_group`` best groups out of reach."""
-        grouped_NGE = biased_NE.unflatten(-1, (self.num_groups, -1))
-        best = min(2, grouped_NGE.shape[-1])
-        group_scores_NG = grouped_NGE.topk(best, dim=-1).values.sum(-1)
-        kept_NG = group_scores_NG.topk(self.groups_kept, dim=-1, sorted=False).indices
-        dropped_NG = torch.ones_like(group_scores_NG, dtype=torch.bool).scatter(-1, kept_NG, False)
-        return grouped_NGE.masked_fill(dropped_NG[..., None], float("-inf")).flatten(-2)
+    def weigh(self, x_ND: Tensor) -> Tensor:
+        """The same choice as one weight an expert, 0 where it was not chosen: ``(N, D)`` -> ``(N, E)`` float32."""
+        if self._route.usable(x_ND, self.weight) and self.expert_bias.dtype == torch.float32:
+            return self._route(x_ND, self.weight, self.expert_bias)[0]
+        experts_NA, weights_NA = self(x_ND)
+        return expert_weights(experts_NA, weights_NA, self.num_experts)
+
+
+def routing_rule(config: ModelConfig) -> dict[str, Any]:
+    """How experts are chosen, as keyword arguments of :func:`choose_experts`."""
+    return {
+        "num_groups": config.n_group,
+        "groups_kept": config.topk_group,
+        "experts_per_token": config.num_experts_per_tok,
+        "scale": config.routed_scaling_factor,
+    }
+
+
+def choose_experts(
+    x_ND: Tensor,
+    weight_ED: Tensor,
+    bias_E: Tensor,
+    *,
+    num_groups: int,
+    groups_kept: int,
+    experts_per_token: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The rule of :class:`Router`: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
+    scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
+    biased_NE = scores_NE + bias_E
+    if groups_kept < num_groups:
+        biased_NE = _keep_best_groups(biased_NE, num_groups, groups_kept)
+    experts_NA = biased_NE.topk(experts_per_token, dim=-1, sorted=False).indices
+    weights_NA = scores_NE.gather(-1, experts_NA)
+    weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
+    return experts_NA, weights_NA * scale
+
+
+def _keep_best_groups(biased_NE: Tensor, num_groups: int, groups_kept: int) -> Tensor:
+    """Put every expert outside the best groups out of reach."""
+    grouped_NGE = biased_NE.unflatten(-1, (num_groups, -1))
+    best = min(2, grouped_NGE.shape[-1])
+    group_scores_NG = grouped_NGE.topk(best, dim=-1).values.sum(-1)
+    kept_NG = group_scores_NG.topk(groups_kept, dim=-1, sorted=False).indices
+    dropped_NG = torch.ones_like(group_scores_NG, dtype=torch.bool).scatter(-1, kept_NG, False)
+    return grouped_NGE.masked_fill(dropped_NG[..., None], float("-inf")).flatten(-2)
+
+
+def expert_weights(experts_NA: Tensor, weights_NA: Tensor, num_experts: int) -> Tensor:
+    """Combination weights, one an expert, 0 where it was not chosen: ``(N, E)`` float32."""
+    weights_NE = weights_NA.new_zeros(weights_NA.shape[0], num_experts)
+    return weights_NE.scatter(1, experts_NA, weights_NA)
+
+
+def gate_and_weigh(gate_up_NX: Tensor, weights_NE: Tensor, *, width: int) -> Tensor:
+    """The hidden values of all experts side by side, each expert's times the token's weight for it.
+
+    Args:
+        gate_up_NX: gates of the experts and of whatever stands behind them, then their ups.
+        weights_NE: float32, one weight an expert.
+        width: of an expert.
+
+    Returns:
+        ``(N, X / 2)``; what stands behind the experts is not weighed.
+    """
+    hidden_NW = gate(gate_up_NX)
+    num_experts = weights_NE.shape[1]
+    hidden_NW[:, : num_experts * width].view(-1, num_experts, width).mul_(weights_NE[..., None])
+    return hidden_NW
 
 
 _GROUP_ROWS = 32
@@ -154,6 +209,7 @@ class SparseMLP(nn.Module):
             else None
         )
         self._gate_up, self._down = Packed(), Packed()
+        self._weigh = Step("weigh")
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
@@ -162,13 +218,11 @@ class SparseMLP(nn.Module):
         bare = isinstance(self.experts, Experts)
         if bare and kernels.usable(x_ND) and not self.training:
             return self._by_kernels(x_ND).view_as(x_BTD)
-        experts_NA, weights_NA = self.gate(x_ND)
         if bare and self._gate_up.on:
             gate_up, down = self._weights()
             if usable(x_ND, *gate_up, *down):
-                weights_NE = weights_NA.new_zeros(x_ND.shape[0], self.gate.num_experts)
-                weights_NE.scatter_(1, experts_NA, weights_NA)
-                return self._by_all_experts(x_ND, weights_NE, gate_up, down).view_as(x_BTD)
+                return self._by_all_experts(x_ND, gate_up, down).view_as(x_BTD)
+        experts_NA, weights_NA = self.gate(x_ND)
         out_BTD = self.experts(x_ND, experts_NA, weights_NA).view_as(x_BTD)
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)
 
@@ -176,16 +230,8 @@ class SparseMLP(nn.Module):
         from dmax.kernels.experts import Stack, run_experts  # here, because they import Triton
         from dmax.kernels.routing import route
 
-        gate, experts, shared = self.gate, self.experts, self.shared_experts
-        routing = route(
-            x_ND,
-            gate.weight,
-            gate.expert_bias,
-            experts_per_token=gate.experts_per_token,
-            num_groups=gate.num_groups,
-            groups_kept=gate.groups_kept,
-            scale=gate.scale,
-        )
+        experts, shared = self.experts, self.shared_experts
+        routing = route(x_ND, self.gate.weight, self.gate.expert_bias, **self.gate.rule)
         routed = Stack(
             experts.gate_proj,
             experts.up_proj,
@@ -204,19 +250,20 @@ class SparseMLP(nn.Module):
         gate_up = (experts.gate_proj, experts.up_proj, shared.gate_proj.weight, shared.up_proj.weight)
         return gate_up, (experts.down_proj, shared.down_proj.weight)
 
-    def _by_all_experts(
-        self, x_ND: Tensor, weights_NE: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]
-    ) -> Tensor:
+    def _by_all_experts(self, x_ND: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
         """Every expert, the shared one included, side by side as one wide feed-forward.
 
         Experts that a token was not sent to have weight 0. That computes more than is used, but in two large matmuls
         instead of dozens of small ones, and without sorting. Many tokens would be quicker sorted, but they come this
         way too, so that what a row is given never depends on how many others are in the pass.
         """
-        gate_NW, up_NW = self._gate_up.linear(x_ND, gate_up, _side_by_side).chunk(2, -1)
-        hidden_NW = F.silu(gate_NW) * up_NW
-        num_experts, _, width = down[0].shape
-        hidden_NW[:, : num_experts * width].view(-1, num_experts, width).mul_(weights_NE[..., None])
+        weights_NE = self.gate.weigh(x_ND)
+        gate_up_NX = self._gate_up.linear(x_ND, gate_up, _side_by_side)
+        width = down[0].shape[-1]
+        if self._weigh.usable(gate_up_NX, down[0]):
+            [hidden_NW] = self._weigh(gate_up_NX, weights_NE)
+        else:
+            hidden_NW = gate_and_weigh(gate_up_NX, weights_NE, width=width)
         return self._down.linear(hidden_NW, down, _end_to_end)
 
 

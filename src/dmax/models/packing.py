@@ -25,17 +25,15 @@ _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def usable(x: Tensor, *sources: Tensor) -> bool:
     """Whether ``x``, ``(..., I)``, may be multiplied with packed copies of ``sources`` here and now."""
-    return (
-        _pack is not None
-        and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and x.dtype in _DTYPES
-        and not torch.compiler.is_compiling()
-        and all(
-            source.dtype == x.dtype and source.numel() <= _MOST_WEIGHTS and not source.is_inference()
-            for source in sources
-        )
-    )
+    if _pack is None or x.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    dtype = x.dtype
+    if dtype not in _DTYPES or torch.compiler.is_compiling():
+        return False
+    for source in sources:  # a loop, because this runs dozens of times in a pass of milliseconds
+        if source.dtype != dtype or source.numel() > _MOST_WEIGHTS or source.is_inference():
+            return False
+    return True
 
 
 class Packed:
@@ -47,7 +45,7 @@ class Packed:
 
     def __init__(self) -> None:
         self.on = True
-        self._made_of: tuple[Any, ...] = ()
+        self._made_of: list[tuple[int, int, torch.dtype]] = []
         self._weight_OI: Tensor | None = None
 
     def linear(self, x: Tensor, sources: tuple[Tensor, ...], join: Callable[..., Tensor] | None = None) -> Tensor:
@@ -58,7 +56,7 @@ class Packed:
             sources: the parameters W is made of.
             join: makes W, ``(O, I)``, of them; a single source needs none.
         """
-        made_of = tuple((source.data_ptr(), source._version, source.dtype) for source in sources)
+        made_of = [(source.data_ptr(), source._version, source.dtype) for source in sources]
         if made_of != self._made_of:
             weight_OI = sources[0] if join is None else join(*sources)
             assert _pack is not None

@@ -37,10 +37,7 @@ def fused(router: Router, x_ND: torch.Tensor):  # type: ignore[no-untyped-def]
         x_ND,
         router.weight.detach(),
         router.expert_bias,
-        experts_per_token=router.experts_per_token,
-        num_groups=router.num_groups,
-        groups_kept=router.groups_kept,
-        scale=router.scale,
+        **router.rule,
     )
 
 
