@@ -27,8 +27,8 @@ def compile_model(
     with status("Starting"), user_errors():
         import torch
 
+        from dmax.engine.compiled import compile_steps, steps_folder
         from dmax.models import load_config
-        from dmax.models.compiled import compile_steps, steps_folder
 
         config, weights_dtype = load_config(model), getattr(torch, dtype)
     made = steps_folder(config, weights_dtype).is_dir()

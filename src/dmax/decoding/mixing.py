@@ -11,6 +11,10 @@ from torch import Tensor
 
 from dmax import kernels
 from dmax.decoding.base import BlockState, SoftMix
+from dmax.kernels.steps import Steps
+
+STEPS = Steps("soften")
+"""By shape of the embedding table, mask token and dtype."""
 
 
 def input_embeddings(state: BlockState, embedding_table: Tensor) -> Tensor:
@@ -25,11 +29,30 @@ def input_embeddings(state: BlockState, embedding_table: Tensor) -> Tensor:
     """
     if state.mix is not None and kernels.usable(embedding_table):
         return _mix_by_kernel(state, state.mix, embedding_table)
-    hard_BLD = F.embedding(state.tokens, embedding_table)
     if state.mix is None:
-        return hard_BLD
-    soft_BLD = mix_embeddings(state.mix, embedding_table, state.mask_token_id)
-    return torch.where(state.mix.where[..., None], soft_BLD.to(hard_BLD.dtype), hard_BLD)
+        return F.embedding(state.tokens, embedding_table)
+    if state.mix.renormalize and state.mix.token_ids.shape[-1] == 1:
+        step = STEPS.at(embedding_table.shape, state.mask_token_id, embedding_table.dtype)
+        if state.tokens.numel() > 1 and step.usable(embedding_table, embedding_table):
+            per_position = (state.tokens, state.mix.where, state.mix.token_ids, state.mix.weights)
+            [embeds_ND] = step(*(tensor.flatten() for tensor in per_position), embedding_table)
+            return embeds_ND.view(*state.tokens.shape, -1)
+    return _mix_or_token(state.tokens, state.mix, embedding_table, state.mask_token_id)
+
+
+def soften(
+    tokens_N: Tensor, where_N: Tensor, candidates_N: Tensor, weights_N: Tensor, table_VD: Tensor, *, mask_token_id: int
+) -> Tensor:
+    """What N positions read that mix one token each with the mask: ``(N, D)``; see :class:`SoftMix`."""
+    mix = SoftMix(candidates_N[:, None], weights_N[:, None], where_N, renormalize=True)
+    return _mix_or_token(tokens_N, mix, table_VD, mask_token_id)
+
+
+def _mix_or_token(tokens: Tensor, mix: SoftMix, embedding_table: Tensor, mask_token_id: int) -> Tensor:
+    """The mix where there is one, the token's own embedding elsewhere: ``(..., D)`` in the table's dtype."""
+    hard = F.embedding(tokens, embedding_table)
+    soft = mix_embeddings(mix, embedding_table, mask_token_id)
+    return torch.where(mix.where[..., None], soft.to(hard.dtype), hard)
 
 
 def mix_embeddings(mix: SoftMix, embedding_table: Tensor, mask_token_id: int) -> Tensor:

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from dmax.decoding.base import DecoderError
+from dmax.kernels.steps import Steps
+
+STEPS = Steps("predict")
+"""By vocabulary, mask token and dtype of the logits."""
 
 
 class Prediction(NamedTuple):
@@ -46,8 +50,13 @@ def predict(
     """
     if top_k >= logits.shape[-1]:
         raise DecoderError(f"top_k is {top_k}; the vocabulary has only {logits.shape[-1] - 1} tokens beside the mask.")
-    candidates_BLk = _best_tokens(logits, mask_token_id, top_k)
-    probabilities_BLk = torch.softmax(logits, -1, dtype=torch.float32).gather(-1, candidates_BLk)
+    step = STEPS.at(logits.shape[-1], mask_token_id, logits.dtype)
+    if top_k == 1 and step.usable(logits, logits):
+        found = step(logits.flatten(0, 1))
+        candidates_BLk, probabilities_BLk = (tensor_N.view(*logits.shape[:-1], 1) for tensor_N in found)
+    else:
+        candidates_BLk = _best_tokens(logits, mask_token_id, top_k)
+        probabilities_BLk = torch.softmax(logits, -1, dtype=torch.float32).gather(-1, candidates_BLk)
     if temperature == 0:
         tokens_BL = candidates_BLk[..., 0]
     elif noise is None:
@@ -58,6 +67,12 @@ def predict(
         scores_BLV.select(-1, mask_token_id).fill_(-math.inf)
         tokens_BL = scores_BLV.max(-1).indices
     return Prediction(tokens_BL, probabilities_BLk[..., 0], candidates_BLk, probabilities_BLk)
+
+
+def most_probable(logits_NV: Tensor, *, mask_token_id: int) -> tuple[Tensor, Tensor]:
+    """The most probable token but for the mask, and its probability: ``(N,)`` int64 and ``(N,)`` float32."""
+    best_N1 = _best_tokens(logits_NV, mask_token_id, 1)
+    return best_N1[:, 0], torch.softmax(logits_NV, -1, dtype=torch.float32).gather(-1, best_N1)[:, 0]
 
 
 def _best_tokens(logits_BLV: Tensor, mask_token_id: int, top_k: int) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dmax import kernels
+from dmax.engine import compiled
 from dmax.engine.kv_cache import PackedSpans, PagedCache, Span
 from dmax.engine.sequence import Sequence
-from dmax.models import compiled
 from dmax.models.llada2 import LLaDA2
 
 

@@ -46,7 +46,7 @@ def describe_hardware() -> dict[str, Any]:
 
 def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
     """Which model ran, how large, where, in which dtype, and whether with steps from ``dmax compile``."""
-    from dmax.models import compiled
+    from dmax.engine import compiled
 
     return {
         "name": name,

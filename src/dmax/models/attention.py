@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmax import kernels
+from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear, RMSNorm, apply_rotary, rms_norm
-from dmax.models.steps import Step
 
 if TYPE_CHECKING:
     from dmax.kernels.rotary import CacheSlots

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmax import kernels
+from dmax.kernels.steps import Step
 from dmax.models.packing import Packed, usable
-from dmax.models.steps import Step
 
 
 class RMSNorm(nn.Module):

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmax import kernels
+from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU, gate
 from dmax.models.packing import Packed, usable
 from dmax.models.quantized import QuantizedLinear, dequantize, keeping_dtypes
-from dmax.models.steps import Step
 
 if TYPE_CHECKING:
     from dmax.kernels.experts import Stack

@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import Result
 
+from dmax.engine.compiled import steps_folder
 from dmax.models import load_config
-from dmax.models.compiled import steps_folder
 
 
 def test_steps_that_are_there_are_left_alone(

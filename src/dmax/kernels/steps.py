@@ -1,4 +1,4 @@
-"""Places in a model for functions that were compiled ahead of time (see :mod:`dmax.models.compiled`)."""
+"""Places for functions that were compiled ahead of time (see :mod:`dmax.kernels.ahead`)."""
 
 from __future__ import annotations
 
@@ -62,3 +62,21 @@ class Step:
 
     def __reduce__(self) -> tuple[type[Step], tuple[str]]:
         return Step, (self.name,)
+
+
+class Steps:
+    """Places for one function in several variants, for functions that belong to no module.
+
+    Args:
+        name: of the function.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._places: dict[tuple[object, ...], Step] = {}
+
+    def at(self, *variant: object) -> Step:
+        """The place of a variant, whatever tells it from the others."""
+        if variant not in self._places:
+            self._places[variant] = Step(self._name)
+        return self._places[variant]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,18 @@ import torch
 from torch import Tensor
 
 from dmax import LLM, GenerationParams
-from dmax.models import LLaDA2, ModelConfig
-from dmax.models.compiled import CompileError, attach, attached, compile_steps, detach, steps_folder
-from dmax.models.steps import Step
+from dmax.decoding import mixing, prediction
+from dmax.decoding.prediction import predict
+from dmax.engine.compiled import attach, attached, compile_steps, detach, steps_folder
+from dmax.kernels.ahead import CompileError, Library
+from dmax.kernels.steps import Step
+from dmax.models import LLaDA2
+from dmax.models.chains import model_steps
+from dmax.models.llada2 import initialize
 
-STEPS = {"norm", "norm_of_sum", "turn", "gate", "route", "weigh"}
+MODEL_STEPS = {"norm", "norm_of_sum", "turn", "gate", "route", "weigh"}
+RULE_STEPS = {"predict", "soften"}
+PARAMS = GenerationParams(gen_length=24, block_length=8, threshold=0.3)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
@@ -30,18 +38,34 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def compiled(cache: Path, model: LLaDA2) -> LLaDA2:
-    """A model with one dense and two expert layers, and its steps."""
+def build(tiny_model: LLaDA2) -> Callable[..., LLaDA2]:
+    """Changes to the tiny model, which has a dense and a sparse layer -> that model with weights of its own."""
+
+    def make(**changes: object) -> LLaDA2:
+        config = replace(tiny_model.config, **changes)
+        return initialize(LLaDA2(config), torch.Generator().manual_seed(7)).eval()
+
+    return make
+
+
+@pytest.fixture
+def compiled(cache: Path, build: Callable[..., LLaDA2]) -> Iterator[LLaDA2]:
+    """A model and its steps, which are taken away from whatever is like it in the end."""
+    model = build()
     told: list[tuple[int, int]] = []
     folder = compile_steps(model.config, torch.float32, lambda done, of: told.append((done, of)))
     assert folder.is_relative_to(cache)
-    assert told in ([], [(done, len(STEPS)) for done in range(1, len(STEPS) + 1)])
+    number = len(MODEL_STEPS | RULE_STEPS)
+    assert told in ([], [(done, number) for done in range(1, number + 1)])
     assert attach(model)
-    return model
+    yield model
+    detach(model)
 
 
-def steps(model: LLaDA2) -> list[Step]:
-    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Step)]
+def rule_steps(model: LLaDA2) -> list[Step]:
+    config, table = model.config, model.model.word_embeddings.weight
+    predict = prediction.STEPS.at(config.vocab_size, config.mask_token_id, table.dtype)
+    return [predict, mixing.STEPS.at(table.shape, config.mask_token_id, table.dtype)]
 
 
 def token_ids(rows: int, length: int) -> Tensor:
@@ -59,16 +83,30 @@ def test_logits_are_those_of_the_plain_model(compiled: LLaDA2, rows: int, length
 
 @needs_compiler
 def test_no_step_is_passed_by(compiled: LLaDA2) -> None:
-    ids = token_ids(1, 8)
-    expected = compiled.logits(ids)
-    used = set()
-    for step in steps(compiled):
+    called = set()
+    for step in (*model_steps(compiled), *rule_steps(compiled)):
         if run := step._run:
-            step.fill(lambda tensors, run=run: [1.5 * result for result in run(tensors)], torch.float32)
-            if not torch.equal(compiled.logits(ids), expected):
-                used.add(step.name)
-            step.fill(run, torch.float32)
-    assert used == STEPS
+
+            def note(tensors: list[Tensor], name: str = step.name, run: Library = run) -> list[Tensor]:
+                called.add(name)
+                return run(tensors)
+
+            step.fill(note, torch.float32)
+    LLM(compiled).generate([3, 4, 5], PARAMS)
+    assert called == MODEL_STEPS | RULE_STEPS
+
+
+@needs_compiler
+def test_ties_go_to_the_lowest_token_and_the_mask_is_never_chosen(compiled: LLaDA2) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randint(0, 3, (4, 50, compiled.config.vocab_size), generator=generator).float()
+    logits[..., compiled.config.mask_token_id] = 9.0
+    found = predict(logits, compiled.config.mask_token_id)
+    detach(compiled)
+    with torch.inference_mode():
+        expected = predict(logits, compiled.config.mask_token_id)
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.probabilities, expected.probabilities)
 
 
 @needs_compiler
@@ -76,12 +114,12 @@ def test_answers_are_those_of_the_plain_model_alone_and_together(
     compiled: LLaDA2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [token_ids(1, length)[0].tolist() for length in (3, 8, 21)]
-    params = GenerationParams(gen_length=24, block_length=8, threshold=0.3)
-    together = LLM(compiled).generate(prompts, params)
-    alone = [LLM(compiled).generate(prompt, params)[0] for prompt in prompts]
+    together = LLM(compiled).generate(prompts, PARAMS)
+    alone = [LLM(compiled).generate(prompt, PARAMS)[0] for prompt in prompts]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    detach(compiled)
     plain = copy.deepcopy(compiled)
-    expected = LLM(plain).generate(prompts, params)
+    expected = LLM(plain).generate(prompts, PARAMS)
     assert not attached(plain)
     for outputs in (together, alone):
         assert [(o.token_ids, o.nfe) for o in outputs] == [(o.token_ids, o.nfe) for o in expected]
@@ -99,7 +137,7 @@ def test_training_and_other_dtypes_take_the_plain_way(compiled: LLaDA2) -> None:
     def refuse(tensors: list[Tensor]) -> list[Tensor]:
         raise AssertionError("a compiled step was called")
 
-    for step in steps(compiled):
+    for step in model_steps(compiled):
         step.fill(refuse, torch.float32)
     ids = token_ids(1, 8)
     with pytest.raises(AssertionError, match="compiled step"):
@@ -112,20 +150,20 @@ def test_training_and_other_dtypes_take_the_plain_way(compiled: LLaDA2) -> None:
 
 
 @needs_compiler
-def test_steps_of_another_shape_or_dtype_are_not_taken(
-    compiled: LLaDA2, build: Callable[..., LLaDA2], config: ModelConfig
-) -> None:
+def test_steps_of_another_shape_or_dtype_are_not_taken(compiled: LLaDA2, build: Callable[..., LLaDA2]) -> None:
     assert not attach(build(rms_norm_eps=0.1))
-    assert not attach(build(routed_scaling_factor=1.0))
-    assert not attach(build(hidden_size=40))
+    assert not attach(build(routed_scaling_factor=2.0))
+    assert not attach(build(intermediate_size=40))
+    assert not attach(build(mask_token_id=4))
     assert not attach(build().to(torch.bfloat16))
-    assert attach(build(num_hidden_layers=2)), "the number of layers is no part of a step"
-    assert steps_folder(config, torch.float32) != steps_folder(config, torch.bfloat16)
+    assert attach(build(num_hidden_layers=3)), "the number of layers is no part of a step"
+    assert steps_folder(compiled.config, torch.float32) != steps_folder(compiled.config, torch.bfloat16)
 
 
 def test_what_cannot_be_compiled_leaves_nothing(
-    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: LLaDA2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = tiny_model.config
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(CompileError, match="float32 or bfloat16"):
         compile_steps(config, torch.float16)

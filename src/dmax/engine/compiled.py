@@ -1,0 +1,127 @@
+"""What the passes of a model on a CPU have compiled ahead of time (:mod:`dmax.kernels.ahead`).
+
+:func:`compile_steps` does the work, in a minute or so, and puts the libraries into a folder of the user's cache.
+:func:`attach` takes what is in that folder, if anything is: nothing is ever compiled while someone waits for an answer.
+The folder's name tells everything that a library depends on, so none is taken for a model, a PyTorch, a processor or a
+version of the functions that it was not made for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dmax.decoding import mixing, prediction
+from dmax.decoding.chains import rule_chains
+from dmax.kernels import ahead
+from dmax.kernels.ahead import Chain, CompileError, Library, compile_chain, load_library, require_compiler
+from dmax.kernels.steps import Step
+from dmax.models import attention, layers, moe
+from dmax.models.chains import model_chains, model_steps
+from dmax.models.config import ModelConfig
+from dmax.models.llada2 import LLaDA2
+
+DTYPES = (torch.float32, torch.bfloat16)
+_DEFINE_CHAINS = (ahead, layers, attention, moe, prediction, mixing)
+
+
+def compile_steps(
+    config: ModelConfig, dtype: torch.dtype, progress: Callable[[int, int], object] | None = None
+) -> Path:
+    """Compile what :func:`attach` will find, and return the folder it lies in; a folder that is there is left alone.
+
+    Args:
+        config: of the model; models of the same shape share a folder.
+        dtype: of the weights, float32 or bfloat16.
+        progress: told after every step how many of how many are compiled.
+
+    Raises:
+        CompileError: there is no C++ compiler, or the dtype is another one.
+        OSError: the cache cannot be written.
+    """
+    if dtype not in DTYPES:
+        raise CompileError(f"the steps cannot be compiled for {dtype}; take float32 or bfloat16.")
+    folder = steps_folder(config, dtype)
+    if folder.is_dir():
+        return folder
+    require_compiler()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        chains = _chains(config, dtype)
+        for done, chain in enumerate(chains, 1):
+            compile_chain(chain, making / f"{chain.name}.pt2")
+            if progress is not None:
+                progress(done, len(chains))
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def attach(model: LLaDA2) -> bool:
+    """Let passes of a model on a CPU use what is compiled for its shape, dtype and machine; say whether anything is."""
+    if model.device.type != "cpu" or model.dtype not in DTYPES:
+        return False
+    folder = steps_folder(model.config, model.dtype)
+    libraries = {path.stem: path for path in folder.glob("*.pt2")} if folder.is_dir() else {}
+    loaded: dict[str, Library] = {}
+    for step in _steps(model):
+        if step.name in libraries and step.filled != model.dtype:
+            if step.name not in loaded:
+                loaded[step.name] = load_library(libraries[step.name])
+            step.fill(loaded[step.name], model.dtype)
+    return bool(libraries)
+
+
+def attached(model: LLaDA2) -> bool:
+    """Whether passes of a model use compiled steps."""
+    return any(step.filled for step in model_steps(model))
+
+
+def detach(model: LLaDA2) -> None:
+    """Let passes of a model, and of those like it, run every operation by itself again."""
+    for step in _steps(model):
+        step.clear()
+
+
+def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
+    """Where the libraries for this model, dtype and machine are or would be."""
+    depends_on = {
+        "functions": [inspect.getsource(module) for module in _DEFINE_CHAINS],
+        "shapes": [
+            (chain.name, [list(example.shape) for example in chain.examples]) for chain in _chains(config, dtype)
+        ],
+        "mask": config.mask_token_id,
+        "norm": config.rms_norm_eps,
+        "routing": moe.routing_rule(config),
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+    digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "dmax" / "compiled" / digest
+
+
+def _chains(config: ModelConfig, dtype: torch.dtype) -> list[Chain]:
+    rules = rule_chains(config.vocab_size, config.hidden_size, config.mask_token_id, dtype)
+    return [*model_chains(config, dtype), *rules]
+
+
+def _steps(model: LLaDA2) -> list[Step]:
+    table_VD = model.model.word_embeddings.weight
+    mask_token_id = model.config.mask_token_id
+    rules = (
+        prediction.STEPS.at(model.config.vocab_size, mask_token_id, model.dtype),
+        mixing.STEPS.at(table_VD.shape, mask_token_id, model.dtype),
+    )
+    return [*model_steps(model), *rules]
