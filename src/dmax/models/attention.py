@@ -78,7 +78,7 @@ class Attention(nn.Module):
         """Queries and keys together: for a block's worth of positions the number of calls is what costs."""
         query_C, key_C = self.query_layernorm.weight, self.key_layernorm.weight
         heads_NJC = heads_BTJC.flatten(0, 1)
-        cos_NR, sin_NR = (table_B1TR.flatten(0, 2) for table_B1TR in rotary)
+        cos_NR, sin_NR = _by_position(rotary, heads_BTJC.shape[0])
         if self._turn.usable(heads_NJC, query_C):
             [turned_NJC] = self._turn(heads_NJC, query_C, key_C, cos_NR, sin_NR)
         else:
@@ -93,13 +93,18 @@ class Attention(nn.Module):
         from dmax.kernels.rotary import normalize_and_rotate  # here, because it imports Triton
 
         batch, length = heads_BTJC.shape[:2]
-        cos_NR, sin_NR = (table.expand(batch, -1, -1, -1).flatten(0, 2) for table in rotary)
+        cos_NR, sin_NR = _by_position(rotary, batch)
         weights = (self.query_layernorm.weight, self.key_layernorm.weight)
         turned = normalize_and_rotate(
             heads_BTJC.flatten(0, 1), *weights, cos_NR, sin_NR, self.num_heads, self.query_layernorm.eps, slots
         )
         q_BHTC, k_BKTC = (heads.view(batch, length, -1, self.head_dim).transpose(1, 2) for heads in turned)
         return q_BHTC, k_BKTC
+
+
+def _by_position(rotary: tuple[Tensor, Tensor], batch: int) -> list[Tensor]:
+    """The tables of the rotary angles, which all rows may share, with a row a position: ``(N, R)`` each."""
+    return [table_B1TR.expand(batch, -1, -1, -1).flatten(0, 2) for table_B1TR in rotary]
 
 
 def normalize_and_rotate(
