@@ -5,7 +5,8 @@ moves between devices, or from inference to training, needs no switch. Every ker
 its launch and never waits for the device: a whole pass can be captured as a CUDA graph, once each kernel has run before
 (its first launch compiles it).
 
-The modules of this package import Triton; this one does not, so that a machine without it can ask.
+The modules of kernels import Triton; this one does not, so that a machine without it can ask. On a CPU, chains of small
+operations may be compiled ahead of time in their place: :mod:`dmax.kernels.ahead`, :mod:`dmax.kernels.steps`.
 """
 
 from __future__ import annotations

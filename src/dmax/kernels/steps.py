@@ -12,7 +12,7 @@ from torch import Tensor
 class Step:
     """A function that a module may call in place of its own operations, once there is one.
 
-    A copy of a module has its places empty.
+    A copy of a module has its places empty, and what is given to a place is never stored with a model.
 
     Args:
         name: of the function.
