@@ -61,7 +61,11 @@ def compile_steps(
             compile_chain(chain, making / f"{chain.name}.pt2")
             if progress is not None:
                 progress(done, len(chains))
-        making.rename(folder)
+        try:
+            making.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # if it is, somebody else was quicker
+                raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
@@ -108,8 +112,8 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
     digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "dmax" / "compiled" / digest
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # never raises, unlike Path.home
+    return Path(cache) / "dmax" / "compiled" / digest
 
 
 def _chains(config: ModelConfig, dtype: torch.dtype) -> list[Chain]:
