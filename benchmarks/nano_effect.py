@@ -12,60 +12,38 @@ pooled ratio stands beside it in the JSON).
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from answered import GEN_LENGTH, Problems
 from run_record import add_common_options, describe_model, describe_run, report
 
 from dmax import LLM, GenerationParams
-from dmax.evaluation.grading import same_number
-from dmax.evaluation.metrics import bootstrap_means, interval
-from dmax.evaluation.tasks.numeric import GsmSymbolic
-from dmax.evaluation.word_problems import answer, fresh_problems, score
 
 BASE_THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 NANO_THRESHOLDS = (0.95, 0.9, 0.8, 0.65, 0.5, 0.3, 0.0)
 SEARCH_STEPS = 5
 
 
-class Contest:
-    """One set of problems, answered under any settings."""
+def by_threshold(value: float | None, decoder: str) -> GenerationParams:
+    return GenerationParams(decoder=decoder, threshold=value, gen_length=GEN_LENGTH)
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.rows = fresh_problems("test", count, seed)
-        self.seed = seed
 
-    def point(self, name: str, llm: LLM, decoder: str, threshold: float | None) -> dict[str, Any]:
-        params = GenerationParams(decoder=decoder, threshold=threshold, gen_length=GsmSymbolic.gen_length)
-        started = time.perf_counter()
-        outputs = answer(llm, self.rows, params)
-        seconds = time.perf_counter() - started
-        result = score(self.rows, outputs)
-        right = [[same_number(o.text or "", row["answer"])] for o, row in zip(outputs, self.rows, strict=True)]
-        record = {
-            "model": name, "decoder": decoder, "threshold": outputs[0].params["threshold"], **asdict(result),
-            "accuracy_95": interval(bootstrap_means(right, self.seed)[:, 0]),
-            "tokens_per_second_batch_32": result.tokens / seconds,
-        }  # fmt: skip
-        print(f"{name:10} {decoder:14} {record['threshold']:.3f}  acc {result.accuracy:.3f}  TPF {result.tpf:.2f}")
-        return record
-
-    def base_as_fast_as(self, tpf: float, llm: LLM, tried: list[dict[str, Any]]) -> dict[str, Any]:
-        """The base model with its threshold lowered, by bisection, until its TPF is that of the other."""
-        low, high = 0.0, 0.95
+def base_as_fast_as(tpf: float, problems: Problems, llm: LLM, tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The base model with its threshold lowered, by bisection, until its TPF is that of the other."""
+    low, high = 0.0, 0.95
+    closest = min(tried, key=lambda p: abs(p["tpf"] - tpf))
+    for _ in range(SEARCH_STEPS):
+        below = [p["threshold"] for p in tried if p["tpf"] >= tpf]
+        above = [p["threshold"] for p in tried if p["tpf"] < tpf]
+        low, high = max([low, *below]), min([high, *above])
+        params = by_threshold(round((low + high) / 2, 4), "threshold")
+        tried.append(problems.point("nano-base", llm, params))
         closest = min(tried, key=lambda p: abs(p["tpf"] - tpf))
-        for _ in range(SEARCH_STEPS):
-            below = [p["threshold"] for p in tried if p["tpf"] >= tpf]
-            above = [p["threshold"] for p in tried if p["tpf"] < tpf]
-            low, high = max([low, *below]), min([high, *above])
-            tried.append(self.point("nano-base", llm, "threshold", round((low + high) / 2, 4)))
-            closest = min(tried, key=lambda p: abs(p["tpf"] - tpf))
-            if abs(closest["tpf"] / tpf - 1) < 0.03:
-                break
-        return closest
+        if abs(closest["tpf"] / tpf - 1) < 0.03:
+            break
+    return closest
 
 
 def plot(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -96,13 +74,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    contest = Contest(arguments.problems, arguments.seed)
+    problems = Problems(arguments.problems, arguments.seed)
     base, nano = LLM(arguments.base), LLM(arguments.nano)
-    base_curve = [contest.point("nano-base", base, "threshold", t) for t in BASE_THRESHOLDS]
-    nano_curve = [contest.point("nano", nano, "soft-parallel", t) for t in NANO_THRESHOLDS]
-    default = contest.point("nano", nano, "soft-parallel", None)
-    pushed = contest.base_as_fast_as(default["tpf"], base, base_curve)
-    without_oput = contest.point("nano-base", base, "soft-parallel", None)
+    base_curve = [problems.point("nano-base", base, by_threshold(t, "threshold")) for t in BASE_THRESHOLDS]
+    nano_curve = [problems.point("nano", nano, by_threshold(t, "soft-parallel")) for t in NANO_THRESHOLDS]
+    default = problems.point("nano", nano, by_threshold(None, "soft-parallel"))
+    pushed = base_as_fast_as(default["tpf"], problems, base, base_curve)
+    without_oput = problems.point("nano-base", base, by_threshold(None, "soft-parallel"))
     table = {
         "base": base_curve[0], "nano": default, "base_pushed_to_nanos_tpf": pushed, "base_soft_parallel": without_oput,
         "tpf_ratio": default["tpf"] / base_curve[0]["tpf"],

@@ -23,7 +23,7 @@ from run_record import add_common_options, describe_model, describe_run, report
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2
-from dmax.decoding import BlockState, Decoder, get_decoder, input_embeddings
+from dmax.decoding import BlockState, Decoder, input_embeddings
 from dmax.engine.kv_cache import PackedSpans, PagedCache
 from dmax.evaluation.grading import same_number
 from dmax.evaluation.tasks.numeric import GsmSymbolic
@@ -130,7 +130,7 @@ def main() -> None:
     prompts = [llm.tokenizer.apply_chat_template(LLM.chat_prompt(row["question"])) for row in rows]
     params = GenerationParams(gen_length=GsmSymbolic.gen_length)
     engine = [output.token_ids for output in llm.generate(prompts, params)]
-    decoder = get_decoder(params.decoder)
+    decoder = params.with_defaults(llm.model.config.decoder_defaults).build_decoder()
     whole: list[list[int]] = []
     records: list[dict[str, Any]] = []
     for patience in PATIENCES:

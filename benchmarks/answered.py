@@ -1,0 +1,42 @@
+"""Fresh word problems, answered under one setting after another; what several benchmarks share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from dmax import LLM, GenerationParams
+from dmax.evaluation.grading import same_number
+from dmax.evaluation.metrics import bootstrap_means, interval
+from dmax.evaluation.tasks.numeric import GsmSymbolic
+from dmax.evaluation.word_problems import answer, fresh_problems, score
+
+GEN_LENGTH = GsmSymbolic.gen_length
+
+
+class Problems:
+    """One set of problems of the test split."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.rows = fresh_problems("test", count, seed)
+        self.seed = seed
+
+    def point(self, name: str, llm: LLM, params: GenerationParams) -> dict[str, Any]:
+        """Accuracy (with a 95 % bootstrap interval), TPF and tokens per second of a model under these params."""
+        started = time.perf_counter()
+        outputs = answer(llm, self.rows, params)
+        seconds = time.perf_counter() - started
+        result = score(self.rows, outputs)
+        right = [[same_number(o.text or "", row["answer"])] for o, row in zip(outputs, self.rows, strict=True)]
+        record = {
+            "model": name, "decoder": params.decoder, "threshold": outputs[0].params["threshold"],
+            "buffer_size": params.buffer_size, **asdict(result),
+            "accuracy_95": interval(bootstrap_means(right, self.seed)[:, 0]),
+            "tokens_per_second_batch_32": result.tokens / seconds,
+        }  # fmt: skip
+        print(
+            f"{name:10} {params.decoder:14} {record['threshold']:.3f}  N {params.buffer_size}  "
+            f"acc {result.accuracy:.3f}  TPF {result.tpf:.2f}", flush=True
+        )  # fmt: skip
+        return record

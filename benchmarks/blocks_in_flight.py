@@ -1,0 +1,87 @@
+"""Several blocks in flight: accuracy, tokens per forward and tokens per second for N = 1, 2 and 4.
+
+Answers the same unseen word problems with every model and every number of blocks in flight (`soft-parallel` at a
+model's default), and with the base model one block at a time (`threshold` 0.95), the measure of the TPFs. Tokens per
+second are taken apart, one prompt at a time, as is the cost of a forward of N blocks beside one of a single block.
+
+    python benchmarks/blocks_in_flight.py [--models nano …] [--problems N] [--seed N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+from answered import GEN_LENGTH, Problems
+from run_record import add_common_options, describe_model, describe_run, report
+
+from dmax import LLM, GenerationParams, LLaDA2
+from dmax.engine.kv_cache import PackedSpans, PagedCache
+
+BUFFER_SIZES = (1, 2, 4)
+LENGTH = 32
+CONTEXT = 160
+
+
+def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
+    """Median milliseconds of a bare forward of so many blocks behind a context."""
+    end = CONTEXT + blocks * LENGTH
+    cache = PagedCache(model.config, end // LENGTH, LENGTH, device=model.device, dtype=model.dtype)
+    packed = PackedSpans(cache, [cache.span(range(end // LENGTH), CONTEXT, end, LENGTH)])
+    embeds_1ND = model.embed(torch.arange(3, 3 + blocks * LENGTH) % model.config.vocab_size)[None]
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(repeats + 5):
+            started = time.perf_counter()
+            model.head(model(embeds_1ND, packed.position_ids, None, packed))
+            seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[5:])
+
+
+def tokens_per_second(llm: LLM, problems: Problems, params: GenerationParams, prompts: int) -> float:
+    """One prompt at a time."""
+    chats = [LLM.chat_prompt(row["question"]) for row in problems.rows[: prompts + 1]]
+    llm.generate(chats[:1], params)
+    started = time.perf_counter()
+    outputs = [llm.generate([chat], params)[0] for chat in chats[1:]]
+    return sum(output.num_tokens for output in outputs) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["nano"], help="embedded models or folders")
+    parser.add_argument("--base", default="nano-base", help="model decoded with `threshold` 0.95")
+    parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--alone", type=int, default=64, help="problems answered one at a time, for tokens per second")
+    add_common_options(parser)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    problems = Problems(arguments.problems, arguments.seed)
+    base = LLM(arguments.base)
+    reference = problems.point(arguments.base, base, GenerationParams("threshold", 0.95, gen_length=GEN_LENGTH))
+    points: list[dict[str, Any]] = []
+    models: dict[str, Any] = {arguments.base: describe_model(arguments.base, base.model)}
+    for name in arguments.models:
+        llm = LLM(name)
+        one_block = forward_ms(llm.model, 1, 200)
+        for blocks in BUFFER_SIZES:
+            params = GenerationParams(buffer_size=blocks, gen_length=GEN_LENGTH)
+            point = problems.point(name, llm, params)
+            point["tpf_over_base"] = point["tpf"] / reference["tpf"]
+            point["tokens_per_second_alone"] = tokens_per_second(llm, problems, params, arguments.alone)
+            point["forward_over_one_block"] = forward_ms(llm.model, blocks, 200) / one_block
+            points.append(point)
+        models[name] = describe_model(name, llm.model)
+    result = {
+        "base": reference, "points": points, "forward_ms_one_block": one_block, **describe_run(), "models": models,
+        "seed": arguments.seed, "split": "test", "problems": arguments.problems,
+    }  # fmt: skip
+    report(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
