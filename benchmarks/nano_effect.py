@@ -54,7 +54,7 @@ def plot(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     for label, style in (("nano-base, threshold", "o-"), ("nano, soft-parallel", "s-")):
-        curve = sorted(points[label], key=lambda p: p["tpf"])
+        curve = sorted(points[label], key=lambda p: p["threshold"])
         x, y = [p["tpf"] for p in curve], [100 * p["accuracy"] for p in curve]
         axes.plot(x, y, style, label=label)
         axes.fill_between(x, *zip(*[[100 * v for v in p["accuracy_95"]] for p in curve], strict=True), alpha=0.15)
