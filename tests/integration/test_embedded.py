@@ -9,6 +9,7 @@ import pytest
 
 import dmax
 from dmax import LLM, GenerationOutput, GenerationParams
+from dmax.evaluation.word_problems import answer, fresh_problems, score
 from dmax.models.checkpoint import load_config, resolve
 
 QUESTIONS = (
@@ -48,9 +49,10 @@ def test_answers_are_finished_solutions(model: str, decoder: str) -> None:
 
 
 def test_nano_works_its_sums_out() -> None:
-    for output, result in zip(answers("nano", "soft-parallel"), ("126", "56", "490"), strict=True):
-        assert output.text is not None
-        assert output.text.rstrip().endswith(f"#### {result}")
+    """It is right in five of six fresh problems; three of four of these sixteen leave room for the draw."""
+    pytest.importorskip("reasoning_gym")
+    rows = fresh_problems("validation", 16, seed=11)
+    assert score(rows, answer(LLM("nano"), rows, GenerationParams())).accuracy >= 0.75
 
 
 def test_soft_parallel_decoding_takes_fewer_forwards_than_the_base() -> None:
