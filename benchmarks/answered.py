@@ -7,10 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dmax import LLM, GenerationParams
-from dmax.evaluation.grading import same_number
 from dmax.evaluation.metrics import bootstrap_means, interval
 from dmax.evaluation.tasks.numeric import GsmSymbolic
-from dmax.evaluation.word_problems import answer, fresh_problems, score
+from dmax.evaluation.word_problems import answer, fresh_problems, grade, score
 
 GEN_LENGTH = GsmSymbolic.gen_length
 
@@ -28,7 +27,7 @@ class Problems:
         outputs = answer(llm, self.rows, params)
         seconds = time.perf_counter() - started
         result = score(self.rows, outputs)
-        right = [[same_number(o.text or "", row["answer"])] for o, row in zip(outputs, self.rows, strict=True)]
+        right = [[is_right] for is_right in grade(self.rows, outputs)]
         record = {
             "model": name, "decoder": params.decoder, "threshold": outputs[0].params["threshold"],
             "buffer_size": params.buffer_size, **asdict(result),

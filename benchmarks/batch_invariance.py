@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationOutput, GenerationParams
 from dmax.evaluation.word_problems import fresh_problems
@@ -48,10 +48,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--gen-length", type=int, default=256)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(parser)
     rows = fresh_problems("test", arguments.problems, arguments.seed)
     prompts = [LLM.chat_prompt(row["question"]) for row in rows]
     params = GenerationParams(decoder=arguments.decoder, gen_length=arguments.gen_length)

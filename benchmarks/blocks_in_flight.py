@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from answered import GEN_LENGTH, Problems
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams, LLaDA2
 from dmax.engine.kv_cache import PackedSpans, PagedCache
@@ -56,10 +56,7 @@ def main() -> None:
     parser.add_argument("--base", default="nano-base", help="model decoded with `threshold` 0.95")
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--alone", type=int, default=64, help="problems answered one at a time, for tokens per second")
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(parser)
     problems = Problems(arguments.problems, arguments.seed)
     base = LLM(arguments.base)
     reference = problems.point(arguments.base, base, GenerationParams("threshold", 0.95, gen_length=GEN_LENGTH))

@@ -9,7 +9,7 @@ so the mix of plain passes (L positions) and passes that also store the block be
 the decoding had. Tokenization and the prefill are left out on both sides; everything else that `LLM.generate` does is
 counted.
 
-    python benchmarks/decode_overhead.py [--model M] [--threads N] [--repeats N] [--json FILE]
+    python benchmarks/decode_overhead.py [--model M] [--plain] [--threads N] [--repeats N] [--json FILE]
 
 `--model random` takes random weights of about 6 million parameters, for use without a checkpoint.
 """
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
@@ -132,12 +132,12 @@ def main() -> None:
     parser.add_argument("--model", default="nano", help="a folder, a Hub id, an embedded model, or 'random'")
     parser.add_argument("--decoder", default="soft-parallel")
     parser.add_argument("--gen-length", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=20)
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--plain", action="store_true", help="do not compile first what `dmax compile` does")
+    arguments = parse_arguments(parser)
     llm = LLM(random_model(arguments.seed)) if arguments.model == "random" else LLM(arguments.model)
+    if not arguments.plain:
+        compile_first(llm.model)
     generator = torch.Generator().manual_seed(arguments.seed)
     random_ids = torch.randint(3, llm.model.config.vocab_size, (75,), generator=generator).tolist()
     prompt = random_ids if llm.tokenizer is None else llm.chat_prompt(QUESTION)

@@ -15,9 +15,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
 from answered import GEN_LENGTH, Problems
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams
 
@@ -70,10 +69,7 @@ def main() -> None:
     parser.add_argument("--base", default="nano-base", help="model decoded with `threshold`")
     parser.add_argument("--nano", default="nano", help="model decoded with `soft-parallel`")
     parser.add_argument("--plot", type=Path, help="write the two curves to this picture")
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(parser)
     problems = Problems(arguments.problems, arguments.seed)
     base, nano = LLM(arguments.base), LLM(arguments.nano)
     base_curve = [problems.point("nano-base", base, by_threshold(t, "threshold")) for t in BASE_THRESHOLDS]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import describe_model, describe_run, parse_arguments, report
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2
@@ -121,10 +121,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--confidence", type=float, default=0.9)
     parser.add_argument("--step", type=int, default=4, help="positions that are frozen at a time")
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(parser)
     llm = LLM(arguments.model)
     rows = fresh_problems("test", arguments.problems, arguments.seed)
     prompts = [llm.tokenizer.apply_chat_template(LLM.chat_prompt(row["question"])) for row in rows]

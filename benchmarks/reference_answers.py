@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from run_record import add_common_options, describe_run, report
+from run_record import describe_run, parse_arguments, report
 
 from dmax.evaluation.grading import final_number
 from dmax.evaluation.sandbox import available_isolation
@@ -190,8 +190,7 @@ def main() -> int:
     parser.add_argument("--tasks", default=",".join(FILES), help="names parted by commas")
     parser.add_argument("--limit", type=int, help="rows of each task, from the first on")
     parser.add_argument("--workers", type=int, default=1, help="rows graded at the same time")
-    add_common_options(parser)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     results: dict[str, Any] = {}
     for name in arguments.tasks.split(","):
         path = arguments.data and arguments.data / FILES[name]

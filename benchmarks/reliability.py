@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 from reliability_faults import failing_request, killed_replica, sigterm, vanishing_clients
-from run_record import add_common_options, describe_run, report
+from run_record import describe_run, parse_arguments, report
 from served import counters, server
 
 USER_FILE = Path(__file__).with_name("reliability_user.py")
@@ -88,8 +88,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--vanishing", type=int, default=100, help="clients that leave in the middle of a stream")
-    add_common_options(parser)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     if arguments.threads:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     model, seconds, seed = arguments.model, arguments.seconds, arguments.seed

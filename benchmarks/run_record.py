@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dmax.evaluation.provenance import describe_model, describe_process
+import torch
 
-__all__ = ["add_common_options", "describe_model", "describe_run", "report"]
+from dmax import LLaDA2
+from dmax.engine.compiled import compile_steps
+from dmax.evaluation.provenance import describe_model, describe_process
+from dmax.kernels.ahead import CompileError
+
+__all__ = ["compile_first", "describe_model", "describe_run", "parse_arguments", "report"]
 
 
 def describe_run() -> dict[str, Any]:
@@ -25,11 +30,25 @@ def _without_place(argument: str) -> str:
     return f"…/{path.name}" if path.is_absolute() or ".." in path.parts else argument
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """``--seed``, ``--threads`` and ``--json``."""
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line's arguments, with the common options added; sets the number of threads."""
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if left out")
     parser.add_argument("--json", type=Path, help="write the result to this file")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def compile_first(model: LLaDA2) -> None:
+    """What ``dmax compile`` does, so that passes on a CPU are timed as users who care for time run them."""
+    if model.device.type != "cpu":
+        return
+    try:
+        compile_steps(model.config, model.dtype, lambda done, of: print(f"compiled {done} of {of} steps", flush=True))
+    except CompileError as error:
+        print(f"Without compiled steps: {error}", flush=True)
 
 
 def report(result: dict[str, Any], path: Path | None) -> None:

@@ -15,7 +15,7 @@ from statistics import linear_regression
 from typing import Any
 
 import httpx
-from run_record import add_common_options, describe_run, report
+from run_record import describe_run, parse_arguments, report
 from served import Served, server, wait_until_idle
 
 from dmax.problems import problem
@@ -58,8 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--requests", type=int, default=5000)
-    add_common_options(parser)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with server(arguments.model) as served:
         sizes, statuses = sample(served, arguments.requests, arguments.seed)
         idle = wait_until_idle(served.url)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from decode_overhead import QUESTION, random_model
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import describe_model, describe_run, parse_arguments, report
 from torch.distributed.device_mesh import init_device_mesh
 
 from dmax import LLM, GenerationParams, load_model, load_tokenizer
@@ -60,10 +60,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--gen-length", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(parser)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -1,6 +1,6 @@
 """Tokens per second over concurrency: the same prompts through the engine, so many at a time.
 
-    python benchmarks/throughput.py [--model M] [--concurrency 1 2 4 …] [--prompts N] [--json FILE]
+    python benchmarks/throughput.py [--model M] [--concurrency 1 2 4 …] [--prompts N] [--plain] [--json FILE]
 
 Every concurrency answers the same prompts with an engine of its own, after a warm-up that is not counted. Beside tokens
 per second stands the share of the machine's matmul peak: floating-point operations of all positions that were computed
@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams, LLMEngine
 from dmax.measurement.costs import weights_by_part
@@ -57,11 +57,11 @@ def main() -> None:
     parser.add_argument("--decoder", default="soft-parallel")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="the model's own on a GPU, float32 on a CPU")
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    parser.add_argument("--plain", action="store_true", help="do not compile first what `dmax compile` does")
+    arguments = parse_arguments(parser)
     llm = LLM(arguments.model, dtype=getattr(torch, arguments.dtype) if arguments.dtype else None)
+    if not arguments.plain:
+        compile_first(llm.model)
     params = GenerationParams(decoder=arguments.decoder, threshold=arguments.threshold, gen_length=arguments.gen_length)
     questions = [problem("test", index, arguments.seed)["question"] for index in range(arguments.prompts)]
     prompts = [llm.chat_prompt(question) for question in questions]

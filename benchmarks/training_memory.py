@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run_record import add_common_options, describe_run, report
+from run_record import describe_run, parse_arguments, report
 from torch.profiler import ProfilerActivity, profile
 
 from dmax.models.llada2 import LLaDA2, initialize
@@ -80,10 +80,7 @@ def peak_of_training(recipe: Recipe, prepared: Prepared, device: torch.device) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(parser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = load_recipe(arguments.recipe)
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
-from run_record import add_common_options, describe_model, describe_run, report
+from run_record import describe_model, describe_run, parse_arguments, report
 from torch import Tensor, nn
 
 from dmax import LLM, GenerationParams, LLaDA2, load_model, load_tokenizer
@@ -170,10 +170,7 @@ def main() -> None:
     parser.add_argument("--growth-lengths", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--growth-batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--growth-decoder", default="threshold")
-    add_common_options(parser)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(parser)
     model = without_end(arguments.model)
     with torch.inference_mode():
         plain = without_end(arguments.model)

@@ -67,6 +67,12 @@ class BlockState:
             mask_token_id=mask_token_id,
         )
 
+    def after(self, tokens: Tensor, masked: Tensor, passes: Tensor, mix: SoftMix | None) -> BlockState:
+        """The block after a pass; what is not given stays."""
+        return BlockState(
+            tokens, self.active, masked, passes, self.mask_token_id, mix=mix, fallback=self.fallback, memory=self.memory
+        )
+
     def restart(self, rows: Tensor, tokens: Tensor, active: Tensor) -> BlockState:
         """The same batch with a fresh block in some rows; the others go on where they are.
 

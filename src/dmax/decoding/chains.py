@@ -1,6 +1,6 @@
 """The chains of small operations in a decoder's step that can be compiled ahead of time.
 
-Shape suffixes: N positions, V vocabulary, D hidden.
+Shape suffixes: B blocks, L block positions, N positions, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from functools import partial
 import torch
 
 from dmax.decoding.mixing import soften
-from dmax.decoding.prediction import most_probable
+from dmax.decoding.soft_parallel import decide
 from dmax.kernels.ahead import LIKELY, Chain
+
+_BLOCKS = 2
+_BL, _B, _N = ("blocks", "length"), ("blocks",), ("positions",)
 
 
 def rule_chains(vocab_size: int, hidden_size: int, mask_token_id: int, dtype: torch.dtype) -> Iterator[Chain]:
@@ -24,12 +27,18 @@ def rule_chains(vocab_size: int, hidden_size: int, mask_token_id: int, dtype: to
         mask_token_id: of the model.
         dtype: of logits and embedding table.
     """
-    logits_NV = torch.zeros(LIKELY, vocab_size, dtype=dtype)
-    yield Chain("predict", partial(most_probable, mask_token_id=mask_token_id), (logits_NV,), (True,))
-    token_N = torch.zeros(LIKELY, dtype=torch.int64)
+    tokens_BL = torch.zeros(_BLOCKS, LIKELY, dtype=torch.int64)
+    flags_BL = torch.zeros(_BLOCKS, LIKELY, dtype=torch.bool)
+    yield Chain(
+        "decide", partial(decide, mask_token_id=mask_token_id),
+        (torch.zeros(_BLOCKS, LIKELY, vocab_size, dtype=dtype), tokens_BL, flags_BL, flags_BL.clone(),
+         tokens_BL[:, 0].clone(), flags_BL[:, 0].clone(), torch.zeros(()), torch.zeros(())),
+        (_BL, _BL, _BL, _BL, _B, _B, (), ()),
+    )  # fmt: skip
+    tokens_N = torch.zeros(LIKELY, dtype=torch.int64)
     yield Chain(
         "soften", partial(soften, mask_token_id=mask_token_id),
-        (token_N, torch.zeros(LIKELY, dtype=torch.bool), token_N.clone(), torch.zeros(LIKELY),
+        (tokens_N, torch.zeros(LIKELY, dtype=torch.bool), tokens_N.clone(), torch.zeros(LIKELY),
          torch.zeros(vocab_size, hidden_size, dtype=dtype)),
-        (True, True, True, True, False),
+        (_N, _N, _N, _N, ()),
     )  # fmt: skip

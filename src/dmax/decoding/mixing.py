@@ -15,6 +15,8 @@ from dmax.kernels.steps import Steps
 
 STEPS = Steps("soften")
 """By shape of the embedding table, mask token and dtype."""
+_TINY = 1e-12
+"""Keeps a mean of length 0 from being divided by it."""
 
 
 def input_embeddings(state: BlockState, embedding_table: Tensor) -> Tensor:
@@ -32,27 +34,47 @@ def input_embeddings(state: BlockState, embedding_table: Tensor) -> Tensor:
     if state.mix is None:
         return F.embedding(state.tokens, embedding_table)
     if state.mix.renormalize and state.mix.token_ids.shape[-1] == 1:
+        mix = state.mix
+        of_positions = (state.tokens.flatten(), mix.where.flatten(), mix.token_ids.flatten(), mix.weights.flatten())
         step = STEPS.at(embedding_table.shape, state.mask_token_id, embedding_table.dtype)
-        if state.tokens.numel() > 1 and step.usable(embedding_table, embedding_table):
-            per_position = (state.tokens, state.mix.where, state.mix.token_ids, state.mix.weights)
-            [embeds_ND] = step(*(tensor.flatten() for tensor in per_position), embedding_table)
-            return embeds_ND.view(*state.tokens.shape, -1)
-    return _mix_or_token(state.tokens, state.mix, embedding_table, state.mask_token_id)
+        if step.usable(embedding_table, embedding_table):
+            [embeds_ND] = step(*of_positions, embedding_table)
+        else:
+            embeds_ND = soften(*of_positions, embedding_table, mask_token_id=state.mask_token_id)
+        return embeds_ND.view(*state.tokens.shape, -1)
+    hard_BLD = F.embedding(state.tokens, embedding_table)
+    soft_BLD = mix_embeddings(state.mix, embedding_table, state.mask_token_id)
+    return torch.where(state.mix.where[..., None], soft_BLD.to(hard_BLD.dtype), hard_BLD)
 
 
 def soften(
     tokens_N: Tensor, where_N: Tensor, candidates_N: Tensor, weights_N: Tensor, table_VD: Tensor, *, mask_token_id: int
 ) -> Tensor:
-    """What N positions read that mix one token each with the mask: ``(N, D)``; see :class:`SoftMix`."""
-    mix = SoftMix(candidates_N[:, None], weights_N[:, None], where_N, renormalize=True)
-    return _mix_or_token(tokens_N, mix, table_VD, mask_token_id)
+    """What N positions read that mix one token each with the mask: :func:`mix_embeddings` in fewer operations.
+
+    A position that reads its own token is one that mixes it with weight 1, which changes no bit of the embedding.
+
+    Args:
+        tokens_N: int64, read where there is no mix.
+        where_N: bool, where there is one.
+        candidates_N: int64, the tokens of the mixes.
+        weights_N: float32, theirs; the rest of the weight goes to the mask embedding.
+        table_VD: input embeddings in any float dtype.
+        mask_token_id: of the model.
+
+    Returns:
+        ``(N, D)`` in the table's dtype.
+    """
+    weights_N1 = torch.where(where_N, weights_N, 1.0)[:, None]
+    token_ND = F.embedding(torch.where(where_N, candidates_N, tokens_N), table_VD).float()
+    mask_1D = table_VD[mask_token_id : mask_token_id + 1].float()
+    mean_ND = torch.lerp(mask_1D, token_ND, weights_N1)
+    norm_N1 = torch.lerp(_norm(mask_1D), _norm(token_ND), weights_N1)
+    return (mean_ND * (norm_N1 / _norm(mean_ND).clamp_min(_TINY))).to(table_VD.dtype)
 
 
-def _mix_or_token(tokens: Tensor, mix: SoftMix, embedding_table: Tensor, mask_token_id: int) -> Tensor:
-    """The mix where there is one, the token's own embedding elsewhere: ``(..., D)`` in the table's dtype."""
-    hard = F.embedding(tokens, embedding_table)
-    soft = mix_embeddings(mix, embedding_table, mask_token_id)
-    return torch.where(mix.where[..., None], soft.to(hard.dtype), hard)
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 def mix_embeddings(mix: SoftMix, embedding_table: Tensor, mask_token_id: int) -> Tensor:
@@ -75,8 +97,8 @@ def mix_embeddings(mix: SoftMix, embedding_table: Tensor, mask_token_id: int) ->
     mean_BLD = (weights_BLK[..., None] * parts_BLKD).sum(-2)
     if not mix.renormalize:
         return mean_BLD
-    norm_BL1 = (weights_BLK * torch.linalg.vector_norm(parts_BLKD, dim=-1)).sum(-1, keepdim=True)
-    return F.normalize(mean_BLD, dim=-1) * norm_BL1
+    norm_BL1 = (weights_BLK[..., None] * _norm(parts_BLKD)).sum(-2)
+    return mean_BLD * (norm_BL1 / _norm(mean_BLD).clamp_min(_TINY))
 
 
 def _mix_by_kernel(state: BlockState, mix: SoftMix, embedding_table: Tensor) -> Tensor:

@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 from dmax.decoding.base import DecoderError
-from dmax.kernels.steps import Steps
-
-STEPS = Steps("predict")
-"""By vocabulary, mask token and dtype of the logits."""
 
 
 class Prediction(NamedTuple):
@@ -50,13 +46,7 @@ def predict(
     """
     if top_k >= logits.shape[-1]:
         raise DecoderError(f"top_k is {top_k}; the vocabulary has only {logits.shape[-1] - 1} tokens beside the mask.")
-    step = STEPS.at(logits.shape[-1], mask_token_id, logits.dtype)
-    if top_k == 1 and step.usable(logits, logits):
-        found = step(logits.flatten(0, 1))
-        candidates_BLk, probabilities_BLk = (tensor_N.view(*logits.shape[:-1], 1) for tensor_N in found)
-    else:
-        candidates_BLk = _best_tokens(logits, mask_token_id, top_k)
-        probabilities_BLk = torch.softmax(logits, -1, dtype=torch.float32).gather(-1, candidates_BLk)
+    candidates_BLk, probabilities_BLk = _most_probable(logits, mask_token_id, top_k)
     if temperature == 0:
         tokens_BL = candidates_BLk[..., 0]
     elif noise is None:
@@ -69,24 +59,20 @@ def predict(
     return Prediction(tokens_BL, probabilities_BLk[..., 0], candidates_BLk, probabilities_BLk)
 
 
-def most_probable(logits_NV: Tensor, *, mask_token_id: int) -> tuple[Tensor, Tensor]:
-    """The most probable token but for the mask, and its probability: ``(N,)`` int64 and ``(N,)`` float32."""
-    best_N1 = _best_tokens(logits_NV, mask_token_id, 1)
-    return best_N1[:, 0], torch.softmax(logits_NV, -1, dtype=torch.float32).gather(-1, best_N1)[:, 0]
-
-
-def _best_tokens(logits_BLV: Tensor, mask_token_id: int, top_k: int) -> Tensor:
-    """The k most probable tokens but for the mask: ``(B, L, k)``.
+def _most_probable(logits: Tensor, mask_token_id: int, top_k: int) -> tuple[Tensor, Tensor]:
+    """The k most probable tokens but for the mask, and their probabilities: ``(..., V)`` -> ``(..., k)`` each.
 
     ``torch.topk`` leaves the order of ties open, and bfloat16 logits tie often; ``max`` gives the lowest index.
     """
-    scores_BLV = logits_BLV.clone()
-    scores_BLV.select(-1, mask_token_id).fill_(-math.inf)
-    best = [scores_BLV.max(-1, keepdim=True).indices]
+    probabilities = torch.softmax(logits, -1, dtype=torch.float32)
+    probabilities.select(-1, mask_token_id).fill_(-1)
+    best = [probabilities.max(-1, keepdim=True)]
     while len(best) < top_k:
-        scores_BLV.scatter_(-1, best[-1], -math.inf)
-        best.append(scores_BLV.max(-1, keepdim=True).indices)
-    return best[0] if top_k == 1 else torch.cat(best, -1)
+        probabilities.scatter_(-1, best[-1].indices, -1)
+        best.append(probabilities.max(-1, keepdim=True))
+    if top_k == 1:
+        return best[0].indices, best[0].values
+    return torch.cat([found.indices for found in best], -1), torch.cat([found.values for found in best], -1)
 
 
 def rank_by_confidence(confidence: Tensor, among: Tensor) -> Tensor:

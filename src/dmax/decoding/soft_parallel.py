@@ -1,11 +1,12 @@
 """``soft-parallel``: Soft Parallel Decoding, the decoder of DMax (SPEC section 3).
 
-Shape suffixes: B rows, L block positions, V vocabulary, k tokens of a mix.
+Shape suffixes: B rows, L block positions, V vocabulary, k tokens of a mix. ``a > b`` of two flags is ``a and not b``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,11 @@ from dmax import kernels
 from dmax.decoding.base import BlockState, SoftMix, StepResult
 from dmax.decoding.options import check_count, check_probability, check_switch, check_temperature
 from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
+from dmax.kernels.decision import Decision
+from dmax.kernels.steps import Steps
+
+STEPS = Steps("decide")
+"""By vocabulary, mask token and dtype of the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,54 +58,73 @@ class SoftParallelDecoder:
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""
-        if self._has_kernel() and kernels.usable(logits):
-            return self._step_by_kernel(logits, state)
-        top_k = self.top_k if self.soft else 1
-        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise, top_k=top_k)
-        promoted_BL = self._promote(prediction.confidence, state)
-        masked_BL = state.masked ^ promoted_BL
-        decoded_BL = state.active ^ masked_BL
-        written_BL = decoded_BL if self.revise else promoted_BL
-        tokens_BL = torch.where(written_BL, prediction.tokens, state.tokens)
-        changed_BL = tokens_BL != state.tokens
-        passes_B = state.passes + 1
-        converged_B = self._converged(prediction.confidence, state.active, masked_BL, changed_BL, passes_B)
-        mix = None
-        if self.soft:
-            mix = self._mix(prediction, state.mix, written_BL, decoded_BL & ~converged_B[:, None])
+        found = self._decide(logits, state) if self._is_common() else None
+        if found is None:
+            return self._apply(logits, state, noise, self.threshold, self.acceptance_threshold)
+        mix = SoftMix(found.candidates.unsqueeze(-1), found.confidence.unsqueeze(-1), found.mixed, self.renormalize)
         return StepResult(
-            state=replace(state, tokens=tokens_BL, masked=masked_BL, passes=passes_B, mix=mix),
-            confidence=prediction.confidence,
-            promoted=promoted_BL,
-            revised=changed_BL & ~state.masked,
-            converged=converged_B,
-        )
-
-    def _has_kernel(self) -> bool:
-        """Whether the rule is the one that the kernel knows; it leaves ``renormalize`` to the embeddings."""
-        return self.temperature == 0 and self.top_k == 1 and self.soft and self.contiguous and self.revise
-
-    def _step_by_kernel(self, logits: Tensor, state: BlockState) -> StepResult:
-        from dmax.kernels.soft_parallel import decide  # here, because it imports Triton
-
-        found = decide(
-            logits, state.tokens, state.active, state.masked, state.passes, state.fallback,
-            mask_token_id=state.mask_token_id, threshold=self.threshold,
-            acceptance_threshold=self.acceptance_threshold,
-        )  # fmt: skip
-        mix = SoftMix(found.candidates[..., None], found.confidence[..., None], found.mixed, self.renormalize)
-        return StepResult(
-            state=replace(state, tokens=found.tokens, masked=found.masked, passes=found.passes, mix=mix),
+            state=state.after(found.tokens, found.masked, found.passes, mix),
             confidence=found.confidence,
             promoted=found.promoted,
             revised=found.revised,
             converged=found.converged,
         )
 
-    def _promote(self, confidence_BL: Tensor, state: BlockState) -> Tensor:
+    def _is_common(self) -> bool:
+        """Whether the rule is the one of :func:`decide`, which leaves ``renormalize`` to the embeddings."""
+        return self.temperature == 0 and self.top_k == 1 and self.soft and self.contiguous and self.revise
+
+    def _decide(self, logits: Tensor, state: BlockState) -> Decision | None:
+        """The pass in one go, where this device has the means."""
+        if kernels.usable(logits):
+            from dmax.kernels import soft_parallel  # here, because it imports Triton
+
+            return soft_parallel.decide(
+                logits, state.tokens, state.active, state.masked, state.passes, state.fallback,
+                mask_token_id=state.mask_token_id, threshold=self.threshold,
+                acceptance_threshold=self.acceptance_threshold,
+            )  # fmt: skip
+        step = STEPS.at(logits.shape[-1], state.mask_token_id, logits.dtype)
+        if not step.usable(logits, logits):
+            return None
+        fallback_B = _constant(True, *state.passes.shape) if state.fallback is None else state.fallback
+        thresholds = _constant(self.threshold), _constant(self.acceptance_threshold)
+        return Decision(*step(logits, state.tokens, state.active, state.masked, state.passes, fallback_B, *thresholds))
+
+    def _apply(
+        self,
+        logits: Tensor,
+        state: BlockState,
+        noise: Tensor | None,
+        threshold: float | Tensor,
+        acceptance_threshold: float | Tensor,
+    ) -> StepResult:
+        """The pass, operation by operation."""
+        top_k = self.top_k if self.soft else 1
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise, top_k=top_k)
+        promoted_BL = self._promote(prediction.confidence >= threshold, prediction.confidence, state)
+        masked_BL = state.masked ^ promoted_BL
+        decoded_BL = state.active ^ masked_BL
+        written_BL = decoded_BL if self.revise else promoted_BL
+        tokens_BL = torch.where(written_BL, prediction.tokens, state.tokens)
+        changed_BL = tokens_BL != state.tokens
+        passes_B = state.passes + 1
+        doubtful_BL = (prediction.confidence < acceptance_threshold) & state.active
+        converged_B = self._converged(doubtful_BL, masked_BL, changed_BL, passes_B)
+        mix = None
+        if self.soft:
+            mix = self._mix(prediction, state.mix, written_BL, decoded_BL > converged_B[:, None])
+        return StepResult(
+            state=state.after(tokens_BL, masked_BL, passes_B, mix),
+            confidence=prediction.confidence,
+            promoted=promoted_BL,
+            revised=changed_BL > state.masked,
+            converged=converged_B,
+        )
+
+    def _promote(self, confident_BL: Tensor, confidence_BL: Tensor, state: BlockState) -> Tensor:
         """Which masks become tokens (SPEC section 3.3): at least one in every row that has any and falls back."""
         masked_BL = state.masked
-        confident_BL = confidence_BL >= self.threshold
         if self.contiguous:
             promoted_BL = masked_BL & leading_run(confident_BL, masked_BL)
         else:
@@ -108,16 +133,13 @@ class SoftParallelDecoder:
             promoted_BL = promoted_BL & (confident_BL | state.fallback[:, None])
         return promoted_BL
 
-    def _converged(
-        self, confidence_BL: Tensor, active_BL: Tensor, masked_BL: Tensor, changed_BL: Tensor, passes_B: Tensor
-    ) -> Tensor:
+    def _converged(self, doubtful_BL: Tensor, masked_BL: Tensor, changed_BL: Tensor, passes_B: Tensor) -> Tensor:
         """Which rows are done (SPEC section 3.5), none with a mask left."""
-        complete_B = ~masked_BL.any(-1)
+        incomplete_B = masked_BL.any(-1)
         if not self.revise:
-            return complete_B  # nothing can change any more
-        accepted_B = ((confidence_BL >= self.acceptance_threshold) | ~active_BL).all(-1)
-        out_of_passes_B = passes_B >= active_BL.shape[1]
-        return complete_B & (accepted_B | ~changed_BL.any(-1) | out_of_passes_B)
+            return ~incomplete_B  # nothing can change any more
+        may_go_on_B = passes_B < masked_BL.shape[1]
+        return ~(incomplete_B | (doubtful_BL.any(-1) & changed_BL.any(-1) & may_go_on_B))
 
     def _mix(self, prediction: Prediction, previous: SoftMix | None, written_BL: Tensor, where_BL: Tensor) -> SoftMix:
         """What decoded positions feed back (SPEC section 3.6); a converged row feeds back its hard tokens."""
@@ -128,6 +150,54 @@ class SoftParallelDecoder:
             token_ids_BLk = torch.where(written_BL[..., None], token_ids_BLk, previous.token_ids)
             weights_BLk = torch.where(written_BL[..., None], weights_BLk, previous.weights)
         return SoftMix(token_ids_BLk, weights_BLk, where_BL, self.renormalize)
+
+
+def decide(
+    logits: Tensor,
+    tokens: Tensor,
+    active: Tensor,
+    masked: Tensor,
+    passes: Tensor,
+    fallback: Tensor,
+    threshold: Tensor,
+    acceptance_threshold: Tensor,
+    *,
+    mask_token_id: int,
+) -> Decision:
+    """A pass of the decoder without options, tensors in and tensors out; :class:`BlockState` says of what shapes.
+
+    Args:
+        logits: ``(B, L, V)``.
+        tokens: the state's, as are the next four.
+        active: see there.
+        masked: see there.
+        passes: see there.
+        fallback: see there.
+        threshold: ``()`` float32.
+        acceptance_threshold: ``()`` float32.
+        mask_token_id: of the model.
+    """
+    state = BlockState(tokens, active, masked, passes, mask_token_id, fallback=fallback)
+    result = SoftParallelDecoder()._apply(logits, state, None, threshold, acceptance_threshold)
+    after, mix = result.state, result.state.mix
+    assert mix is not None
+    return Decision(
+        tokens=after.tokens,
+        masked=after.masked,
+        passes=after.passes,
+        confidence=result.confidence,
+        candidates=mix.token_ids[..., 0],
+        promoted=result.promoted,
+        revised=result.revised,
+        mixed=mix.where,
+        converged=result.converged,
+    )
+
+
+@lru_cache(maxsize=64, typed=True)
+def _constant(value: float, *shape: int) -> Tensor:
+    """A tensor on the CPU that nobody writes to; making one anew in every pass takes time."""
+    return torch.full(shape, value)
 
 
 def leading_run(confident_BL: Tensor, masked_BL: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from dmax.decoding import mixing, prediction
+from dmax.decoding import mixing, prediction, soft_parallel
 from dmax.decoding.chains import rule_chains
 from dmax.kernels import ahead
 from dmax.kernels.ahead import Chain, CompileError, Library, compile_chain, load_library, require_compiler
@@ -30,7 +30,7 @@ from dmax.models.config import ModelConfig
 from dmax.models.llada2 import LLaDA2
 
 DTYPES = (torch.float32, torch.bfloat16)
-_DEFINE_CHAINS = (ahead, layers, attention, moe, prediction, mixing)
+_DEFINE_CHAINS = (ahead, layers, attention, moe, prediction, soft_parallel, mixing)
 
 
 def compile_steps(
@@ -125,7 +125,7 @@ def _steps(model: LLaDA2) -> list[Step]:
     table_VD = model.model.word_embeddings.weight
     mask_token_id = model.config.mask_token_id
     rules = (
-        prediction.STEPS.at(model.config.vocab_size, mask_token_id, model.dtype),
+        soft_parallel.STEPS.at(model.config.vocab_size, mask_token_id, model.dtype),
         mixing.STEPS.at(table_VD.shape, mask_token_id, model.dtype),
     )
     return [*model_steps(model), *rules]

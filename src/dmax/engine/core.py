@@ -4,7 +4,7 @@ A step is one forward. It carries the blocks in flight of every running sequence
 become final) and, within a budget, chunks of the prompts of sequences that wait to run. Sequences stand at
 different blocks and passes, under different decoders; each converges, commits and ends by itself.
 
-Shape suffixes: B rows, L block positions, N packed positions, D hidden.
+Shape suffixes: B rows, L block positions, N packed positions, D hidden, W numbers for the host.
 """
 
 from __future__ import annotations
@@ -136,23 +136,23 @@ class EngineCore:
         updates: list[Update] = []
         for group, hidden_BLD in zip(groups, self._split(groups, hidden_1ND), strict=True):
             try:
-                result, host_B2L = group.step(hidden_BLD)
+                result, host_rows_BW = group.step(hidden_BLD)
             except Exception as error:  # a decoder of somebody's own: its requests fail, the others go on
                 for row in group.rows:
                     row.failure = error
                     updates.append(Update(row, [], [], finished=True))
                 continue
             results.append((group, result))
-            for_host.append(host_B2L)
+            for_host.append(host_rows_BW)
         for (group, result), host_rows in zip(results, self._to_host(for_host), strict=True):
             updates += group.take(result, host_rows, self.record_passes)
         return updates
 
     @staticmethod
     def _split(groups: list[DecodeGroup], hidden_1ND: Tensor) -> Iterator[Tensor]:
-        parts = hidden_1ND.split([group.positions for group in groups], 1)
+        parts = [hidden_1ND] if len(groups) == 1 else hidden_1ND.split([group.positions for group in groups], 1)
         for group, part_1ND in zip(groups, parts, strict=True):
-            yield part_1ND.unflatten(1, (-1, group.block_length))[0]
+            yield part_1ND.reshape(-1, group.block_length, part_1ND.shape[-1])
 
     @staticmethod
     def _to_host(parts: list[Tensor]) -> Iterator[list[list[int]]]:

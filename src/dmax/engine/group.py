@@ -144,16 +144,14 @@ class DecodeGroup:
         """Apply the decoder to hidden states of the blocks in flight.
 
         Returns:
-            The result, and ``(B, 2 + L)`` int64 with what the host needs of it: whether the block has converged, how
-            many tokens were revised, and the tokens.
+            The result, and ``(B, 2 * L + 1)`` int64 with what the host needs of it: the tokens, which of them were
+            revised, and whether the block has converged.
         """
         assert self._state is not None
         logits_BLV = self._model.head(hidden_BLD)
         noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
-        state = replace(self._state, fallback=self._fallback())
-        result = self.decoder.step(logits_BLV, state, noise_BLV)
-        revisions_B1 = result.revised.sum(1, keepdim=True)
-        return result, torch.cat([result.converged[:, None], revisions_B1, result.state.tokens], 1)
+        result = self.decoder.step(logits_BLV, _with_fallback(self._state, self._fallback()), noise_BLV)
+        return result, torch.cat([result.state.tokens, result.revised, result.converged[:, None]], 1)
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
@@ -201,30 +199,33 @@ class DecodeGroup:
             for lane, place in after:
                 lanes.append(lane)
                 sources.append(_FRESH if place == _FRESH else own.start + place)
-        self._rearrange(replace(result.state, fallback=None), lanes, sources)
+        self._rearrange(_with_fallback(result.state, None), lanes, sources)
         return updates
 
     def _stays(self, row: Sequence, lane: _Lane, host_row: list[int]) -> bool:
         """Take a pass after which a sequence's only block goes on, as after most passes; False where there is more."""
-        if host_row[0] or row.blocks_rule.buffer_size > 1:
+        length = self.block_length
+        if host_row[-1] or row.blocks_rule.buffer_size > 1:
             return False
-        row.revisions += host_row[1]
-        lane.masks = host_row[2 + lane.first_active :].count(self._model.config.mask_token_id)
+        row.revisions += sum(host_row[length:-1])
+        lane.masks = host_row[lane.first_active : length].count(self._model.config.mask_token_id)
         return True
 
     def _take_one(
         self, row: Sequence, lanes: list[_Lane], host_rows: list[list[int]], records: list[PassRecord | None]
     ) -> tuple[Update, list[tuple[_Lane, int]]]:
         """One sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
-        config = self._model.config
+        config, length = self._model.config, self.block_length
         slots: list[SlotView] = []
         moved: list[_Lane] = []
-        for lane, (converged, revisions, *tokens) in zip(lanes, host_rows, strict=True):
-            answer = tokens[lane.first_active :]
+        for lane, host_row in zip(lanes, host_rows, strict=True):
+            answer, revisions = host_row[lane.first_active : length], sum(host_row[length:-1])
             masks = answer.count(config.mask_token_id)
             before = lane.active - lane.masks
             stability = 1 - revisions / before if before else 1.0
-            slots.append(SlotView(1 - masks / lane.active, stability, config.eos_token_id in answer, bool(converged)))
+            slots.append(
+                SlotView(1 - masks / lane.active, stability, config.eos_token_id in answer, bool(host_row[-1]))
+            )
             moved.append(replace(lane, masks=masks))
             row.revisions += revisions
         final = row.blocks_rule.final(slots)
@@ -232,9 +233,9 @@ class DecodeGroup:
         if row.params.trace:
             row.trace += made
         final_ids: list[int] = []
-        for _, _, *tokens in host_rows[:final]:
+        for host_row in host_rows[:final]:
             if row.ending is None:
-                final_ids += row.close_block(tokens)
+                final_ids += row.close_block(host_row[:length])
         after = list(zip(moved, range(len(moved)), strict=True))[final:]
         end = row.block_start + len(after) * self.block_length
         if not after or (row.blocks_rule.may_start_next(slots[final:]) and end < row.furthest_end):
@@ -270,7 +271,7 @@ class DecodeGroup:
                 pass_number=lane.sequence.passes,
                 block=lane.start // self.block_length,
                 start=lane.start,
-                tokens=host_rows[place][2:],
+                tokens=host_rows[place][: self.block_length],
                 confidence=confidence[place],
                 promoted=_offsets(promoted[place]),
                 revised=_offsets(revised[place]),
@@ -281,6 +282,10 @@ class DecodeGroup:
             else None
             for place, (lane, asked) in enumerate(zip(self._lanes, wanted, strict=True))
         ]
+
+
+def _with_fallback(state: BlockState, fallback: Tensor | None) -> BlockState:
+    return state if state.fallback is fallback else replace(state, fallback=fallback)
 
 
 def _offsets(flags: list[bool]) -> list[int]:

@@ -35,9 +35,14 @@ def answer(llm: LLM, rows: Sequence[dict[str, str]], params: GenerationParams) -
     return llm.generate([LLM.chat_prompt(row["question"]) for row in rows], params)
 
 
+def grade(rows: Sequence[dict[str, str]], outputs: Sequence[GenerationOutput]) -> list[bool]:
+    """Which problems' final numbers are right."""
+    return [same_number(output.text or "", row["answer"]) for row, output in zip(rows, outputs, strict=True)]
+
+
 def score(rows: Sequence[dict[str, str]], outputs: Sequence[GenerationOutput]) -> Score:
     """Grade and count answers."""
-    right = [same_number(output.text or "", row["answer"]) for row, output in zip(rows, outputs, strict=True)]
+    right = grade(rows, outputs)
     tokens, nfe = sum(o.num_tokens for o in outputs), sum(o.nfe for o in outputs)
     mean_tpf = sum(o.tpf for o in outputs) / len(outputs)
     return Score(len(outputs), sum(right) / len(right), mean_tpf, tokens / nfe, tokens, nfe)

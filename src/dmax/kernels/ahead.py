@@ -2,8 +2,6 @@
 
 A pass over a block of a small model is hundreds of operations of a few microseconds, most of which PyTorch spends on
 getting to them. AOTInductor turns a chain of them into one call.
-
-Shape suffix: N positions.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 LIKELY = 32
-"""Positions that a library is tuned for; it takes any number from 2."""
+"""Positions that a library is tuned for; it takes any number of them."""
 
 Library = Callable[[list[Tensor]], list[Tensor]]
 
@@ -37,15 +35,17 @@ class Chain:
     function: Callable[..., Any]
     examples: tuple[Tensor, ...]
     """Contiguous."""
-    per_position: tuple[bool, ...]
-    """Which of the tensors have a row a position; of those, as many as there are positions."""
+    varying: tuple[tuple[str, ...], ...]
+    """Names of the leading dimensions that a call may have any size of, tensor by tensor."""
 
 
 def compile_chain(chain: Chain, path: Path) -> None:
     """Compile one function into a library, a file that ends in ``.pt2``."""
-    positions = torch.export.Dim("positions", min=2)
-    shapes = tuple({0: positions} if per_position else None for per_position in chain.per_position)
-    with torch.no_grad(), warnings.catch_warnings():
+    sizes = {name: torch.export.Dim(name, min=1) for names in chain.varying for name in names}
+    shapes = tuple({at: sizes[name] for at, name in enumerate(names)} for names in chain.varying)
+    # Oblivious: a size of 1 is a size like any other.
+    oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), warnings.catch_warnings(), oblivious:
         warnings.simplefilter("ignore")  # of PyTorch's own parts about each other
         exported = torch.export.export(_Module(chain.function), chain.examples, dynamic_shapes=(shapes,))
         torch._inductor.aoti_compile_and_package(
@@ -61,8 +61,10 @@ def load_library(path: Path) -> Library:
 
 
 def require_compiler() -> None:
-    """Raises:
-    CompileError: there is no C++ compiler.
+    """Say so where nothing can be compiled.
+
+    Raises:
+        CompileError: there is no C++ compiler.
     """
     wanted = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
     if not any(shutil.which(name) for name in wanted):
@@ -77,4 +79,5 @@ class _Module(nn.Module):
         self._function = function
 
     def forward(self, *tensors: Tensor) -> Any:
-        return self._function(*tensors)
+        found = self._function(*tensors)
+        return tuple(found) if isinstance(found, tuple) else found  # no names, which cannot be exported

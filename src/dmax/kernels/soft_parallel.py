@@ -12,39 +12,16 @@ T tokens read at once, k tokens of a mix, D hidden.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmax.kernels.decision import Decision
+
 PART = 8192
 """Tokens of a part: 16 KB of bfloat16 logits, and 640 programs for a block of 32 over LLaDA2's vocabulary."""
 _TILE = 1024
-
-
-class Decision(NamedTuple):
-    """A pass of SPEC section 3 over every row; ``(B, L)`` unless said otherwise."""
-
-    tokens: Tensor
-    """int64, the block after the pass."""
-    masked: Tensor
-    """bool, positions that are still masks."""
-    passes: Tensor
-    """``(B,)`` int64, passes done."""
-    confidence: Tensor
-    """float32, probability of the most probable token, the mask token apart."""
-    candidates: Tensor
-    """int64, that token."""
-    promoted: Tensor
-    """bool, masks that became tokens."""
-    revised: Tensor
-    """bool, decoded positions whose token changed."""
-    mixed: Tensor
-    """bool, positions that read a mix in the next pass."""
-    converged: Tensor
-    """``(B,)`` bool."""
 
 
 def decide(

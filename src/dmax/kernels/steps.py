@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dmax.kernels.ahead import Library
 
 
 class Step:
@@ -20,10 +21,10 @@ class Step:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._run: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self._run: Library | None = None
         self._dtype: torch.dtype | None = None
 
-    def fill(self, run: Callable[[list[Tensor]], list[Tensor]], dtype: torch.dtype) -> None:
+    def fill(self, run: Library, dtype: torch.dtype) -> None:
         """Take a function for tensors of one dtype, that of the weights."""
         self._run, self._dtype = run, dtype
 
@@ -40,14 +41,13 @@ class Step:
         """Whether the function may be called here and now.
 
         Args:
-            x: ``(..., D)``, of at least two positions.
+            x: what it reads.
             weight: the parameter it is used with.
         """
         return (
             self._run is not None
             and x.dtype == self._dtype == weight.dtype
             and x.device.type == "cpu"
-            and x.numel() > x.shape[-1]
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
         )

@@ -17,6 +17,8 @@ from dmax.kernels.steps import Step
 from dmax.models import attention, layers, moe
 from dmax.models.config import ModelConfig
 
+_N = ("positions",)
+
 
 def model_steps(model: nn.Module) -> Iterator[Step]:
     """The places of a model for what is compiled of them."""
@@ -32,10 +34,10 @@ def model_chains(config: ModelConfig, dtype: torch.dtype) -> Iterator[Chain]:
     """
     eps, hidden = config.rms_norm_eps, config.hidden_size
     x_ND, weight_D = torch.zeros(LIKELY, hidden, dtype=dtype), torch.ones(hidden, dtype=dtype)
-    yield Chain("norm", partial(layers.rms_norm, eps=eps), (x_ND, weight_D), (True, False))
+    yield Chain("norm", partial(layers.rms_norm, eps=eps), (x_ND, weight_D), (_N, ()))
     yield Chain(
         "norm_of_sum", partial(layers.add_rms_norm, eps=eps), (x_ND, torch.zeros_like(x_ND), weight_D),
-        (True, True, False),
+        (_N, _N, ()),
     )  # fmt: skip
 
     heads, kv_heads, channels = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -44,12 +46,12 @@ def model_chains(config: ModelConfig, dtype: torch.dtype) -> Iterator[Chain]:
     yield Chain(
         "turn", partial(attention.normalize_and_rotate, num_heads=heads, eps=eps),
         (heads_NJC, weight_C, weight_C.clone(), angles_NR, torch.zeros_like(angles_NR)),
-        (True, False, False, True, True),
+        (_N, (), (), _N, _N),
     )  # fmt: skip
 
     if any(not config.is_moe_layer(layer) for layer in range(config.num_hidden_layers)):
         gate_up_NW = torch.zeros(LIKELY, 2 * config.intermediate_size, dtype=dtype)
-        yield Chain("gate", layers.gate, (gate_up_NW,), (True,))
+        yield Chain("gate", layers.gate, (gate_up_NW,), (_N,))
     if config.num_experts is None or config.moe_intermediate_size is None:
         return
     experts = config.num_experts
@@ -60,8 +62,6 @@ def model_chains(config: ModelConfig, dtype: torch.dtype) -> Iterator[Chain]:
         return moe.expert_weights(*chosen, experts)
 
     router_ED, bias_E = torch.zeros(experts, hidden, dtype=dtype), torch.zeros(experts)
-    yield Chain("route", route, (x_ND, router_ED, bias_E), (True, False, False))
+    yield Chain("route", route, (x_ND, router_ED, bias_E), (_N, (), ()))
     gate_up_NX = torch.zeros(LIKELY, 2 * (experts + (config.num_shared_experts or 0)) * width, dtype=dtype)
-    yield Chain(
-        "weigh", partial(moe.gate_and_weigh, width=width), (gate_up_NX, torch.zeros(LIKELY, experts)), (True, True)
-    )
+    yield Chain("weigh", partial(moe.gate_and_weigh, width=width), (gate_up_NX, torch.zeros(LIKELY, experts)), (_N, _N))

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from dmax import LLM, GenerationParams
-from dmax.decoding import mixing, prediction
-from dmax.decoding.prediction import predict
+from dmax.decoding import BlockState, SoftParallelDecoder, mixing, soft_parallel
 from dmax.engine.compiled import attach, attached, compile_steps, detach, steps_folder
 from dmax.kernels.ahead import CompileError, Library
 from dmax.kernels.steps import Step
@@ -23,7 +22,7 @@ from dmax.models.chains import model_steps
 from dmax.models.llada2 import initialize
 
 MODEL_STEPS = {"norm", "norm_of_sum", "turn", "gate", "route", "weigh"}
-RULE_STEPS = {"predict", "soften"}
+RULE_STEPS = {"decide", "soften"}
 PARAMS = GenerationParams(gen_length=24, block_length=8, threshold=0.3)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
@@ -64,8 +63,8 @@ def compiled(cache: Path, build: Callable[..., LLaDA2]) -> Iterator[LLaDA2]:
 
 def rule_steps(model: LLaDA2) -> list[Step]:
     config, table = model.config, model.model.word_embeddings.weight
-    predict = prediction.STEPS.at(config.vocab_size, config.mask_token_id, table.dtype)
-    return [predict, mixing.STEPS.at(table.shape, config.mask_token_id, table.dtype)]
+    decide = soft_parallel.STEPS.at(config.vocab_size, config.mask_token_id, table.dtype)
+    return [decide, mixing.STEPS.at(table.shape, config.mask_token_id, table.dtype)]
 
 
 def token_ids(rows: int, length: int) -> Tensor:
@@ -97,16 +96,38 @@ def test_no_step_is_passed_by(compiled: LLaDA2) -> None:
 
 
 @needs_compiler
-def test_ties_go_to_the_lowest_token_and_the_mask_is_never_chosen(compiled: LLaDA2) -> None:
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("fallback", [None, False, True])
+def test_a_pass_is_that_of_the_plain_rule(compiled: LLaDA2, rows: int, fallback: bool | None) -> None:
     generator = torch.Generator().manual_seed(5)
-    logits = torch.randint(0, 3, (4, 50, compiled.config.vocab_size), generator=generator).float()
-    logits[..., compiled.config.mask_token_id] = 9.0
-    found = predict(logits, compiled.config.mask_token_id)
+    vocabulary, mask = compiled.config.vocab_size, compiled.config.mask_token_id
+    # Ties go to the lowest token, and the mask, the most probable of all in every third position, is never chosen.
+    logits = torch.randint(0, 8, (8, rows, 9, vocabulary), generator=generator).float() * 4
+    logits[:, :, ::3, mask] = 29.0
+    active = torch.arange(9).expand(rows, 9) >= torch.arange(rows)[:, None]
+    start = BlockState.start(torch.full((rows, 9), 3), active, mask)
+    start = replace(start, fallback=None if fallback is None else torch.full((rows,), fallback))
+    decoder = SoftParallelDecoder(threshold=0.1, acceptance_threshold=0.2)
+
+    def passes() -> list[list[Tensor]]:
+        state, seen = start, []
+        with torch.inference_mode():
+            for logits_BLV in logits:
+                result = decoder.step(logits_BLV, state)
+                state = result.state
+                assert state.mix is not None
+                seen.append([
+                    state.tokens, state.masked, state.passes, state.mix.where, state.mix.token_ids, result.promoted,
+                    result.revised, result.converged, result.confidence.mul(1e5).round(),
+                ])  # fmt: skip
+        return seen
+
+    found = passes()
     detach(compiled)
-    with torch.inference_mode():
-        expected = predict(logits, compiled.config.mask_token_id)
-    assert torch.equal(found.tokens, expected.tokens)
-    torch.testing.assert_close(found.probabilities, expected.probabilities)
+    expected = passes()
+    assert any(tensor.any() for tensor in (row[5] for row in expected))
+    for one, other in zip(found, expected, strict=True):
+        assert all(map(torch.equal, one, other))
 
 
 @needs_compiler
