@@ -39,3 +39,11 @@ class Problems:
             f"acc {result.accuracy:.3f}  TPF {result.tpf:.2f}", flush=True
         )  # fmt: skip
         return record
+
+    def alone(self, llm: LLM, params: GenerationParams, count: int) -> float:
+        """Tokens per second over the first problems, one at a time; the one that warms up is not counted."""
+        chats = [LLM.chat_prompt(row["question"]) for row in self.rows[: count + 1]]
+        llm.generate(chats[:1], params)
+        started = time.perf_counter()
+        outputs = [llm.generate(chat, params)[0] for chat in chats[1:]]
+        return sum(output.num_tokens for output in outputs) / (time.perf_counter() - started)

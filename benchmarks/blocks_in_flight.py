@@ -41,15 +41,6 @@ def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
     return 1000 * statistics.median(seconds[5:])
 
 
-def tokens_per_second(llm: LLM, problems: Problems, params: GenerationParams, prompts: int) -> float:
-    """One prompt at a time."""
-    chats = [LLM.chat_prompt(row["question"]) for row in problems.rows[: prompts + 1]]
-    llm.generate(chats[:1], params)
-    started = time.perf_counter()
-    outputs = [llm.generate([chat], params)[0] for chat in chats[1:]]
-    return sum(output.num_tokens for output in outputs) / (time.perf_counter() - started)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["nano"], help="embedded models or folders")
@@ -69,7 +60,7 @@ def main() -> None:
             params = GenerationParams(buffer_size=blocks, gen_length=GEN_LENGTH)
             point = problems.point(name, llm, params)
             point["tpf_over_base"] = point["tpf"] / reference["tpf"]
-            point["tokens_per_second_alone"] = tokens_per_second(llm, problems, params, arguments.alone)
+            point["tokens_per_second_alone"] = problems.alone(llm, params, arguments.alone)
             point["forward_over_one_block"] = forward_ms(llm.model, blocks, 200) / one_block
             points.append(point)
         models[name] = describe_model(name, llm.model)

@@ -19,7 +19,7 @@ from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU, gate
 from dmax.models.packing import Packed, usable
-from dmax.models.quantized import QuantizedLinear, dequantize, keeping_dtypes
+from dmax.models.quantized import QuantizedLinear, dequantize, keeping_dtypes, weight_scale, widened
 
 if TYPE_CHECKING:
     from dmax.kernels.experts import Stack
@@ -250,6 +250,15 @@ class SparseMLP(nn.Module):
         gate_up = (experts.gate_proj, experts.up_proj, shared.gate_proj.weight, shared.up_proj.weight)
         return gate_up, (experts.down_proj, shared.down_proj.weight)
 
+    def _scales(self) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Those of :meth:`_weights`."""
+        experts, shared = self.experts, self.shared_experts
+        gate_up, down = (experts.gate_proj_scale, experts.up_proj_scale), (experts.down_proj_scale,)
+        if shared is None:
+            return gate_up, down
+        of_gate, of_up, of_down = map(weight_scale, (shared.gate_proj, shared.up_proj, shared.down_proj))
+        return (*gate_up, of_gate, of_up), (*down, of_down)
+
     def _by_all_experts(self, x_ND: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
         """Every expert, the shared one included, side by side as one wide feed-forward.
 
@@ -257,14 +266,15 @@ class SparseMLP(nn.Module):
         instead of dozens of small ones, and without sorting. Many tokens would be quicker sorted, but they come this
         way too, so that what a row is given never depends on how many others are in the pass.
         """
+        gate_up_scales, down_scales = self._scales()
         weights_NE = self.gate.weigh(x_ND)
-        gate_up_NX = self._gate_up.linear(x_ND, gate_up, _side_by_side)
+        gate_up_NX = self._gate_up.linear(x_ND, gate_up, widened(_side_by_side, gate_up_scales, x_ND.dtype))
         width = down[0].shape[-1]
-        if self._weigh.usable(gate_up_NX, down[0]):
+        if self._weigh.usable(gate_up_NX, gate_up_NX):
             [hidden_NW] = self._weigh(gate_up_NX, weights_NE)
         else:
             hidden_NW = gate_and_weigh(gate_up_NX, weights_NE, width=width)
-        return self._down.linear(hidden_NW, down, _end_to_end)
+        return self._down.linear(hidden_NW, down, widened(_end_to_end, down_scales, x_ND.dtype))
 
 
 def _shared_stack(shared: SwiGLU, experts: Experts) -> Stack:
@@ -275,10 +285,9 @@ def _shared_stack(shared: SwiGLU, experts: Experts) -> Stack:
     linears: tuple[nn.Linear | QuantizedLinear, ...] = (shared.gate_proj, shared.up_proj, shared.down_proj)
     gate_XFD, up_XFD = (linear.weight.view(-1, width, hidden) for linear in linears[:2])
     down_XDF = linears[2].weight.view(hidden, -1, width).transpose(0, 1)
-    scales = [linear.weight_scale for linear in linears if isinstance(linear, QuantizedLinear)]
-    if not scales:
+    gate_scale, up_scale, down_scale = map(weight_scale, linears)
+    if down_scale is None:
         return Stack(gate_XFD, up_XFD, down_XDF)
-    gate_scale, up_scale, down_scale = scales
     return Stack(gate_XFD, up_XFD, down_XDF, gate_scale, up_scale, down_scale.expand(len(down_XDF), -1).contiguous())
 
 

@@ -16,22 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_MOST_WEIGHTS = 2**21
+MOST_WEIGHTS = 2**21
+"""Of a weight that is packed."""
 _DTYPES = (torch.float32, torch.bfloat16)
+_EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 
 _pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if torch.backends.mkldnn.is_available() else None
 _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def usable(x: Tensor, *sources: Tensor) -> bool:
-    """Whether ``x``, ``(..., I)``, may be multiplied with packed copies of ``sources`` here and now."""
+    """Whether ``x``, ``(..., I)``, may be multiplied with packed copies of ``sources`` here and now.
+
+    Sources are in the dtype of ``x``, or in 8 bits, which are widened for the copy.
+    """
     if _pack is None or x.device.type != "cpu" or torch.is_grad_enabled():
         return False
     dtype = x.dtype
     if dtype not in _DTYPES or torch.compiler.is_compiling():
         return False
     for source in sources:  # a loop, because this runs dozens of times in a pass of milliseconds
-        if source.dtype != dtype or source.numel() > _MOST_WEIGHTS or source.is_inference():
+        if (
+            (source.dtype != dtype and source.dtype not in _EIGHT_BITS)
+            or source.numel() > MOST_WEIGHTS
+            or source.is_inference()
+        ):
             return False
     return True
 
@@ -45,18 +54,18 @@ class Packed:
 
     def __init__(self) -> None:
         self.on = True
-        self._made_of: list[tuple[int, int, torch.dtype]] = []
+        self._made_of: list[tuple[int, int, torch.dtype, torch.dtype]] = []
         self._weight_OI: Tensor | None = None
 
     def linear(self, x: Tensor, sources: tuple[Tensor, ...], join: Callable[..., Tensor] | None = None) -> Tensor:
         """``x @ W.T`` for ``x`` of shape ``(..., I)``; :func:`usable` must hold.
 
         Args:
-            x: in the dtype of the weights.
+            x: in the dtype of W.
             sources: the parameters W is made of.
-            join: makes W, ``(O, I)``, of them; a single source needs none.
+            join: makes W, ``(O, I)``, of them; a single source that is no 8-bit one needs none.
         """
-        made_of = [(source.data_ptr(), source._version, source.dtype) for source in sources]
+        made_of = [(source.data_ptr(), source._version, source.dtype, x.dtype) for source in sources]
         if made_of != self._made_of:
             weight_OI = sources[0] if join is None else join(*sources)
             assert _pack is not None

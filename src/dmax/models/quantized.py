@@ -1,4 +1,7 @@
-"""8-bit weights with one float32 scale an output channel; activations and arithmetic stay as they are.
+"""8-bit weights with one float32 scale an output channel.
+
+Activations and arithmetic stay as they are, with one exception: on a CPU, what is multiplied with large int8 weights is
+rounded to 8 bits too, because widening the weights in every pass would take thirty times as long.
 
 A quantised checkpoint says by its tensors what is quantised: beside an 8-bit ``….weight`` lies ``….weight_scale``
 (beside a stack of experts ``….gate_proj`` lies ``….gate_proj_scale``). Every other weight is stored as usual.
@@ -9,7 +12,8 @@ Shape suffixes: O output channels, I input channels; weights may have further di
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -17,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmax import kernels
+from dmax.models import packing
+from dmax.models.packing import Packed, usable
 
 WeightFormat = Literal["fp8", "int8"]
 Part = Literal["experts", "dense"]
@@ -62,6 +68,39 @@ def dequantize(weight_OI: Tensor, scale_O: Tensor | None, dtype: torch.dtype) ->
     return (weight_OI.float() * scale_O[..., None]).to(dtype)
 
 
+def widened(join: Callable[..., Tensor], scales: Sequence[Tensor | None], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """``join`` of weights that are widened first where they have scales."""
+    if all(scale is None for scale in scales):
+        return join
+
+    def widen_and_join(*weights: Tensor) -> Tensor:
+        return join(*(dequantize(weight, scale, dtype) for weight, scale in zip(weights, scales, strict=True)))
+
+    return widen_and_join
+
+
+def weight_scale(linear: nn.Module) -> Tensor | None:
+    """The scales of a linear layer's weight, where it is in 8 bits."""
+    return linear.weight_scale if isinstance(linear, QuantizedLinear) else None
+
+
+def int8_linear(x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
+    """``x @ W.T`` in whole numbers, every row of ``x`` rounded to 8 bits by a scale of its own.
+
+    Args:
+        x: ``(..., I)`` in any float dtype.
+        weight_OI: int8.
+        scale_O: float32.
+
+    Returns:
+        ``(..., O)`` in the dtype of ``x``; a row's does not depend on the others.
+    """
+    x_NI = x.reshape(-1, x.shape[-1])
+    row_scale_N = scales_of(x_NI, torch.int8)
+    sums_NO = torch._int_mm(quantize(x_NI, row_scale_N, torch.int8), weight_OI.t())
+    return (sums_NO * row_scale_N[:, None] * scale_O).to(x.dtype).view(*x.shape[:-1], -1)
+
+
 def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What ``nn.Module.to`` does to each tensor, without its change of dtype: 8-bit weights and scales have theirs."""
 
@@ -81,6 +120,7 @@ class QuantizedLinear(nn.Module):
         self.weight_scale: Tensor
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=dtype))
         self.register_buffer("weight_scale", torch.empty(out_features, dtype=torch.float32))
+        self._packed = Packed()
 
     def forward(self, x: Tensor) -> Tensor:
         if kernels.usable(x):
@@ -88,6 +128,11 @@ class QuantizedLinear(nn.Module):
 
             if x.numel() <= MOST_TOKENS * x.shape[-1]:
                 return scaled_linear(x, self.weight, self.weight_scale)
+        if self._packed.on and usable(x, self.weight):
+            return self._packed.linear(x, (self.weight,), partial(dequantize, scale_O=self.weight_scale, dtype=x.dtype))
+        large = self.weight.numel() > packing.MOST_WEIGHTS
+        if large and x.device.type == "cpu" and self.weight.dtype == torch.int8 and not torch.is_grad_enabled():
+            return int8_linear(x, self.weight, self.weight_scale)
         return F.linear(x, dequantize(self.weight, self.weight_scale, x.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:

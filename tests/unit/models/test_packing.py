@@ -88,7 +88,7 @@ def test_nothing_is_packed_where_gradients_flow_or_weights_are_large() -> None:
     assert not packing.usable(x, layer.weight)
     with torch.inference_mode():
         assert not packing.usable(x.double(), layer.weight)
-        assert not packing.usable(x, torch.empty(packing._MOST_WEIGHTS + 1, device="meta"))
+        assert not packing.usable(x, torch.empty(packing.MOST_WEIGHTS + 1, device="meta"))
         assert not packing.usable(x, torch.ones(4, 48)), "a tensor whose changes nobody counts"
 
 

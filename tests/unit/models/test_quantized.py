@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmax.models import CheckpointError, LLaDA2, load_model, save_model
+from dmax.models import CheckpointError, LLaDA2, load_model, packing, save_model
 from dmax.models.convert import convert_checkpoint
 from dmax.models.llada2 import expert_stacks
-from dmax.models.quantized import QuantizedLinear, dequantize, part_of, quantize, scales_of
+from dmax.models.quantized import QuantizedLinear, dequantize, int8_linear, part_of, quantize, scales_of
 
 FORMATS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
@@ -65,6 +65,53 @@ def test_a_quantised_checkpoint_computes_with_the_rounded_weights(
     ]  # fmt: skip
     bound = 0.03 if name == "fp8" else 0.01
     assert all(bound / 10 < error.relative_error < bound for error in errors)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("parts", [("experts",), ("dense",), ("experts", "dense")])
+def test_packed_and_plain_passes_agree_and_follow_a_change_of_dtype(
+    name: str, parts: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    convert_checkpoint(folder, tmp_path / "small", weights=name, parts=parts)
+    model, plain = load_model(tmp_path / "small"), load_model(tmp_path / "small")
+    packing.turn_off(plain)
+    ids = torch.arange(3, 40)[None]
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float32, 1e-4)):
+        model.to(dtype), plain.to(dtype)
+        difference = (model.logits(ids) - plain.logits(ids)).abs()
+        assert difference.mean() < tolerance, "in bfloat16 a few close choices of the router differ"
+
+
+def int8_layer(seed: int = 0) -> tuple[QuantizedLinear, torch.Tensor]:
+    """A layer, and the weights it stands for."""
+    layer = QuantizedLinear(96, 40, torch.int8)
+    weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(seed))
+    layer.weight_scale.copy_(scales_of(weight, torch.int8))
+    layer.weight.copy_(quantize(weight, layer.weight_scale, torch.int8))
+    return layer, dequantize(layer.weight, layer.weight_scale, torch.float32)
+
+
+def test_whole_number_arithmetic_rounds_every_row_by_itself() -> None:
+    layer, wide = int8_layer()
+    x = torch.randn(2, 17, 96, generator=torch.Generator().manual_seed(3)) * torch.logspace(-3, 3, 17)[:, None]
+    x[0, 5] = 0.0
+    found = int8_linear(x, layer.weight, layer.weight_scale)
+    expected = x @ wide.T
+    assert torch.equal(found[0, 5], torch.zeros(40))
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)
+    assert 1e-4 < error.max() < 0.02
+    for row, alone in enumerate(x[1]):
+        assert torch.equal(int8_linear(alone[None], layer.weight, layer.weight_scale)[0], found[1, row])
+    assert int8_linear(x.bfloat16(), layer.weight, layer.weight_scale).dtype == torch.bfloat16
+
+
+def test_large_int8_layers_multiply_in_whole_numbers_but_not_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, wide = int8_layer()
+    monkeypatch.setattr(packing, "MOST_WEIGHTS", layer.weight.numel() - 1)
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        assert torch.equal(layer(x), int8_linear(x, layer.weight, layer.weight_scale))
+    torch.testing.assert_close(layer(x.requires_grad_()), x @ wide.T)
 
 
 def test_only_the_parts_asked_for(folder: Path, tmp_path: Path) -> None:
