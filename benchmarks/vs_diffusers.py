@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
-from run_record import describe_model, describe_run, parse_arguments, report
+from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 from torch import Tensor, nn
 
 from dmax import LLM, GenerationParams, LLaDA2, load_model, load_tokenizer
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--growth-lengths", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--growth-batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--growth-decoder", default="threshold")
+    parser.add_argument("--plain", action="store_true", help="do not compile first what `dmax compile` does")
     arguments = parse_arguments(parser)
     model = without_end(arguments.model)
     with torch.inference_mode():
@@ -178,6 +179,8 @@ def main() -> None:
     if tokenizer is None:
         parser.error(f"model {arguments.model} has no tokenizer; give one that has.")
     llm = LLM(model, tokenizer)
+    if not arguments.plain:
+        compile_first(model)
     questions = [problem("test", index, arguments.seed)["question"] for index in range(arguments.prompts)]
     prompts = [tokenizer.apply_chat_template(llm.chat_prompt(question)) for question in questions]
     compared = [
