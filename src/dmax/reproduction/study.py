@@ -73,6 +73,7 @@ TRAININGS = (
     Training("uniform", {"kind": "uniform", **_SFT}),
     Training("dparallel", {"kind": "dparallel", **_SFT}),
     Training("oput", _OPUT),
+    Training("multi-tf", {"kind": "oput", "block_length": 32, "group": {"size": 2}}),
     Training("oput-sampled", {**_OPUT, "rollout": "sampled"}, every_seed=False),
     Training("oput-interval", {**_OPUT, "mask_ratio": [0.5, 1.0]}, every_seed=False),
     Training("oput-prefix", {**_OPUT, "prefix_share": 0.6}, every_seed=False),
@@ -96,6 +97,8 @@ DPARALLEL = Method("dParallel SFT", "dparallel", "threshold", _FALLING)
 OPUT_ALONE = Method("OPUT alone", "oput", "threshold", _FALLING)
 SPD_ALONE = Method("SPD alone", None, "soft-parallel", _SOFT)
 DMAX = Method("DMax", "oput", "soft-parallel", _SOFT)
+TWO_BLOCKS = Method("DMax, two blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=2)
+MULTI_TF = Method("MultiTF, two blocks in flight", "multi-tf", "soft-parallel", _SOFT, buffer_size=2)
 
 TABLE = (
     BASE,
@@ -107,7 +110,10 @@ TABLE = (
     SPD_ALONE,
     OPUT_ALONE,
     DMAX,
-    Method("DMax, two blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=2),
+    TWO_BLOCKS,
+    Method("DMax, four blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=4),
+    Method("MultiTF, one block", "multi-tf", "soft-parallel", _SOFT),
+    MULTI_TF,
 )
 """One curve each. The paper does not say how it decodes after uniform training; here as after OPUT, without a mix."""
 
