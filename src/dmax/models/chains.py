@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dmax.kernels.ahead import LIKELY, Chain
 from dmax.kernels.steps import Step
@@ -56,11 +56,7 @@ def model_chains(config: ModelConfig, dtype: torch.dtype) -> Iterator[Chain]:
         return
     experts = config.num_experts
     width = config.moe_intermediate_size
-
-    def route(x_ND: Tensor, router_ED: Tensor, bias_E: Tensor) -> Tensor:
-        chosen = moe.choose_experts(x_ND, router_ED, bias_E, **moe.routing_rule(config))
-        return moe.expert_weights(*chosen, experts)
-
+    route = partial(moe.weigh_experts, **moe.routing_rule(config))
     router_ED, bias_E = torch.zeros(experts, hidden, dtype=dtype), torch.zeros(experts)
     yield Chain("route", route, (x_ND, router_ED, bias_E), (_N, (), ()))
     gate_up_NX = torch.zeros(LIKELY, 2 * (experts + (config.num_shared_experts or 0)) * width, dtype=dtype)

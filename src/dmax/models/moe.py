@@ -52,8 +52,7 @@ class Router(nn.Module):
         """The same choice as one weight an expert, 0 where it was not chosen: ``(N, D)`` -> ``(N, E)`` float32."""
         if self._route.usable(x_ND, self.weight) and self.expert_bias.dtype == torch.float32:
             return self._route(x_ND, self.weight, self.expert_bias)[0]
-        experts_NA, weights_NA = self(x_ND)
-        return expert_weights(experts_NA, weights_NA, self.num_experts)
+        return weigh_experts(x_ND, self.weight, self.expert_bias, **self.rule)
 
 
 def routing_rule(config: ModelConfig) -> dict[str, Any]:
@@ -97,10 +96,37 @@ def _keep_best_groups(biased_NE: Tensor, num_groups: int, groups_kept: int) -> T
     return grouped_NGE.masked_fill(dropped_NG[..., None], float("-inf")).flatten(-2)
 
 
-def expert_weights(experts_NA: Tensor, weights_NA: Tensor, num_experts: int) -> Tensor:
-    """Combination weights, one an expert, 0 where it was not chosen: ``(N, E)`` float32."""
-    weights_NE = weights_NA.new_zeros(weights_NA.shape[0], num_experts)
-    return weights_NE.scatter(1, experts_NA, weights_NA)
+def weigh_experts(
+    x_ND: Tensor,
+    weight_ED: Tensor,
+    bias_E: Tensor,
+    *,
+    num_groups: int,
+    groups_kept: int,
+    experts_per_token: int,
+    scale: float,
+) -> Tensor:
+    """The choice of :func:`choose_experts` as one weight an expert, 0 where it was not chosen: ``(N, E)`` float32.
+
+    Every expert is compared with every other one, which for few of them takes a fraction of a sort's time.
+    """
+    scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
+    biased_NE = scores_NE + bias_E
+    if groups_kept < num_groups:
+        biased_NGE = biased_NE.unflatten(-1, (num_groups, -1))
+        group_scores_NG = torch.where(_largest(biased_NGE, 2), biased_NGE, 0.0).sum(-1)
+        kept_NG1 = _largest(group_scores_NG, groups_kept)[..., None]
+        biased_NE = torch.where(kept_NG1, biased_NGE, float("-inf")).flatten(-2)
+    weights_NE = torch.where(_largest(biased_NE, experts_per_token), scores_NE, 0.0)
+    return weights_NE / (weights_NE.sum(-1, keepdim=True) + 1e-20) * scale
+
+
+def _largest(x: Tensor, count: int) -> Tensor:
+    """Which are the ``count`` largest along the last dimension, ties going to the lowest index."""
+    at_E = torch.arange(x.shape[-1], device=x.device)
+    other, own = x[..., None, :], x[..., :, None]
+    goes_first = (other > own) | ((other == own) & (at_E < at_E[:, None]))
+    return goes_first.sum(-1) < count
 
 
 def gate_and_weigh(gate_up_NX: Tensor, weights_NE: Tensor, *, width: int) -> Tensor:
