@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmax.cli.errors import CommandError, user_errors
-from dmax.cli.session import AUTO, check_placement, pick_device, status
+from dmax.cli.session import AUTO, check_placement, own_command, pick_device, status
 
 if TYPE_CHECKING:
     from dmax.models import LLaDA2
@@ -59,7 +58,7 @@ def bench(
             "model": describe_model(str(shape or model), timed),
             "layers": timed.config.num_hidden_layers,
             **_without_running_out(run, timed, options),
-            "command": " ".join(["dmax", *sys.argv[1:]]),
+            "command": " ".join(own_command()),
             **describe_process(),
         }
     if json:

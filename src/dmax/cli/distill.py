@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dmax.cli.asking import evaluation_errors, local_answerer
 from dmax.cli.errors import CommandError, needs_extra, note
 from dmax.cli.options import DecodingOptions, ModelOptions
-from dmax.cli.session import decoding_rule
+from dmax.cli.session import decoding_rule, own_command
 
 if TYPE_CHECKING:
     from dmax.distillation import Prompts, Workers
@@ -137,7 +136,7 @@ def distill(
                     seed=decoding.seed,
                     checked=asking.check,
                     shard_size=work.shard_size,
-                    command=sys.argv,
+                    command=own_command(),
                     on_progress=show,
                 )
         except KeyboardInterrupt:

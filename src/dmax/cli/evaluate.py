@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
 from dmax.cli.errors import note
 from dmax.cli.options import DecodingOptions, ModelOptions
-from dmax.cli.session import decoder_options
+from dmax.cli.session import decoder_options, own_command
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer
@@ -59,7 +58,7 @@ def evaluate(
             answerer = _server(base_url, api_key, model, decoding, asking.batch_size)
         try:
             with progress_bars() as show:
-                results = run(tasks, answerer, folder, seed=decoding.seed, command=sys.argv, on_progress=show)
+                results = run(tasks, answerer, folder, seed=decoding.seed, command=own_command(), on_progress=show)
         except KeyboardInterrupt:
             note(f"Stopped; the same command goes on with what is in {folder}.")
             raise typer.Exit(130) from None

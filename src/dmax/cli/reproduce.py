@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from dmax.cli.asking import evaluation_errors
 from dmax.cli.errors import CommandError, needs_extra, note
+from dmax.cli.session import own_command
 
 if TYPE_CHECKING:
     from dmax.reproduction import Scale
@@ -61,7 +61,7 @@ def reproduce(
         amount = _amount(NANO, prompts, problems, seeds, steps)
         why = {} if notes is None else _notes(notes)
         try:
-            results = run(Plan(base, recipe, amount, processes, gsm8k), out, command=sys.argv, on_step=note)
+            results = run(Plan(base, recipe, amount, processes, gsm8k), out, command=own_command(), on_step=note)
         except KeyboardInterrupt:
             note(f"Stopped; the same command goes on with what is in {out}.")
             raise typer.Exit(130) from None

@@ -29,6 +29,11 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
+def own_command() -> list[str]:
+    """The command line as results quote it, without the place where dmax is installed."""
+    return ["dmax", *sys.argv[1:]]
+
+
 @dataclass(frozen=True)
 class Rule:
     """How answers are decoded: the parameters, and the decoder they name with its defaults filled in."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
 from dmax.cli.errors import CommandError, note
 from dmax.cli.options import DecodingOptions, ModelOptions
-from dmax.cli.session import decoder_options, decoding_rule
+from dmax.cli.session import decoder_options, decoding_rule, own_command
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer
@@ -123,4 +122,4 @@ class _Points:
             self._answerer = local_answerer(replace(self._model, model=setting.model), decoding, self._batch_size)
         self._answerer.params = decoding_rule(decoding).params
         with progress_bars() as show:
-            evaluate(self._tasks, self._answerer, folder, seed=decoding.seed, command=sys.argv, on_progress=show)
+            evaluate(self._tasks, self._answerer, folder, seed=decoding.seed, command=own_command(), on_progress=show)

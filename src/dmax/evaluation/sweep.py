@@ -137,7 +137,8 @@ def write_sweep(folder: Path, tolerance_points: float = 1.0) -> Path:
     points = read_points(folder)
     tasks = {task: [p for p in points if p.task == task] for task in dict.fromkeys(point.task for point in points)}
     summaries = {task: summary(own, tolerance_points) for task, own in tasks.items()}
-    write_whole(folder / "sweep.json", to_json({"format": FORMAT, "tasks": summaries}))
+    runs = {point.folder.name: _origin(read_results(point.folder)) for point in points}
+    write_whole(folder / "sweep.json", to_json({"format": FORMAT, "tasks": summaries, "runs": runs}))
     batch = "/".join(str(size) for size in sorted({point.metrics["batch_size"] for point in points}))
     axes: dict[Speed, tuple[str, str]] = {
         "tpf_mean": ("accuracy-tpf", "tokens per forward (TPF), mean over prompts"),
@@ -147,6 +148,11 @@ def write_sweep(folder: Path, tolerance_points: float = 1.0) -> Path:
     report = folder / "sweep.md"
     report.write_text(to_markdown(tasks, summaries, drawn), encoding="utf-8")
     return report
+
+
+def _origin(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a point's results say beside its figures: command, machine, versions, model, params."""
+    return {key: value for key, value in results.items() if key not in ("format", "tasks")}
 
 
 def _draw(tasks: Mapping[str, Sequence[Point]], stem: Path, speed: Speed, label: str) -> bool:

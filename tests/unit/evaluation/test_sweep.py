@@ -76,7 +76,10 @@ def test_a_sweep_from_start_to_end(tmp_path: Path) -> None:
     files = {path.name for path in folder.iterdir() if path.is_file()}
     pictures = {f"accuracy-{speed}.{ending}" for speed in ("tpf", "tps") for ending in ("png", "svg")}
     assert files == {"plan.json", "sweep.json", "sweep.md", *pictures}
-    facts = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["tasks"][TASK]
+    written = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    assert list(written["runs"]) == [setting.folder_name for setting in BASE + NANO]
+    assert all(run["params"]["threshold"] is not None and "tasks" not in run for run in written["runs"].values())
+    facts = written["tasks"][TASK]
     assert [(p["model"], p["threshold"]) for p in facts["pareto_front"]] == [("nano", 0.9), ("nano", 0.5)]
     assert [entry["method"] for entry in facts["aup"]] == ["nano, soft-parallel", "base, threshold"]
     assert facts["recommendation"]["threshold"] == 0.9
