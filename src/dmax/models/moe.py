@@ -40,19 +40,26 @@ class Router(nn.Module):
         self.load_E: Tensor | None = None
         """Set by a trainer: counts, in training mode, the tokens each expert was chosen for."""
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, D)`` -> expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
+    def forward(self, x_ND: Tensor, *, by_expert: bool = False) -> tuple[Tensor, Tensor] | Tensor:
+        """Choose each token's experts.
+
+        Args:
+            x_ND: ``(N, D)``.
+            by_expert: for a layer that runs every expert; inference only.
+
+        Returns:
+            Expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32; ``by_expert`` the same choice as
+            one weight an expert, 0 where it was not chosen: ``(N, E)`` float32.
+        """
+        if by_expert:
+            if self._route.usable(x_ND, self.weight) and self.expert_bias.dtype == torch.float32:
+                return self._route(x_ND, self.weight, self.expert_bias)[0]
+            return weigh_experts(x_ND, self.weight, self.expert_bias, **self.rule)
         experts_NA, weights_NA = choose_experts(x_ND, self.weight, self.expert_bias, **self.rule)
         if self.training and self.load_E is not None:
             chosen_NAE = experts_NA[..., None] == torch.arange(self.num_experts, device=experts_NA.device)
             self.load_E.add_(chosen_NAE.sum((0, 1)))
         return experts_NA, weights_NA
-
-    def weigh(self, x_ND: Tensor) -> Tensor:
-        """The same choice as one weight an expert, 0 where it was not chosen: ``(N, D)`` -> ``(N, E)`` float32."""
-        if self._route.usable(x_ND, self.weight) and self.expert_bias.dtype == torch.float32:
-            return self._route(x_ND, self.weight, self.expert_bias)[0]
-        return weigh_experts(x_ND, self.weight, self.expert_bias, **self.rule)
 
 
 def routing_rule(config: ModelConfig) -> dict[str, Any]:
@@ -293,7 +300,7 @@ class SparseMLP(nn.Module):
         way too, so that what a row is given never depends on how many others are in the pass.
         """
         gate_up_scales, down_scales = self._scales()
-        weights_NE = self.gate.weigh(x_ND)
+        weights_NE = self.gate(x_ND, by_expert=True)
         gate_up_NX = self._gate_up.linear(x_ND, gate_up, widened(_side_by_side, gate_up_scales, x_ND.dtype))
         width = down[0].shape[-1]
         if self._weigh.usable(gate_up_NX, gate_up_NX):
