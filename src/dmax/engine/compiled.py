@@ -106,7 +106,7 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
         ],
         "mask": config.mask_token_id,
         "norm": config.rms_norm_eps,
-        "routing": moe.routing_rule(config),
+        "routing": moe.RoutingRule.of(config)._asdict(),
         "dtype": str(dtype),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),

@@ -137,7 +137,8 @@ def write_sweep(folder: Path, tolerance_points: float = 1.0) -> Path:
     points = read_points(folder)
     tasks = {task: [p for p in points if p.task == task] for task in dict.fromkeys(point.task for point in points)}
     summaries = {task: summary(own, tolerance_points) for task, own in tasks.items()}
-    runs = {point.folder.name: _origin(read_results(point.folder)) for point in points}
+    folders = dict.fromkeys(point.folder for point in points)
+    runs = {place.name: _origin(read_results(place)) for place in folders}
     write_whole(folder / "sweep.json", to_json({"format": FORMAT, "tasks": summaries, "runs": runs}))
     batch = "/".join(str(size) for size in sorted({point.metrics["batch_size"] for point in points}))
     axes: dict[Speed, tuple[str, str]] = {

@@ -56,7 +56,7 @@ def model_chains(config: ModelConfig, dtype: torch.dtype) -> Iterator[Chain]:
         return
     experts = config.num_experts
     width = config.moe_intermediate_size
-    route = partial(moe.weigh_experts, **moe.routing_rule(config))
+    route = partial(moe.weigh_experts, rule=moe.RoutingRule.of(config))
     router_ED, bias_E = torch.zeros(experts, hidden, dtype=dtype), torch.zeros(experts)
     yield Chain("route", route, (x_ND, router_ED, bias_E), (_N, (), ()))
     gate_up_NX = torch.zeros(LIKELY, 2 * (experts + (config.num_shared_experts or 0)) * width, dtype=dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dmax import kernels
 from dmax.kernels.steps import Step
 from dmax.models.packing import Packed, usable
-from dmax.models.quantized import weight_scale, widened
+from dmax.models.quantized import wide_weight
 
 
 class RMSNorm(nn.Module):
@@ -85,25 +85,22 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = (self.gate_proj.weight, self.up_proj.weight)
         if self._gate_up.on and usable(x, *weights):
-            gate_up = self._gate_up.linear(x, weights, widened(_stack, self._scales(), x.dtype))
+            gate_up = self._gate_up.linear(x, weights, self._both)
             if self._gate.usable(gate_up, gate_up):
                 [hidden] = self._gate(gate_up.flatten(0, -2))
                 return self.down_proj(hidden.unflatten(0, x.shape[:-1]))
             return self.down_proj(gate(gate_up))
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
-    def _scales(self) -> tuple[Tensor | None, Tensor | None]:
-        return weight_scale(self.gate_proj), weight_scale(self.up_proj)
+    def _both(self, dtype: torch.dtype) -> Tensor:
+        """The gates, then the ups."""
+        return torch.cat([wide_weight(self.gate_proj, dtype), wide_weight(self.up_proj, dtype)])
 
 
 def gate(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` of a tensor that holds both, the gates first: ``(..., 2 * W) -> (..., W)``."""
     gates, ups = gate_up.chunk(2, -1)
     return F.silu(gates) * ups
-
-
-def _stack(*weights_OI: Tensor) -> Tensor:
-    return torch.cat(weights_OI)
 
 
 class RotaryTable(nn.Module):

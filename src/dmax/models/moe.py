@@ -8,7 +8,7 @@ the shared expert, W = E * F + S.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,24 @@ from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU, gate
 from dmax.models.packing import Packed, usable
-from dmax.models.quantized import QuantizedLinear, dequantize, keeping_dtypes, weight_scale, widened
+from dmax.models.quantized import QuantizedLinear, dequantize, keeping_dtypes, weight_scale, wide_weight
 
 if TYPE_CHECKING:
     from dmax.kernels.experts import Stack
+
+
+class RoutingRule(NamedTuple):
+    """How experts are chosen."""
+
+    num_groups: int
+    groups_kept: int
+    experts_per_token: int
+    scale: float
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> RoutingRule:
+        """The rule of a model."""
+        return cls(config.n_group, config.topk_group, config.num_experts_per_tok, config.routed_scaling_factor)
 
 
 class Router(nn.Module):
@@ -32,7 +46,7 @@ class Router(nn.Module):
         super().__init__()
         assert config.num_experts is not None
         self.num_experts = config.num_experts
-        self.rule = routing_rule(config)
+        self.rule = RoutingRule.of(config)
         self._route = Step("route")
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.expert_bias: Tensor
@@ -54,43 +68,29 @@ class Router(nn.Module):
         if by_expert:
             if self._route.usable(x_ND, self.weight) and self.expert_bias.dtype == torch.float32:
                 return self._route(x_ND, self.weight, self.expert_bias)[0]
-            return weigh_experts(x_ND, self.weight, self.expert_bias, **self.rule)
-        experts_NA, weights_NA = choose_experts(x_ND, self.weight, self.expert_bias, **self.rule)
+            return weigh_experts(x_ND, self.weight, self.expert_bias, self.rule)
+        experts_NA, weights_NA = choose_experts(x_ND, self.weight, self.expert_bias, self.rule)
         if self.training and self.load_E is not None:
             chosen_NAE = experts_NA[..., None] == torch.arange(self.num_experts, device=experts_NA.device)
             self.load_E.add_(chosen_NAE.sum((0, 1)))
         return experts_NA, weights_NA
 
 
-def routing_rule(config: ModelConfig) -> dict[str, Any]:
-    """How experts are chosen, as keyword arguments of :func:`choose_experts`."""
-    return {
-        "num_groups": config.n_group,
-        "groups_kept": config.topk_group,
-        "experts_per_token": config.num_experts_per_tok,
-        "scale": config.routed_scaling_factor,
-    }
-
-
-def choose_experts(
-    x_ND: Tensor,
-    weight_ED: Tensor,
-    bias_E: Tensor,
-    *,
-    num_groups: int,
-    groups_kept: int,
-    experts_per_token: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The rule of :class:`Router`: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
-    scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
-    biased_NE = scores_NE + bias_E
-    if groups_kept < num_groups:
-        biased_NE = _keep_best_groups(biased_NE, num_groups, groups_kept)
-    experts_NA = biased_NE.topk(experts_per_token, dim=-1, sorted=False).indices
+def choose_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> tuple[Tensor, Tensor]:
+    """What :class:`Router` does: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
+    scores_NE, biased_NE = _scores(x_ND, weight_ED, bias_E)
+    if rule.groups_kept < rule.num_groups:
+        biased_NE = _keep_best_groups(biased_NE, rule.num_groups, rule.groups_kept)
+    experts_NA = biased_NE.topk(rule.experts_per_token, dim=-1, sorted=False).indices
     weights_NA = scores_NE.gather(-1, experts_NA)
     weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
-    return experts_NA, weights_NA * scale
+    return experts_NA, weights_NA * rule.scale
+
+
+def _scores(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor) -> tuple[Tensor, Tensor]:
+    """What experts are weighed by and what they are chosen by, each ``(N, E)`` float32."""
+    scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
+    return scores_NE, scores_NE + bias_E
 
 
 def _keep_best_groups(biased_NE: Tensor, num_groups: int, groups_kept: int) -> Tensor:
@@ -103,29 +103,19 @@ def _keep_best_groups(biased_NE: Tensor, num_groups: int, groups_kept: int) -> T
     return grouped_NGE.masked_fill(dropped_NG[..., None], float("-inf")).flatten(-2)
 
 
-def weigh_experts(
-    x_ND: Tensor,
-    weight_ED: Tensor,
-    bias_E: Tensor,
-    *,
-    num_groups: int,
-    groups_kept: int,
-    experts_per_token: int,
-    scale: float,
-) -> Tensor:
+def weigh_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> Tensor:
     """The choice of :func:`choose_experts` as one weight an expert, 0 where it was not chosen: ``(N, E)`` float32.
 
     Every expert is compared with every other one, which for few of them takes a fraction of a sort's time.
     """
-    scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
-    biased_NE = scores_NE + bias_E
-    if groups_kept < num_groups:
-        biased_NGE = biased_NE.unflatten(-1, (num_groups, -1))
+    scores_NE, biased_NE = _scores(x_ND, weight_ED, bias_E)
+    if rule.groups_kept < rule.num_groups:
+        biased_NGE = biased_NE.unflatten(-1, (rule.num_groups, -1))
         group_scores_NG = torch.where(_largest(biased_NGE, 2), biased_NGE, 0.0).sum(-1)
-        kept_NG1 = _largest(group_scores_NG, groups_kept)[..., None]
+        kept_NG1 = _largest(group_scores_NG, rule.groups_kept)[..., None]
         biased_NE = torch.where(kept_NG1, biased_NGE, float("-inf")).flatten(-2)
-    weights_NE = torch.where(_largest(biased_NE, experts_per_token), scores_NE, 0.0)
-    return weights_NE / (weights_NE.sum(-1, keepdim=True) + 1e-20) * scale
+    weights_NE = torch.where(_largest(biased_NE, rule.experts_per_token), scores_NE, 0.0)
+    return weights_NE / (weights_NE.sum(-1, keepdim=True) + 1e-20) * rule.scale
 
 
 def _largest(x: Tensor, count: int) -> Tensor:
@@ -178,14 +168,20 @@ class Experts(nn.Module):
         multiple = _GROUP_ROWS if torch.is_grad_enabled() else 1
         slots = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], multiple)
         x_PD = x_ND[slots.source_P // per_token]
-        gate_EFD = dequantize(self.gate_proj, self.gate_proj_scale, x_ND.dtype)
-        up_EFD = dequantize(self.up_proj, self.up_proj_scale, x_ND.dtype)
-        down_EDF = dequantize(self.down_proj, self.down_proj_scale, x_ND.dtype)
+        gate_EFD, up_EFD, down_EDF = self.wide_weights(x_ND.dtype)
         gate_PF = F.grouped_mm(x_PD, gate_EFD.transpose(1, 2), offs=slots.ends_E)
         up_PF = F.grouped_mm(x_PD, up_EFD.transpose(1, 2), offs=slots.ends_E)
         out_PD = F.grouped_mm(F.silu(gate_PF) * up_PF, down_EDF.transpose(1, 2), offs=slots.ends_E)
         slots_NAD = out_PD[slots.place_M].view(num_tokens, per_token, -1)
         return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
+
+    def wide_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates, ups and downs of all experts, widened if they are in 8 bits."""
+        return (
+            dequantize(self.gate_proj, self.gate_proj_scale, dtype),
+            dequantize(self.up_proj, self.up_proj_scale, dtype),
+            dequantize(self.down_proj, self.down_proj_scale, dtype),
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Experts:
         if self.gate_proj_scale is not None:
@@ -264,7 +260,7 @@ class SparseMLP(nn.Module):
         from dmax.kernels.routing import route
 
         experts, shared = self.experts, self.shared_experts
-        routing = route(x_ND, self.gate.weight, self.gate.expert_bias, **self.gate.rule)
+        routing = route(x_ND, self.gate.weight, self.gate.expert_bias, **self.gate.rule._asdict())
         routed = Stack(
             experts.gate_proj,
             experts.up_proj,
@@ -283,14 +279,22 @@ class SparseMLP(nn.Module):
         gate_up = (experts.gate_proj, experts.up_proj, shared.gate_proj.weight, shared.up_proj.weight)
         return gate_up, (experts.down_proj, shared.down_proj.weight)
 
-    def _scales(self) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-        """Those of :meth:`_weights`."""
-        experts, shared = self.experts, self.shared_experts
-        gate_up, down = (experts.gate_proj_scale, experts.up_proj_scale), (experts.down_proj_scale,)
-        if shared is None:
-            return gate_up, down
-        of_gate, of_up, of_down = map(weight_scale, (shared.gate_proj, shared.up_proj, shared.down_proj))
-        return (*gate_up, of_gate, of_up), (*down, of_down)
+    def _all_gate_up(self, dtype: torch.dtype) -> Tensor:
+        """The gates of all experts, the shared one last, then their ups: ``(2 * W, D)``."""
+        gate_EFD, up_EFD, _ = self.experts.wide_weights(dtype)
+        gates, ups = [gate_EFD.flatten(0, 1)], [up_EFD.flatten(0, 1)]
+        if self.shared_experts is not None:
+            gates.append(wide_weight(self.shared_experts.gate_proj, dtype))
+            ups.append(wide_weight(self.shared_experts.up_proj, dtype))
+        return torch.cat(gates + ups)
+
+    def _all_down(self, dtype: torch.dtype) -> Tensor:
+        """The downs of all experts, the shared one last: ``(D, W)``."""
+        *_, down_EDF = self.experts.wide_weights(dtype)
+        downs = [down_EDF.transpose(0, 1).flatten(1)]
+        if self.shared_experts is not None:
+            downs.append(wide_weight(self.shared_experts.down_proj, dtype))
+        return torch.cat(downs, 1)
 
     def _by_all_experts(self, x_ND: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
         """Every expert, the shared one included, side by side as one wide feed-forward.
@@ -299,15 +303,14 @@ class SparseMLP(nn.Module):
         instead of dozens of small ones, and without sorting. Many tokens would be quicker sorted, but they come this
         way too, so that what a row is given never depends on how many others are in the pass.
         """
-        gate_up_scales, down_scales = self._scales()
         weights_NE = self.gate(x_ND, by_expert=True)
-        gate_up_NX = self._gate_up.linear(x_ND, gate_up, widened(_side_by_side, gate_up_scales, x_ND.dtype))
+        gate_up_NX = self._gate_up.linear(x_ND, gate_up, self._all_gate_up)
         width = down[0].shape[-1]
         if self._weigh.usable(gate_up_NX, gate_up_NX):
             [hidden_NW] = self._weigh(gate_up_NX, weights_NE)
         else:
             hidden_NW = gate_and_weigh(gate_up_NX, weights_NE, width=width)
-        return self._down.linear(hidden_NW, down, widened(_end_to_end, down_scales, x_ND.dtype))
+        return self._down.linear(hidden_NW, down, self._all_down)
 
 
 def _shared_stack(shared: SwiGLU, experts: Experts) -> Stack:
@@ -322,14 +325,3 @@ def _shared_stack(shared: SwiGLU, experts: Experts) -> Stack:
     if down_scale is None:
         return Stack(gate_XFD, up_XFD, down_XDF)
     return Stack(gate_XFD, up_XFD, down_XDF, gate_scale, up_scale, down_scale.expand(len(down_XDF), -1).contiguous())
-
-
-def _side_by_side(gate_EFD: Tensor, up_EFD: Tensor, *shared_SD: Tensor) -> Tensor:
-    """The gates of all experts, then their ups: ``(2 * W, D)``."""
-    gate, up = gate_EFD.flatten(0, 1), up_EFD.flatten(0, 1)
-    return torch.cat([gate, *shared_SD[:1], up, *shared_SD[1:]])
-
-
-def _end_to_end(down_EDF: Tensor, *shared_DS: Tensor) -> Tensor:
-    """The downs of all experts: ``(D, W)``."""
-    return torch.cat([down_EDF.transpose(0, 1).flatten(1), *shared_DS], 1)

@@ -57,17 +57,19 @@ class Packed:
         self._made_of: list[tuple[int, int, torch.dtype, torch.dtype]] = []
         self._weight_OI: Tensor | None = None
 
-    def linear(self, x: Tensor, sources: tuple[Tensor, ...], join: Callable[..., Tensor] | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor, sources: tuple[Tensor, ...], make: Callable[[torch.dtype], Tensor] | None = None
+    ) -> Tensor:
         """``x @ W.T`` for ``x`` of shape ``(..., I)``; :func:`usable` must hold.
 
         Args:
             x: in the dtype of W.
             sources: the parameters W is made of.
-            join: makes W, ``(O, I)``, of them; a single source that is no 8-bit one needs none.
+            make: W, ``(O, I)``, in a dtype, of the sources' present values; the only source itself if not given.
         """
         made_of = [(source.data_ptr(), source._version, source.dtype, x.dtype) for source in sources]
         if made_of != self._made_of:
-            weight_OI = sources[0] if join is None else join(*sources)
+            weight_OI = sources[0] if make is None else make(x.dtype)
             assert _pack is not None
             self._weight_OI = _pack(weight_OI.detach().contiguous(), None)
             self._made_of = made_of

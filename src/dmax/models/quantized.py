@@ -12,7 +12,7 @@ Shape suffixes: O output channels, I input channels; weights may have further di
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal, cast
 
@@ -68,20 +68,14 @@ def dequantize(weight_OI: Tensor, scale_O: Tensor | None, dtype: torch.dtype) ->
     return (weight_OI.float() * scale_O[..., None]).to(dtype)
 
 
-def widened(join: Callable[..., Tensor], scales: Sequence[Tensor | None], dtype: torch.dtype) -> Callable[..., Tensor]:
-    """``join`` of weights that are widened first where they have scales."""
-    if all(scale is None for scale in scales):
-        return join
-
-    def widen_and_join(*weights: Tensor) -> Tensor:
-        return join(*(dequantize(weight, scale, dtype) for weight, scale in zip(weights, scales, strict=True)))
-
-    return widen_and_join
-
-
 def weight_scale(linear: nn.Module) -> Tensor | None:
     """The scales of a linear layer's weight, where it is in 8 bits."""
     return linear.weight_scale if isinstance(linear, QuantizedLinear) else None
+
+
+def wide_weight(linear: nn.Linear | QuantizedLinear, dtype: torch.dtype) -> Tensor:
+    """A linear layer's weight, widened if it is in 8 bits."""
+    return dequantize(linear.weight, weight_scale(linear), dtype)
 
 
 def int8_linear(x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
@@ -129,7 +123,7 @@ class QuantizedLinear(nn.Module):
             if x.numel() <= MOST_TOKENS * x.shape[-1]:
                 return scaled_linear(x, self.weight, self.weight_scale)
         if self._packed.on and usable(x, self.weight):
-            return self._packed.linear(x, (self.weight,), partial(dequantize, scale_O=self.weight_scale, dtype=x.dtype))
+            return self._packed.linear(x, (self.weight,), partial(wide_weight, self))
         large = self.weight.numel() > packing.MOST_WEIGHTS
         if large and x.device.type == "cpu" and self.weight.dtype == torch.int8 and not torch.is_grad_enabled():
             return int8_linear(x, self.weight, self.weight_scale)

@@ -37,7 +37,7 @@ def fused(router: Router, x_ND: torch.Tensor):  # type: ignore[no-untyped-def]
         x_ND,
         router.weight.detach(),
         router.expert_bias,
-        **router.rule,
+        **router.rule._asdict(),
     )
 
 
