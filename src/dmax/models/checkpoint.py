@@ -25,10 +25,10 @@ from dmax.models.source import (
     CheckpointError,
     StoredTensor,
     list_tensors,
-    listing,
     open_tensors,
     read_json,
     resolve,
+    spelled,
 )
 from dmax.models.tokenizer import Tokenizer
 from dmax.models.writer import DEFAULT_SHARD_BYTES, TensorSpec, new_folder, write_config, write_tensors
@@ -220,7 +220,7 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, 
         elif should_be is not None and QUANTIZED_DTYPES.get(tensor.dtype) != should_be:
             not_alike.append(f"{name} (is {tensor.dtype})")
     findings = [
-        f"{len(names)} {what}: {listing(names)}"
+        f"{len(names)} {what}: {spelled(names)}"
         for what, names in [
             ("missing", missing),
             ("unexpected", unexpected),

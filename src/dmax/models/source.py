@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +42,7 @@ FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat
 QUANTIZED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
 """Names of the dtypes of quantised weights."""
 
+_NUMBER = re.compile(r"\d+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -181,3 +182,41 @@ def listing(names: Iterable[str], most: int = 6) -> str:
     names = list(names)
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def spelled(names: Iterable[str]) -> str:
+    """Join names for a message, all of them, those that differ in numbers as one: ``layers.{0-3,7}.norm``."""
+    alike: dict[tuple[str, ...], set[tuple[int, ...]]] = {}
+    for name in names:
+        numbers = tuple(map(int, _NUMBER.findall(name)))
+        alike.setdefault(tuple(_NUMBER.split(name)), set()).add(numbers)
+    return ", ".join(
+        "".join(text + place for text, place in zip(texts, [*map(_ranges, box), ""], strict=True))
+        for texts, found in alike.items()
+        for box in _boxes(found)
+    )
+
+
+def _boxes(found: Iterable[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:
+    """Cut sets of numbers, one a place, into such that every combination was found."""
+    behind: dict[int, set[tuple[int, ...]]] = {}
+    for numbers in sorted(found):
+        if not numbers:
+            return [()]
+        behind.setdefault(numbers[0], set()).add(numbers[1:])
+    alike: dict[frozenset[tuple[int, ...]], list[int]] = {}
+    for number, rest in behind.items():
+        alike.setdefault(frozenset(rest), []).append(number)
+    return [(tuple(firsts), *box) for rest, firsts in alike.items() for box in _boxes(rest)]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers as they are written in a name: ``7``, or ``{0-3,7}``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return texts[0] if len(numbers) == 1 else f"{{{','.join(texts)}}}"
