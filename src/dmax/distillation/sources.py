@@ -15,7 +15,7 @@ from dmax.evaluation.tasks import BadRow, Row, RowForm, Task, TaskError, get_tas
 from dmax.evaluation.tasks.base import PAPER_LENGTH
 from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.tasks.parallel_stress import ParallelStress
-from dmax.problems import SPLIT_SEEDS
+from dmax.problems import SPLIT_SEEDS, first_number
 
 Turns = list[dict[str, str]]
 """A conversation: ``role`` and ``content`` of each turn."""
@@ -174,7 +174,7 @@ class ReasoningGym:
         return f"{GYM_PREFIX}{self.dataset}"
 
     def generate(self, index: int, seed: int) -> Row:
-        first = SPLIT_SEEDS["train"] + seed * 10**9 + index // _CHUNK * _CHUNK
+        first = first_number("train", seed) + index // _CHUNK * _CHUNK
         return dict(_gym(self.dataset, first)[index % _CHUNK])
 
     def turns(self, row: Row) -> Turns:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from dmax.problems.splits import SPLIT_SEEDS, Split
+from dmax.problems.splits import Split, first_number
 from dmax.problems.working import working
 
 CHUNK = 4096
@@ -45,8 +45,12 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def problem(split: Split, index: int, seed: int = 0) -> dict[str, str]:
-    """Problem ``index`` of a split: ``question`` (without the trailing instruction), ``solution`` and ``answer``."""
-    row = _chunk(SPLIT_SEEDS[split] + seed * 10**9 + index // CHUNK * CHUNK)[index % CHUNK]
+    """Problem ``index`` of a split: ``question`` (without the trailing instruction), ``solution`` and ``answer``.
+
+    Raises:
+        SeedError: the split has no such seed.
+    """
+    row = _chunk(first_number(split, seed) + index // CHUNK * CHUNK)[index % CHUNK]
     return {
         "question": row["question"].removesuffix(_INSTRUCTION),
         "solution": row["metadata"]["answer_cot"],

@@ -6,7 +6,17 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
-from dmax.problems import KINDS, SPLIT_SEEDS, equations, keeps_to_the_rule, problem, stress_problem
+from dmax.problems import (
+    KINDS,
+    MOST_SEEDS,
+    SeedError,
+    Split,
+    equations,
+    first_number,
+    keeps_to_the_rule,
+    problem,
+    stress_problem,
+)
 from dmax.problems.word_problems import CHUNK
 from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress
 
@@ -29,9 +39,16 @@ def test_problems_are_a_function_of_split_and_index() -> None:
 
 
 def test_splits_start_too_far_apart_to_meet() -> None:
-    starts = sorted(SPLIT_SEEDS.values())
-    assert min(b - a for a, b in pairwise(starts)) >= 10**12
-    assert starts[0] >= 10**12, "small seeds are the ones people evaluate with"
+    splits = ("train", "validation", "test")
+    for split, following in pairwise(splits):
+        assert first_number(following, 0) - first_number(split, MOST_SEEDS - 1) >= 10**9, "a seed's worth of problems"
+    assert first_number("train", 0) >= 10**12, "small seeds are the ones people evaluate with"
+
+
+@pytest.mark.parametrize(("split", "seed"), [("train", MOST_SEEDS), ("validation", 9021), ("train", -1), ("test", -1)])
+def test_a_seed_that_would_reach_another_split_is_refused(split: Split, seed: int) -> None:
+    with pytest.raises(SeedError, match=f"the {split} split has no problems of seed {seed}; choose"):
+        problem(split, 0, seed)
 
 
 def test_a_problem_becomes_a_chat_example() -> None:
