@@ -108,6 +108,22 @@ def test_a_masked_run_smooths_the_labels_that_its_recipe_says(tmp_path: Path) ->
     assert last[1] > last[0] + 0.3
 
 
+def test_validation_answers_problems_by_generation(tmp_path: Path) -> None:
+    recipe = edited(tmp_path, steps=2, validate_every=2, generate_rows=2, generate_with="soft-parallel")
+    by_command = [sys.executable, "-m", "dmax", "train", str(recipe), "--output", str(tmp_path / "run")]
+    told = subprocess.run(by_command, check=True, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert told.stdout.strip() == str(tmp_path / "run" / "model")
+    first, last = metrics(tmp_path / "run")
+    assert {"validation_exact", "validation_accuracy", "validation_tpf"} <= last.keys() - first.keys()
+    assert last["validation_tpf"] > 0
+    without_engine = subprocess.run(
+        command(recipe, tmp_path / "other"), check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert without_engine.returncode == 2
+    assert "generate_rows needs the engine" in without_engine.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_resuming_with_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
     from dmax.training.run import run_recipe
 

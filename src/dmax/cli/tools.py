@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -91,4 +92,5 @@ def train(
     except KeyboardInterrupt:
         note("Stopped; --resume goes on from the newest checkpoint.")
         raise typer.Exit(130) from None
-    typer.echo(weights)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(weights)

@@ -58,7 +58,10 @@ def validator(tokenizer: Tokenizer) -> Callable[[LLaDA2, int, int, str], dict[st
 
     def validate(model: LLaDA2, count: int, block_length: int, decoder: str) -> dict[str, float]:
         rows = fresh_problems("validation", count)
-        params = GenerationParams(decoder=decoder, block_length=block_length, gen_length=GsmSymbolic.gen_length)
+        longest = max(len(tokenizer.apply_chat_template(LLM.chat_prompt(row["question"]))) for row in rows)
+        room = (model.config.max_position_embeddings - longest) // block_length * block_length
+        gen_length = min(GsmSymbolic.gen_length, room)
+        params = GenerationParams(decoder=decoder, block_length=block_length, gen_length=gen_length)
         result = score(rows, answer(LLM(model, tokenizer), rows, params))
         return {"validation_accuracy": result.accuracy, "validation_tpf": result.tpf}
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import TracebackType
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
@@ -63,7 +64,7 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
 
 
 class Progress:
-    """A progress bar with the numbers one watches."""
+    """A progress bar with the numbers one watches, on stderr."""
 
     def __init__(self, name: str, steps: int, step: int, enabled: bool = True) -> None:
         self._bar = RichProgress(
@@ -72,6 +73,7 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
+            console=Console(stderr=True),
             disable=not enabled,
         )
         self._task = self._bar.add_task(name, total=steps, completed=step, numbers="")

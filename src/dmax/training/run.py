@@ -48,6 +48,11 @@ def run_recipe(
         RecipeError: the recipe cannot be run, or ``output`` holds another run.
     """
     recipe = load_recipe(recipe_path)
+    if recipe.train.generate_rows and validator is None:
+        raise RecipeError(
+            "generate_rows needs the engine, which this command does without; run the recipe by `dmax train` (several "
+            "processes: `torchrun --no-python … dmax train`), or set generate_rows to 0."
+        )
     output = Path("runs") / recipe.name if output is None else output
     if not resume and (output / "metrics.jsonl").exists():
         raise RecipeError(f"{output} holds a run already: continue it with --resume, or choose another --output.")
@@ -107,7 +112,7 @@ def _run(
         recipe=recipe,
         predict=_predictor(recipe, config, device),
         train_source=prepared.source,
-        validation_source=GsmSymbolic(tokenizer, "validation"),
+        validation_source=GsmSymbolic(tokenizer, "validation", worked=_is_worked(recipe)),
         save_companions=lambda folder: save_companions(config, folder, tokenizer),
         save_model=lambda trained, folder: save_model(trained, folder, tokenizer=tokenizer, overwrite=True),
         validate=None if validator is None else validator(tokenizer),
@@ -116,6 +121,11 @@ def _run(
     if resume:
         trainer.resume()
     trainer.run()
+
+
+def _is_worked(recipe: Recipe) -> bool:
+    """Whether the model is taught to carry out equations in small steps."""
+    return any(section.source == "gsm-symbolic" and section.worked for section in recipe.data)
 
 
 def _predictor(recipe: Recipe, config: ModelConfig, device: torch.device) -> Predictor:
