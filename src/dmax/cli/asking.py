@@ -72,6 +72,7 @@ def load_tasks(asking: AskingOptions, decoding: DecodingOptions) -> list[TaskDat
             for problem in rows.skipped:
                 note(f"{task.name}: left out {problem}")
             source = rows.source | ({"sandbox": task.isolation()} if isinstance(task, SandboxedTask) else {})
+            source |= {"left_out": list(rows.skipped)} if rows.skipped else {}
             gen_length = task.gen_length if decoding.gen_length is None else decoding.gen_length
             asked.append(TaskData(task, list(rows), source, gen_length))
     return asked

@@ -22,6 +22,7 @@ _SERVER = "A model that is served"
 
 
 def evaluate(
+    context: typer.Context,
     model: ModelOptions,
     asking: AskingOptions,
     decoding: DecodingOptions,
@@ -48,14 +49,15 @@ def evaluate(
         _describe(describe)
         return
     tasks = load_tasks(asking, decoding)
-    folder = Path("runs") / "eval" / _run_name(model, decoding, base_url) if out is None else out
+    fields_given = _request_fields(context, decoding)
+    folder = Path("runs") / "eval" / _run_name(model, decoding, base_url, fields_given) if out is None else out
     with evaluation_errors():
         from dmax.evaluation.runner import evaluate as run
 
         if base_url is None:
             answerer: Answerer = local_answerer(model, decoding, asking.batch_size)
         else:
-            answerer = _server(base_url, api_key, model, decoding, asking.batch_size)
+            answerer = _server(base_url, api_key, model, decoding.temperature, fields_given, asking.batch_size)
         try:
             with progress_bars() as show:
                 results = run(tasks, answerer, folder, seed=decoding.seed, command=own_command(), on_progress=show)
@@ -70,7 +72,12 @@ def evaluate(
 
 
 def _server(
-    base_url: str, api_key: str | None, model: ModelOptions, decoding: DecodingOptions, concurrency: int
+    base_url: str,
+    api_key: str | None,
+    model: ModelOptions,
+    temperature: float,
+    fields_given: dict[str, Any],
+    concurrency: int,
 ) -> Answerer:
     from dmax.evaluation.answerers import RemoteAnswerer
 
@@ -79,31 +86,39 @@ def _server(
         model.model,
         api_key=api_key,
         concurrency=concurrency,
-        temperature=decoding.temperature,
-        extra=_request_fields(decoding),
+        temperature=temperature,
+        extra=fields_given,
     )
     answerer.check()
     return answerer
 
 
-def _request_fields(decoding: DecodingOptions) -> dict[str, Any]:
+def _request_fields(context: typer.Context, decoding: DecodingOptions) -> dict[str, Any]:
     """The decoding options that were given, under the names that ``dmax serve`` has for them.
 
-    Length and temperature are fields of every request already, and the seed is that of its row.
+    Those that were not are the server's to choose, whatever their defaults here. Length and temperature are fields of
+    every request already, and the seed is that of its row.
     """
     given = {
-        field.name: value
+        field.name: getattr(decoding, field.name)
         for field in fields(decoding)
-        if (value := getattr(decoding, field.name)) not in (field.default, [])
-        and field.name not in ("gen_length", "temperature", "seed", "decoder_option")
+        if _was_given(context, field.name) and field.name not in ("gen_length", "temperature", "seed", "decoder_option")
     }
     further = decoder_options(decoding.decoder_option or ())
     return given | ({"decoder_options": further} if further else {})
 
 
-def _run_name(model: ModelOptions, decoding: DecodingOptions, base_url: str | None) -> str:
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _run_name(
+    model: ModelOptions, decoding: DecodingOptions, base_url: str | None, fields_given: dict[str, Any]
+) -> str:
+    decoder = "as-served" if base_url and "decoder" not in fields_given else decoding.decoder
     threshold = "" if decoding.threshold is None else f"-{decoding.threshold:g}"
-    return f"{'served-' if base_url else ''}{Path(model.model).name or 'model'}-{decoding.decoder}{threshold}"
+    return f"{'served-' if base_url else ''}{Path(model.model).name or 'model'}-{decoder}{threshold}"
 
 
 def _describe(name: str) -> None:

@@ -33,7 +33,7 @@ def sweep(
         list[str] | None,
         typer.Option(
             metavar="[MODEL:]DECODER[=T,T,…]",
-            help="A decoder and its thresholds, on a model other than --model if named. Repeatable.",
+            help="A decoder and its thresholds, if it has any, on a model other than --model if named. Repeatable.",
             rich_help_panel=_SWEPT,
         ),
     ] = None,
@@ -78,14 +78,20 @@ def _settings(over: list[str], model: ModelOptions, decoding: DecodingOptions, t
     for given in over:
         method, _, own = given.partition("=")
         name, colon, decoder = method.rpartition(":")
-        for value in (own or thresholds).split(","):
-            try:
-                threshold = float(value)
-            except ValueError as error:
-                raise CommandError(f"{value!r} in {given!r} is no threshold; write MODEL:DECODER=0.95,0.5.") from error
+        rule = decoding_rule(replace(decoding, decoder=decoder))
+        swept = (own or thresholds).split(",") if own or hasattr(rule.decoder, "threshold") else [None]
+        for value in swept:
+            threshold = None if value is None else _threshold(value, given)
             decoding_rule(replace(decoding, decoder=decoder, threshold=threshold))
             settings.append(Setting(name if colon else model.model, decoder, threshold))
     return settings
+
+
+def _threshold(value: str, given: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise CommandError(f"{value!r} in {given!r} is no threshold; write MODEL:DECODER=0.95,0.5.") from error
 
 
 def _shared(tasks: list[TaskData], decoding: DecodingOptions, batch_size: int, model: ModelOptions) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,7 +150,7 @@ class RemoteAnswerer:
         self._failures = httpx.HTTPError
 
     def check(self) -> None:
-        """Make sure that the server is there and knows the model.
+        """Make sure that the server is there and lets us in.
 
         Raises:
             AnswererError: it is not, or does not.
@@ -186,7 +187,7 @@ class RemoteAnswerer:
                 problem = _one_line(error)
                 continue
             if reply.status_code == 200:
-                return _remote_answer(reply.json(), time.perf_counter() - started)
+                return _remote_answer(reply.text, time.perf_counter() - started)
             problem = f"HTTP {reply.status_code}: {reply.text[:200]}"
             if reply.status_code not in _RETRIED:
                 break
@@ -238,12 +239,13 @@ def _answer(output: GenerationOutput) -> Answer:
     )
 
 
-def _remote_answer(body: dict[str, Any], seconds: float) -> Answer:
+def _remote_answer(reply: str, seconds: float) -> Answer:
     try:
+        body = json.loads(reply)
         [choice] = body["choices"]
         text = choice["message"]["content"]
     except (KeyError, TypeError, ValueError):
-        return Answer.failed(f"the reply is no chat completion: {str(body)[:200]}", seconds)
+        return Answer.failed(f"the reply is no chat completion: {reply[:200]}", seconds)
     usage, cost = body.get("usage") or {}, body.get("dmax") or {}
     return Answer(
         text=text or "",

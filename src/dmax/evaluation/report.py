@@ -263,7 +263,7 @@ def _section(task: str, runs: Sequence[Run], first: Run) -> Section:
     header = ("Run", "Difference, points [95 %]", "Right only here", "Right only there", "p (McNemar)", "Shared rows")
     return Section(
         task=task,
-        warnings=[*_differences(task, base, others), *_speed_differences(task, base, others)],
+        warnings=[*_left_out(task, runs), *_differences(task, base, others), *_speed_differences(task, base, others)],
         measures=Table(("Run", *MEASURES), [(name, *measure_cells(values)) for name, values in metrics.items()]),
         baseline=base.name,
         against=Table(header, rows) if rows else None,
@@ -295,6 +295,12 @@ def _against_row(name: str, pairs: list[tuple[Sample, Sample]]) -> tuple[str, ..
         "< 0.001" if result.p_value < 0.001 else f"{result.p_value:.3f}",
         str(result.rows),
     )
+
+
+def _left_out(task: str, runs: Sequence[Run]) -> list[str]:
+    """Malformed rows that runs were told to do without."""
+    counts = {run.name: len(run.tasks[task]["data"].get("left_out", ())) for run in runs}
+    return [f"{name} left out {_rows(count)} that could not be read." for name, count in counts.items() if count]
 
 
 def _differences(task: str, base: Run, others: Sequence[Run]) -> list[str]:
@@ -344,7 +350,7 @@ def _speed_differences(task: str, base: Run, others: Sequence[Run]) -> list[str]
     def conditions(run: Run) -> dict[str, Any]:
         return {
             "batch size": run.tasks[task]["metrics"]["batch_size"],
-            "hardware": run.results["hardware"],
+            "hardware": _machines(run),
             "device": run.results["model"]["device"],
             "dtype": run.results["model"]["dtype"],
         }
@@ -356,6 +362,15 @@ def _speed_differences(task: str, base: Run, others: Sequence[Run]) -> list[str]
     return [f"The TPS of the runs are not comparable: they differ in {', '.join(sorted(differing))}."]
 
 
+def _machines(run: Run) -> list[dict[str, Any]]:
+    """What the run's processes ran on; several where it was taken up elsewhere."""
+    machines: list[dict[str, Any]] = []
+    for session in run.results.get("sessions", [run.results]):
+        if session["hardware"] not in machines:
+            machines.append(session["hardware"])
+    return machines
+
+
 def _settings(runs: Sequence[Run]) -> tuple[Table, str]:
     """What distinguishes the runs as a table, and what they share as a phrase."""
     given = [dict(run.results["params"]) for run in runs]
@@ -363,10 +378,10 @@ def _settings(runs: Sequence[Run]) -> tuple[Table, str]:
     shared = [name for name in first if others and all(params.get(name) == first[name] for params in others)]
     rows = []
     for run, params in zip(runs, given, strict=True):
-        model, hardware = run.results["model"], run.results["hardware"]
+        model = run.results["model"]
         own = ", ".join(f"{name} {value}" for name, value in params.items() if name not in shared)
         place = ", ".join(str(model[key]) for key in ("device", "dtype") if model[key])
-        machine = hardware.get("accelerator") or hardware.get("processor")
+        machine = " and ".join(dict.fromkeys(m.get("accelerator") or m.get("processor") or "–" for m in _machines(run)))
         cells = (run.name, model["name"], run.results["decoder"], own, place, machine)
         rows.append(tuple(str(cell or "–") for cell in cells))
     header = ("Run", "Model", "Decoder", "Settings", "Device", "Hardware")

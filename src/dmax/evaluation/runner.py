@@ -1,9 +1,10 @@
 """One evaluation: every row answered, graded and on disk before the next batch, then one results file.
 
-A folder holds ``settings.json`` (what the run is), a ``samples-<task>.jsonl`` a task (one object a row, in order once
-the task is complete) and ``results.json`` (metrics, and everything needed to run it again), which appears when every
-task is complete. Several processes share the rows of a run by their rank; each writes a part of its own, and the last
-to finish puts the parts together.
+A folder holds ``settings.json`` (what the run is), ``sessions.jsonl`` (every start of a process that had rows left, and
+on what machine), a ``samples-<task>.jsonl`` a task (one object a row, in order once the task is complete) and
+``results.json`` (metrics, and everything needed to run it again), which appears when every task is complete. Several
+processes share the rows of a run by their rank; each writes a part of its own, and the last to finish puts the parts
+together.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from typing import Any
 from dmax.evaluation.answerers import Answer, Answerer
 from dmax.evaluation.metrics import summarize
 from dmax.evaluation.provenance import describe_process
-from dmax.evaluation.report import FORMAT, RESULTS_FILE
+from dmax.evaluation.report import FORMAT, RESULTS_FILE, read_results
 from dmax.evaluation.run_folder import RunFolderError, claim, to_json, write_whole
 from dmax.evaluation.tasks import rows_digest
 from dmax.evaluation.tasks.base import Row, Task
+
+SESSIONS_FILE = "sessions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def evaluate(
         on_progress: called after every batch.
 
     Returns:
-        What went into ``results.json``; None where other processes still work on their rows.
+        What stands in ``results.json``; None where other processes still work on their rows.
 
     Raises:
         RunFolderError: the folder belongs to another run.
@@ -108,18 +111,27 @@ def evaluate(
         **description,
         "seed": seed,
         "processes": share.world,
+        "batch_size": answerer.batch_size,
         "tasks": {data.task.name: data.identity for data in tasks},
     }
     claim(folder, settings)
-    for data in tasks:
-        _TaskRun(data, answerer, folder, share, seed).run(on_progress)
+    runs = [_TaskRun(data, answerer, folder, share, seed) for data in tasks]
+    session = {"command": list(command), **describe_process()}
+    if any(run.todo for run in runs):
+        with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as file:
+            file.write(_line({"started": _now(), **session}))
+    elif (folder / RESULTS_FILE).exists():
+        return read_results(folder)
+    for run in runs:
+        run.run(on_progress)
     if not all(_join_parts(folder, data, share.world) for data in tasks):
         return None
+    sessions = [json.loads(line) for line in (folder / SESSIONS_FILE).read_text(encoding="utf-8").splitlines()]
     results = {
         "format": FORMAT,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
-        **describe_process(),
+        "created": _now(),
+        **session,
+        "sessions": sessions,
         **description,
         "seed": seed,
         "tasks": {
@@ -147,17 +159,17 @@ class _TaskRun:
         self.path = _part(folder, data.task.name, share)
         whole = _whole(folder, data.task.name)
         self.samples = [s for s in read_samples(whole if whole.exists() else self.path) if s["index"] in self.mine]
+        done = {sample["index"] for sample in self.samples}
+        self.todo = [index for index in self.mine if index not in done]
 
     def run(self, on_progress: Callable[[Standing], None]) -> None:
-        done = {sample["index"] for sample in self.samples}
-        todo = [index for index in self.mine if index not in done]
         on_progress(self._standing())
-        if not todo:
+        if not self.todo:
             return
         write_whole(self.path, "".join(_line(sample) for sample in self.samples))  # drops what broke off half-written
         with self.path.open("a", encoding="utf-8") as file:
-            for start in range(0, len(todo), self.answerer.batch_size):
-                batch = self._answer(todo[start : start + self.answerer.batch_size])
+            for start in range(0, len(self.todo), self.answerer.batch_size):
+                batch = self._answer(self.todo[start : start + self.answerer.batch_size])
                 file.write("".join(_line(sample) for sample in batch))
                 file.flush()
                 self.samples += batch
@@ -246,6 +258,10 @@ def _metrics(folder: Path, name: str, batch_size: int, world: int, seed: int) ->
     samples = read_samples(_whole(folder, name))
     walls = [sum(sample["wall_share"] for sample in samples if sample["index"] % world == r) for r in range(world)]
     return summarize(samples, wall_seconds=max(walls), batch_size=batch_size * world, seed=seed)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _whole(folder: Path, task: str) -> Path:

@@ -101,7 +101,8 @@ def test_processes_at_the_same_time_share_the_rows(
     told = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     assert samples(shared) == samples(alone)
-    assert sorted(path.name for path in shared.iterdir()) == ["results.json", "samples-gsm8k.jsonl", "settings.json"]
+    files = sorted(path.name for path in shared.iterdir())
+    assert files == ["results.json", "samples-gsm8k.jsonl", "sessions.jsonl", "settings.json"]
     task = json.loads((shared / "results.json").read_text())["tasks"]["gsm8k"]
     assert task["metrics"]["n"] == 10
     assert task["metrics"]["batch_size"] == 4
@@ -124,6 +125,9 @@ def test_bad_rows_are_left_out_on_request_and_named(
     assert result.exit_code == 0
     assert "line 1" in result.stderr
     assert len(samples(tmp_path / "run")) == 10
+    [left_out] = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]["gsm8k"]["data"]["left_out"]
+    assert "line 1" in left_out
+    assert "left out 1 row that could not be read" in invoke("report", tmp_path / "run").stdout
 
 
 def test_another_run_is_not_mixed_in(
@@ -171,7 +175,7 @@ def test_a_server_is_asked_with_every_decoding_option(
         "add_threshold": 0.3,
         "stable_threshold": 0.6,
         "semi_threshold": 0.8,
-        "block_length": 8,
+        "block_length": 32,
         "stop": "w9",
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
@@ -181,6 +185,7 @@ def test_a_server_is_asked_with_every_decoding_option(
     )  # fmt: skip
     assert result.exit_code == 0
     [body] = bodies
+    assert set(given) <= body.keys(), "a value that is the default here need not be the server's"
     params = protocol.ChatRequest.model_validate(body).params(default_length=1, default_block_length=1, seed=0)
     assert {name: getattr(params, name) for name in given} == {**given, "stop": ("w9",)}
     assert params.decoder_options == {"soft": False}
@@ -206,9 +211,10 @@ def test_a_sweep_goes_on_point_by_point_and_is_reported(
     points = sorted(path.parent.name for path in out.glob("*/results.json"))
     assert len(points) == 3
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
-    more = invoke("sweep", *arguments(checkpoints, rows, out, "--limit", 4, *over, "--over", "hierarchical=0.9"))
+    further = ["--over", "hierarchical=0.9", "--over", "fixed-steps"]
+    more = invoke("sweep", *arguments(checkpoints, rows, out, "--limit", 4, *over, *further))
     assert more.exit_code == 0
-    assert len(list(out.glob("*/results.json"))) == 4
+    assert len(list(out.glob("*/results.json"))) == 5, "what has no threshold is one point"
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()), "finished points are kept"
     for name in ("accuracy-tpf", "accuracy-tps"):
         assert (out / f"{name}.png").stat().st_size > 10_000
@@ -221,3 +227,4 @@ def test_a_sweep_goes_on_point_by_point_and_is_reported(
     assert "another buffer_size" in refusal("sweep", *other, "--buffer-size", 2)
     assert "another decoder_option" in refusal("sweep", *other, "--decoder-option", "soft=false")
     assert "is no threshold" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "threshold=high"))
+    assert "no option 'threshold'" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "fixed-steps=0.9"))

@@ -76,6 +76,7 @@ def test_a_busy_server_is_asked_again() -> None:
     [
         (httpx.Response(400, text="prompt too long"), "HTTP 400: prompt too long"),
         (httpx.Response(200, json={"object": "error"}), "no chat completion"),
+        (httpx.Response(200, text="<html>welcome</html>"), "no chat completion: <html>"),
     ],
 )
 def test_a_failure_is_recorded_not_raised(reply: Any, named: str) -> None:

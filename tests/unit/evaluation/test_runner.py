@@ -66,7 +66,8 @@ class Calculator:
         return Answer(text, num_tokens=6, passes=2, nfe=3, blocks=1, revisions=1, seconds=0.5, finish_reason="stop")
 
     def describe(self) -> dict[str, Any]:
-        return {"model": {"name": "calculator"}, "decoder": "sums", "params": {}}
+        model = {"name": "calculator", "hash": None, "dtype": None, "device": None}
+        return {"model": model, "decoder": "sums", "params": {}}
 
 
 def asked(rows: int = 10) -> list[TaskData]:
@@ -128,7 +129,19 @@ def test_a_complete_run_is_not_asked_again(tmp_path: Path) -> None:
     assert first is not None
     assert second is not None
     assert again.asked == []
-    assert first["tasks"] == second["tasks"]
+    assert first == second, "nor described anew"
+
+
+def test_every_start_that_answered_rows_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was taken up on another machine or commit says so; no figure passes for the last one's alone."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Calculator(patience=1), command=["first"])
+    monkeypatch.setattr("dmax.evaluation.provenance.git_commit", lambda: "another")
+    results = run(tmp_path, Calculator(), command=["second"])
+    assert results is not None
+    assert [session["command"] for session in results["sessions"]] == [["first"], ["second"]]
+    assert results["sessions"][0]["git_commit"] != "another"
+    assert (results["command"], results["git_commit"]) == (["second"], "another")
 
 
 def test_processes_share_the_rows_and_the_last_one_joins_them(tmp_path: Path) -> None:
@@ -141,7 +154,7 @@ def test_processes_share_the_rows_and_the_last_one_joins_them(tmp_path: Path) ->
     assert sorted(len(c.asked) for c in calculators) == [3, 3, 4]
     name = "samples-adding.jsonl"
     assert without_times(shared / name) == without_times(alone / name)
-    assert sorted(path.name for path in shared.iterdir()) == ["results.json", name, "settings.json"]
+    assert sorted(path.name for path in shared.iterdir()) == ["results.json", name, "sessions.jsonl", "settings.json"]
     assert results[2]["tasks"]["adding"]["metrics"]["batch_size"] == 12
 
 
@@ -161,13 +174,19 @@ def test_parts_that_another_process_joins_meanwhile_are_not_missed(
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"seed": 6}, "seed"), ({"rows": 9}, "tasks"), ({"share": Share(0, 2)}, "processes")]
+    ("change", "named"),
+    [
+        ({"seed": 6}, "seed"),
+        ({"rows": 9}, "tasks"),
+        ({"share": Share(0, 2)}, "processes"),
+        ({"calculator": Calculator(batch_size=2)}, "batch_size"),
+    ],
 )
 def test_the_folder_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     run(tmp_path, Calculator())
     before = (tmp_path / "samples-adding.jsonl").read_bytes()
     with pytest.raises(RunFolderError, match=named):
-        run(tmp_path, Calculator(), **change)
+        run(tmp_path, **{"calculator": Calculator(), **change})
     assert (tmp_path / "samples-adding.jsonl").read_bytes() == before
 
 
