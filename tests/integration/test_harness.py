@@ -63,6 +63,13 @@ filter_list:
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
+REAL = """
+include: {definition}
+task: {name}
+dataset_path: json
+dataset_name: null
+dataset_kwargs: {{data_files: {{train: {data}, test: {data}}}, cache_dir: {cache}}}
+"""
 CHOICE = """
 task: choice
 dataset_path: json
@@ -89,7 +96,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tasks: ``raw``, ``chat`` and ``prefixed`` (whose answers are begun) generate, ``choice`` does not."""
+    """A folder of tasks: ``raw``, ``chat`` and ``prefixed`` (whose answers are begun) generate, ``choice`` does not.
+
+    ``real-…`` are the harness' own definitions of GSM8K over the rows here.
+    """
     folder = tmp_path_factory.mktemp("tasks")
     data, cache = folder / "rows.jsonl", folder / "cache"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -98,6 +108,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prefixed.yaml").write_text(chat.replace("task: chat", "task: prefixed") + 'gen_prefix: "Well, 2"\n')
     (folder / "raw.yaml").write_text(TASK.format(name="raw", data=data, cache=cache, text="<user>{{question}}<bot>"))
     (folder / "choice.yaml").write_text(CHOICE.format(data=data, cache=cache))
+    for name in ("gsm8k", "gsm8k-cot-llama"):
+        definition = Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / f"{name}.yaml"
+        real = REAL.format(definition=definition, name=f"real-{name}", data=data, cache=cache)
+        (folder / f"real-{name}.yaml").write_text(real)
     return folder
 
 
@@ -404,6 +418,26 @@ def test_entry_point_is_the_model() -> None:
     registry.register(name, target=EntryPoint(name, value, "lm_eval.models"))
     assert name == "dmax"
     assert registry.get("dmax") is DMaxLM
+
+
+@pytest.mark.parametrize(("name", "in_chat"), [("gsm8k", False), ("gsm8k-cot-llama", True)])
+def test_definitions_of_the_harness_run_as_they_are(
+    evaluate: Callable[..., Any], model: Path, monkeypatch: pytest.MonkeyPatch, name: str, in_chat: bool
+) -> None:
+    """Their prompts, examples, stop strings, filters and metrics, with the row's own answer or another one given."""
+    given = iter(["He has 3.\n#### 0", "#### 7", "The final answer is 2"])
+
+    def answer(self: LLM, prompts: list[list[int]], params: Sequence[GenerationParams]) -> list[GenerationOutput]:
+        return [replace(output, text=next(given)) for output in Recorder()(prompts, params)]
+
+    monkeypatch.setattr(LLM, "generate", answer)
+    results = evaluate(
+        f"real-{name}", model="dmax", model_args=f"pretrained={model}", num_fewshot=1, batch_size=1,
+        apply_chat_template=in_chat, fewshot_as_multiturn=in_chat, gen_kwargs="max_gen_toks=32",
+    )  # fmt: skip
+    scores = results["results"][f"real-{name}"]
+    assert scores["exact_match,strict-match"] == pytest.approx(1 / 3)
+    assert scores["exact_match,flexible-extract"] == pytest.approx(2 / 3)
 
 
 def test_package_works_without_the_harness() -> None:
