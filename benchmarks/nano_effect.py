@@ -3,8 +3,7 @@
 Answers the same unseen problems with the base model (`threshold` decoding, from its default down) and with the model
 that OPUT made of it (`soft-parallel`, over its thresholds), then lowers the base model's threshold until it is as fast
 as the other at its default. Accuracy is the share of problems whose final number is right, with a 95 % bootstrap
-interval; TPF is the mean over problems of tokens before EOS per forward, the prefill counted as one forward (the
-pooled ratio stands beside it in the JSON).
+interval; TPF is tokens before EOS per forward, the prefill counted as one forward. Prints README's table.
 
     python benchmarks/nano_effect.py [--problems N] [--seed N] [--json FILE] [--plot FILE.png]
 """
@@ -63,6 +62,28 @@ def plot(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
+ROWS = {
+    "base": "`nano-base`, `threshold`",
+    "nano": "**`nano`, `soft-parallel`**",
+    "base_pushed_to_nanos_tpf": "`nano-base`, `threshold` lowered to that speed",
+    "base_soft_parallel": "`nano-base`, `soft-parallel` (no OPUT)",
+}
+
+
+def to_markdown(table: dict[str, Any]) -> str:
+    """The table as README shows it."""
+    lines = ["| | threshold | accuracy [95 %] | TPF, mean over problems | TPF, all tokens by all forwards |"]
+    lines.append("|---|---|---|---|---|")
+    for name, title in ROWS.items():
+        point = table[name]
+        low, high = (100 * bound for bound in point["accuracy_95"])
+        accuracy = f"{100 * point['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
+        lines.append(
+            f"| {title} | {point['threshold']:g} | {accuracy} | {point['tpf']:.2f} | {point['tpf_pooled']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=500)
@@ -83,6 +104,7 @@ def main() -> None:
         "accuracy_difference_points": 100 * (default["accuracy"] - base_curve[0]["accuracy"]),
     }  # fmt: skip
     curves = {"nano-base, threshold": base_curve, "nano, soft-parallel": nano_curve}
+    print(to_markdown(table))
     if arguments.plot:
         plot(curves, arguments.plot)
     result = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,28 @@ def test_every_task_describes_itself(name: str) -> None:
 )
 def test_prompts(name: str, row: Row, prompt: str) -> None:
     assert get_task(name).prompt(row) == prompt
+
+
+PROMPT_DIGESTS = {
+    "gsm-symbolic": (1, "b20436c18c6e22d4"),
+    "parallel-stress": (1, "77a38f0e270c8e19"),
+    "gsm8k": (1, "85951e73db9e7438"),
+    "asdiv": (1, "1e62319d46c0fba1"),
+    "math500": (1, "cac105ddb30a03ac"),
+    "minerva-algebra": (1, "cac105ddb30a03ac"),
+    "humaneval": (1, "b7e0301f617e336e"),
+    "humaneval+": (1, "b7e0301f617e336e"),
+    "mbpp": (1, "55a9804b334d07c8"),
+    "mbpp+": (1, "55a9804b334d07c8"),
+}
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_a_prompt_changes_only_with_the_version(name: str) -> None:
+    """Whoever changes a prompt raises the task's version and writes both down here."""
+    task = get_task(name)
+    digest = hashlib.sha256(task.prompt(task.example).encode()).hexdigest()[:16]
+    assert (task.version, digest) == PROMPT_DIGESTS[name]
 
 
 def test_a_mathematics_prompt_asks_for_a_box() -> None:
