@@ -53,8 +53,11 @@ def sweep(
     settings = _settings(over or [decoding.decoder], model, decoding, thresholds)
     tasks = load_tasks(asking, decoding)
     with evaluation_errors():
+        from dmax.evaluation.answerers import weights_hash
         from dmax.evaluation.sweep import run_sweep
 
+        hashes = {name: weights_hash(name) for name in {setting.model for setting in settings}}
+        settings = [replace(setting, weights=hashes[setting.model]) for setting in settings]
         try:
             page = run_sweep(
                 settings,

@@ -32,6 +32,8 @@ class Setting:
     decoder: str
     threshold: float | None = None
     """None for the decoder's own default, or for a decoder without one."""
+    weights: str | None = None
+    """Fingerprint of the model's weights; None takes the results of whatever weights bear the model's name."""
 
     @property
     def folder_name(self) -> str:
@@ -94,8 +96,16 @@ def is_finished(folder: Path, setting: Setting) -> bool:
         return False
     results = read_results(folder)
     threshold = results["params"].get("threshold")
-    measured = Setting(results["model"]["name"], results["decoder"], threshold)
-    asked = Setting(setting.model, setting.decoder, threshold if setting.threshold is None else setting.threshold)
+    weights = results["model"]["hash"]
+    measured = Setting(results["model"]["name"], results["decoder"], threshold, weights)
+    if setting.weights not in (None, weights):
+        raise MeasurementError(
+            f"{folder / RESULTS_FILE} was measured with other weights of {setting.model}; choose another folder for "
+            "the sweep, or move that one away and run the sweep again."
+        )
+    asked = Setting(
+        setting.model, setting.decoder, threshold if setting.threshold is None else setting.threshold, weights
+    )
     if measured != asked:
         raise MeasurementError(
             f"{folder / RESULTS_FILE} was measured with {measured.folder_name}; move that folder away and run the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Runner:
         values = {"version": 1, "data": {}, "metrics": summarize(rows, 10 / tpf, 4)}
         threshold = 0.5 if setting.threshold is None else setting.threshold
         results = {
-            "format": 1, "hardware": {}, "model": {"name": setting.model, "dtype": None, "device": None},
+            "format": 1, "hardware": {},
+            "model": {"name": setting.model, "hash": "sha256:1", "dtype": None, "device": None},
             "decoder": setting.decoder, "params": {"threshold": threshold}, "tasks": dict.fromkeys(self.tasks, values),
         }  # fmt: skip
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
@@ -137,6 +139,9 @@ def test_a_point_of_another_setting_is_refused(tmp_path: Path) -> None:
     for other in (BASE[1], Setting("base", "hierarchical", 0.95), Setting("nano", "threshold", 0.95)):
         with pytest.raises(MeasurementError, match=r"was measured with base--threshold--0\.95"):
             is_finished(tmp_path / "point", other)
+    assert is_finished(tmp_path / "point", replace(BASE[0], weights="sha256:1"))
+    with pytest.raises(MeasurementError, match="was measured with other weights of base"):
+        is_finished(tmp_path / "point", replace(BASE[0], weights="sha256:2"))
 
 
 @pytest.mark.usefixtures("no_pictures")
