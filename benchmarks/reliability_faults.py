@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -44,6 +45,14 @@ def _text(reply: httpx.Response) -> str | None:
     return reply.json()["choices"][0]["message"]["content"] if reply.status_code == 200 else None
 
 
+def _read_to_some_text(reply: httpx.Response) -> None:
+    """Read a stream, whose first event comes before any pass, until a block has come."""
+    for line in reply.iter_lines():
+        if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+            return
+    raise SystemExit("a stream ended without any text, so nobody could vanish in the middle of it.")
+
+
 def vanishing_clients(model: str, times: int) -> dict[str, Any]:
     """Clients that leave in the middle of a stream free what they held."""
     with server(model) as served:
@@ -52,7 +61,7 @@ def vanishing_clients(model: str, times: int) -> dict[str, Any]:
             messages = [{"role": "user", "content": problem("test", index)["question"]}]
             body = {"messages": messages, **SLOW, "stream": True}
             with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=120) as reply:
-                next(reply.iter_lines())
+                _read_to_some_text(reply)
         idle = wait_until_idle(served.url)
         same = _text(_ask(served.url, 0)) == expected is not None
     return {"clients": times, "idle_afterwards": idle, "answers_as_before": same, "holds": idle and same}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -34,12 +33,16 @@ def serve(
         typer.Option(help="Let pages of this origin ask. Repeatable; none by default.", rich_help_panel=_SERVER),
     ] = None,
     max_queue: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait; further ones get 429.", rich_help_panel=_SERVER)
+        int, typer.Option(min=1, help="Requests that may wait; further ones get 429.", rich_help_panel=_SERVER)
     ] = 256,
     max_gen_length: Annotated[
         int, typer.Option(min=1, help="Most tokens of an answer.", rich_help_panel=_SERVER)
     ] = 2048,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", rich_help_panel=_SERVER)] = 600.0,
+    drain_timeout: Annotated[
+        float,
+        typer.Option(help="Seconds that answers under way get when the server is to end.", rich_help_panel=_SERVER),
+    ] = 60.0,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Put prompts into the log.", rich_help_panel=_SERVER)
     ] = False,
@@ -65,16 +68,16 @@ def serve(
     ] = False,
 ) -> None:
     """Serve a model over HTTP: /v1/chat/completions, /v1/completions, /metrics, and a page at /."""
-    if timeout <= 0:
-        raise CommandError(f"--timeout is {timeout:g}; it must be more than 0 seconds.")
+    for name, seconds in (("--timeout", timeout), ("--drain-timeout", drain_timeout)):
+        if not seconds > 0:
+            raise CommandError(f"{name} is {seconds:g}; it must be more than 0 seconds.")
     with needs_extra("serve", "serving"):
-        import uvicorn
-
         from dmax.serving.access import log_to_stderr
         from dmax.serving.app import create_app
-        from dmax.serving.settings import ServerSettings, gen_lengths, parse_kv_memory
+        from dmax.serving.server import Server
+        from dmax.serving.settings import ServerSettings, gen_lengths, parse_keys, parse_kv_memory
     with user_errors():
-        memory = parse_kv_memory(kv_memory)
+        memory, keys = parse_kv_memory(kv_memory), parse_keys(api_key or ())
     listener = _listen(host, port)
     llm = load_llm(model)
     if llm.tokenizer is None:
@@ -96,7 +99,7 @@ def serve(
         )
     settings = ServerSettings(
         model_name=model.model if model_name is None else model_name,
-        api_keys=tuple(api_key or ()),
+        api_keys=keys,
         max_queue=max_queue,
         **gen_lengths(max_gen_length, limit),
         block_length=block_length,
@@ -107,16 +110,7 @@ def serve(
     log_to_stderr()
     port = listener.getsockname()[1]
     note(f"{settings.model_name} at http://{host}:{port}/ (API under /v1); Ctrl-C stops it.")
-    app = create_app(engine, llm.tokenizer, settings)
-
-    class Server(uvicorn.Server):
-        """Stops being ready as soon as it is told to end; what runs goes on until it is done."""
-
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            app.state.engine.drain()
-            super().handle_exit(sig, frame)
-
-    Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+    Server(create_app(engine, llm.tokenizer, settings), drain_timeout).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

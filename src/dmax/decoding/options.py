@@ -6,6 +6,9 @@ import math
 
 from dmax.decoding.base import DecoderError
 
+MAX_COUNT = 2**31 - 1
+"""Most of anything that is counted; larger numbers would overflow the arithmetic of tensors."""
+
 
 def check_probability(name: str, value: object) -> None:
     """A number from 0 to 1."""
@@ -19,10 +22,12 @@ def check_temperature(value: object) -> None:
         raise DecoderError(f"temperature is {value!r}; it must be 0 (take the best token) or a number above 0 (draw).")
 
 
-def check_count(name: str, value: object, minimum: int) -> None:
-    """A whole number, ``minimum`` or above."""
+def check_count(name: str, value: object, minimum: int, maximum: int = MAX_COUNT) -> None:
+    """A whole number from ``minimum`` to ``maximum``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise DecoderError(f"{name} is {value!r}; it must be a whole number, at least {minimum}.")
+    if value > maximum:
+        raise DecoderError(f"{name} is {value}; it must be a whole number, at most {maximum}.")
 
 
 def check_steps(value: object) -> None:

@@ -45,7 +45,7 @@ def decoder_options(name: str) -> dict[str, Any]:
     return _defaults(name, _factory(name))
 
 
-def get_decoder(name: str, **options: Any) -> Decoder:
+def get_decoder(name: str, /, **options: Any) -> Decoder:
     """Build a decoder.
 
     Args:

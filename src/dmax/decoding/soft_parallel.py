@@ -22,6 +22,10 @@ from dmax.kernels.steps import Steps
 STEPS = Steps("decide")
 """By vocabulary, mask token and dtype of the logits."""
 
+MAX_TOP_K = 64
+"""Most tokens of a mix. Each costs a search of its own through the vocabulary, for which all who share the batch wait,
+and those beyond the first few carry next to no weight."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoftParallelDecoder:
@@ -30,7 +34,7 @@ class SoftParallelDecoder:
     ``threshold`` is the confidence a mask needs to be promoted, ``acceptance_threshold`` the one every position needs
     for the block to be accepted before it stops changing. The other options switch off one part each, for ablations:
 
-    * ``top_k``: tokens in the mix that a decoded position feeds back;
+    * ``top_k``: tokens in the mix that a decoded position feeds back, at most ``MAX_TOP_K``;
     * ``soft``: False feeds back the embedding of the hard token instead of a mix;
     * ``renormalize``: False leaves the mix at the length the mean has;
     * ``contiguous``: False promotes confident masks wherever they stand (and, if there are none, the most confident);
@@ -51,7 +55,7 @@ class SoftParallelDecoder:
     def __post_init__(self) -> None:
         check_probability("threshold", self.threshold)
         check_probability("acceptance_threshold", self.acceptance_threshold)
-        check_count("top_k", self.top_k, 1)
+        check_count("top_k", self.top_k, 1, MAX_TOP_K)
         for switch in ("soft", "renormalize", "contiguous", "revise"):
             check_switch(switch, getattr(self, switch))
         check_temperature(self.temperature)

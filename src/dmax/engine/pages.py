@@ -98,9 +98,12 @@ class PagePool:
             self._idle.pop(page, None)
             self._holders[page] += 1
             found.append(page)
-        self.counters.queries += len(keys)
-        self.counters.hits += len(found)
         return found
+
+    def count(self, queries: int, hits: int) -> None:
+        """Count an admission: whole prompt pages that were looked up, and those that were there."""
+        self.counters.queries += queries
+        self.counters.hits += hits
 
     def publish(self, page: int, key: Key) -> None:
         """State what a held page contains, now that it is final; a second page of the same contents stays private."""

@@ -86,6 +86,12 @@ class GenerationParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise GenerationError(f"stop is {self.stop!r}; every stop string must be a string that is not empty.")
+        try:
+            "".join(stop).encode()
+        except UnicodeEncodeError as error:
+            raise GenerationError(
+                f"stop is {self.stop!r}, which holds half of a surrogate pair; every stop string must be valid Unicode."
+            ) from error
         object.__setattr__(self, "stop", stop)
 
     def blocks_in_flight(self) -> dict[str, Any]:

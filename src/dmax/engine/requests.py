@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from dmax.decoding import Decoder
 from dmax.engine.outputs import GenerationOutput
@@ -68,13 +68,12 @@ class RequestReader:
             GenerationError: the prompt cannot be used.
         """
         if isinstance(prompt, str):
-            return self._require_tokenizer(f"prompt {request_id} is text").encode(prompt)
+            return self._tokens(request_id, "text", lambda tokenizer: tokenizer.encode(prompt))
         if prompt and all(isinstance(part, Mapping) for part in prompt):
-            tokenizer = self._require_tokenizer(f"prompt {request_id} is a list of messages")
-            try:
-                return tokenizer.apply_chat_template(prompt)  # type: ignore[arg-type]
-            except ValueError as error:
-                raise GenerationError(f"prompt {request_id}: {error}") from error
+            messages = cast(abc.Sequence[Message], prompt)
+            return self._tokens(
+                request_id, "a list of messages", lambda tokenizer: tokenizer.apply_chat_template(messages)
+            )
         try:
             token_ids = [operator.index(part) for part in prompt]  # type: ignore[arg-type]
         except TypeError as error:
@@ -87,6 +86,13 @@ class RequestReader:
         if outside is not None:
             raise GenerationError(f"prompt {request_id} has token id {outside}; this model's ids are 0 to {size - 1}.")
         return token_ids
+
+    def _tokens(self, request_id: str, kind: str, read: Callable[[Tokenizer], list[int]]) -> list[int]:
+        tokenizer = self._require_tokenizer(f"prompt {request_id} is {kind}")
+        try:
+            return read(tokenizer)
+        except ValueError as error:
+            raise GenerationError(f"prompt {request_id}: {error}") from error
 
     def _require_tokenizer(self, need: str) -> Tokenizer:
         if self.tokenizer is None:

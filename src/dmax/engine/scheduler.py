@@ -125,14 +125,17 @@ class Scheduler:
         growing = sum(self._grows(other) for other in self.admitted)
         while self.waiting and len(self.admitted) < self._max_batch_size:
             row = next(iter(self.waiting))
-            keys = self._keys(row)
+            if row.prompt_keys is None:
+                row.prompt_keys = self._keys(row)
+            keys = row.prompt_keys
             row.pages = self._pool.reuse(keys)
             missing = self.pages_for(row.block_end) - len(row.pages)
             if self._pool.available < missing + growing:
                 self._pool.release(row.pages)
                 row.pages = []
                 return
-            row.keys = keys[: len(row.pages)]
+            self._pool.count(len(keys), len(row.pages))
+            row.prompt_keys, row.keys = None, keys[: len(row.pages)]
             row.stored = len(row.pages) * self._page_length
             for _ in range(missing):
                 row.pages.append(self._pool.take(after=row.pages[-1] if row.pages else None))

@@ -47,6 +47,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     """Keys of the first pages, as far as they are known to be final."""
+    prompt_keys: list[Key] | None = None
+    """Keys of the whole pages before the current block, while it waits and has been looked at; they do not change."""
     paused: BlockState | None = None
     """The state of the blocks in flight, one row each, where decoding was interrupted."""
     generator: torch.Generator | None = None

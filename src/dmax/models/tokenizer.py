@@ -74,7 +74,15 @@ class Tokenizer:
             (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with nothing put before or after it."""
+        """Token ids of a text, with nothing put before or after it.
+
+        Raises:
+            ValueError: the text holds half of a surrogate pair, which is no character.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("the text holds half of a surrogate pair, which is not valid Unicode.") from error
         return self.pipeline.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -7,22 +7,26 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 from uuid import uuid4
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dmax.serving.errors import ApiError
+from dmax.serving.errors import ApiError, unexpected
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.settings import ServerSettings
 
 _PAGE_FILES = "/web/"
+_COST = ("num_tokens", "nfe", "tpf", "tps", "decoder")
 logger = logging.getLogger("dmax.serving.access")
+_troubles = logging.getLogger("dmax.serving")
 
 
 class Gate:
-    """Checks keys and sizes before a request is read; logs and counts it after."""
+    """Checks keys and sizes before a request is read; logs and counts it after, whatever became of it."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: ServerMetrics) -> None:
         self._app = app
@@ -33,7 +37,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, request_id, status = time.perf_counter(), uuid4().hex, 500
+        started, request_id, status = time.perf_counter(), uuid4().hex, 0
 
         async def send_and_see(message: Message) -> None:
             nonlocal status
@@ -48,12 +52,20 @@ class Gate:
             if refusal is None:
                 await self._app(scope, receive, send_and_see)
             else:
-                reply = JSONResponse(refusal.body(), refusal.status, refusal.headers)
-                await reply(scope, receive, send_and_see)
+                await _reply(refusal)(scope, receive, send_and_see)
+        except Exception:
+            if status:  # too late for another answer: the connection breaks, which says that this one is not whole
+                raise
+            _troubles.exception("request %s failed", request_id)
+            await _reply(unexpected())(scope, receive, send_and_see)
         finally:
-            self._metrics.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
-            if status >= 400 or not scope["path"].startswith(_PAGE_FILES):
-                _log(scope, request_id, status, time.perf_counter() - started)
+            self._note(scope, request_id, status or 500, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        self._metrics.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
+        if status >= 400 or not scope["path"].startswith(_PAGE_FILES):
+            facts = scope["state"].get("log", {})
+            log_request(scope["method"], scope["path"], status, seconds, request_id, facts)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers, limit = Headers(scope=scope), self._settings.max_body_bytes
@@ -68,16 +80,31 @@ class Gate:
         return None
 
 
-def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+def _reply(refusal: ApiError) -> JSONResponse:
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers)
+
+
+def log_request(method: str, path: str, status: int, seconds: float, request_id: str, facts: Mapping[str, Any]) -> None:
+    """One JSON object about a request; ``facts`` are what else is to be said of it."""
     line = {
         "request_id": request_id,
-        "method": scope["method"],
-        "path": scope["path"],
+        "method": method,
+        "path": path,
         "status": status,
         "seconds": round(seconds, 4),
-        **scope["state"].get("log", {}),
+        **facts,
     }
     logger.info(json.dumps(line, ensure_ascii=False, default=str))
+
+
+def prompt_facts(settings: ServerSettings, prompt: Any) -> dict[str, Any]:
+    """The prompt for the log, where it is wanted there."""
+    return {"prompt": prompt} if settings.log_prompts else {}
+
+
+def cost_facts(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What an answer cost, for the log."""
+    return {name: cost[name] for name in _COST}
 
 
 def log_to_stderr() -> None:

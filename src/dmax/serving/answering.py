@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from random import SystemRandom
@@ -18,7 +19,7 @@ from dmax.engine import GenerationError, GenerationOutput, GenerationParams, Pas
 from dmax.engine.requests import Prompt, RequestReader
 from dmax.models import Tokenizer
 from dmax.serving.client import Answer, EngineClient
-from dmax.serving.errors import ApiError, bad_request, internal, timed_out
+from dmax.serving.errors import ApiError, bad_request, internal, timed_out, unexpected
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.protocol import ChatRequest, CompletionRequest, Sampling
 from dmax.serving.replay import piece_reader
@@ -27,6 +28,28 @@ from dmax.serving.streaming import ContradictionError, TextStream
 
 T = TypeVar("T")
 _RANDOM = SystemRandom()
+logger = logging.getLogger("dmax.serving")
+
+
+class EventStream:
+    """The events of an answer, for one reader.
+
+    Args:
+        events: to be read.
+        streams: where they come from.
+    """
+
+    def __init__(self, events: AsyncIterator[str], streams: Sequence[Answer]) -> None:
+        self._events = events
+        self._streams = streams
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._events
+
+    def close(self) -> None:
+        """Give up what has not been read, also where nothing ever was; harmless once all of it has been."""
+        for stream in self._streams:
+            stream.close()
 
 
 class Answering:
@@ -54,18 +77,18 @@ class Answering:
         self.settings = settings
         self.metrics = metrics
 
-    async def chat(self, request: ChatRequest) -> dict[str, Any] | AsyncIterator[str]:
+    async def chat(self, request: ChatRequest) -> dict[str, Any] | EventStream:
         """A chat completion: the body, or the events of a stream."""
         messages = [message.as_turn() for message in request.messages]
         return await self._complete(request, [messages], _ChatShape(self.settings.model_name, request))
 
-    async def completion(self, request: CompletionRequest) -> dict[str, Any] | AsyncIterator[str]:
+    async def completion(self, request: CompletionRequest) -> dict[str, Any] | EventStream:
         """A text completion: the body, or the events of a stream."""
         return await self._complete(request, request.prompts(), _TextShape(self.settings.model_name, request))
 
     async def _complete(
         self, request: Sampling, prompts: Sequence[Prompt], shape: _Shape
-    ) -> dict[str, Any] | AsyncIterator[str]:
+    ) -> dict[str, Any] | EventStream:
         params = self._params(request)
         streams: list[Answer] = []
         prompt_tokens = 0
@@ -82,7 +105,7 @@ class Answering:
             raise
         if request.stream:
             usage = request.stream_options is not None and request.stream_options.include_usage
-            return self._events(streams, params, prompt_tokens, shape, usage)
+            return EventStream(self._events(streams, params, prompt_tokens, shape, usage), streams)
         with _closing(streams):
             try:
                 async with asyncio.timeout(self.settings.timeout):
@@ -190,6 +213,9 @@ class Answering:
         except ContradictionError:
             text = "a replica was lost, and another one gave an answer that begins otherwise; ask again."
             yield _event(internal(text).body())
+        except Exception:
+            logger.exception("a stream failed")
+            yield _event(unexpected().body())
 
     async def _merged(self, streams: list[Answer]) -> AsyncIterator[tuple[int, RequestUpdate]]:
         """The updates of several requests as they come."""
@@ -218,7 +244,7 @@ class Answering:
             for task in tasks:
                 task.cancel()
 
-    async def trace(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
+    async def trace(self, request: ChatRequest) -> AsyncGenerator[dict[str, Any]]:
         """Every pass of one answer, then the answer."""
         if request.n != 1:
             raise bad_request(f"n is {request.n}; a trace shows one answer.", "n")

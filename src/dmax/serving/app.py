@@ -8,25 +8,26 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from dmax.engine import LLMEngine
 from dmax.engine.requests import RequestReader
 from dmax.models import ModelConfig, Tokenizer
-from dmax.serving.access import Gate, may_ask, refused_key
-from dmax.serving.answering import Answering
+from dmax.serving.access import Gate, cost_facts, prompt_facts
+from dmax.serving.answering import Answering, EventStream
 from dmax.serving.async_engine import AsyncEngine
 from dmax.serving.client import EngineClient
-from dmax.serving.errors import ApiError
+from dmax.serving.errors import ApiError, client_gone, malformed
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.pages import add_pages
 from dmax.serving.protocol import ChatRequest, CompletionRequest
 from dmax.serving.settings import ServerSettings
+from dmax.serving.trace import Traces
 
 
 def create_app(engine: LLMEngine, tokenizer: Tokenizer, settings: ServerSettings) -> FastAPI:
@@ -62,12 +63,12 @@ def create_app_over(
         await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="dmax", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    app.state.engine = engine
+    app.state.engine, app.state.traces = engine, Traces(answering)
     _add_error_handlers(app)
     _add_api(app, answering, settings)
     _add_models(app, settings, config.max_position_embeddings)
     _add_state(app, engine, metrics)
-    _add_trace(app, answering, settings)
+    app.state.traces.add_to(app)
     add_pages(app, config.decoder_defaults)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     if settings.cors_origins:
@@ -80,12 +81,12 @@ def create_app_over(
 def _add_api(app: FastAPI, answering: Answering, settings: ServerSettings) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        _note_prompt(request, settings, [message.as_turn() for message in body.messages])
+        _note(request, prompt_facts(settings, [message.as_turn() for message in body.messages]))
         return _reply(request, await _unless_gone(request, answering.chat(body)))
 
     @app.post("/v1/completions", response_model=None)
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        _note_prompt(request, settings, body.prompt)
+        _note(request, prompt_facts(settings, body.prompt))
         return _reply(request, await _unless_gone(request, answering.completion(body)))
 
 
@@ -136,7 +137,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ApiError(499, "the client closed the connection.", kind="client_error", code="client_closed")
+        raise client_gone()
     finally:
         for pending in (task, watch):
             pending.cancel()
@@ -147,48 +148,31 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _reply(request: Request, result: dict[str, Any] | AsyncIterator[str]) -> Response:
-    if isinstance(result, dict):
-        cost = {key: result["dmax"][key] for key in ("num_tokens", "nfe", "tpf", "tps", "decoder")}
-        request.state.log = {**getattr(request.state, "log", {}), **cost}
-        return JSONResponse(result)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(result, media_type="text/event-stream", headers=headers)
+class _Events(StreamingResponse):
+    """Server-sent events; a client that leaves gives up what it has not read, even before the first of them."""
 
+    def __init__(self, events: EventStream) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._stream = events
 
-def _note_prompt(request: Request, settings: ServerSettings, prompt: Any) -> None:
-    if settings.log_prompts:
-        request.state.log = {"prompt": prompt}
-
-
-def _add_trace(app: FastAPI, answering: Answering, settings: ServerSettings) -> None:
-    @app.websocket("/v1/trace")
-    async def trace(socket: WebSocket) -> None:
-        """A chat request as the first message; every pass, then the answer, as messages back; again from the start."""
-        await socket.accept()
-        key = socket.headers.get("authorization", "").removeprefix("Bearer ") or socket.query_params.get("api_key", "")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if not may_ask(key, settings):
-                await socket.send_json(refused_key().body())
-                await socket.close(1008)
-                return
-            while True:
-                await _trace_one(socket, answering, await socket.receive_text(), settings)
-        except (WebSocketDisconnect, RuntimeError):
-            return
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.close()
 
 
-async def _trace_one(socket: WebSocket, answering: Answering, text: str, settings: ServerSettings) -> None:
-    try:
-        if len(text.encode()) > settings.max_body_bytes:
-            raise ApiError(413, f"a message may have {settings.max_body_bytes} bytes.", code="too_large")
-        request = ChatRequest.model_validate_json(text)
-        async for message in answering.trace(request):
-            await socket.send_json(message)
-    except ValidationError as error:
-        await socket.send_json(_validation_error(error.errors()).body())
-    except ApiError as error:
-        await socket.send_json(error.body())
+def _reply(request: Request, result: dict[str, Any] | EventStream) -> Response:
+    if isinstance(result, dict):
+        _note(request, cost_facts(result["dmax"]))
+        return JSONResponse(result)
+    return _Events(result)
+
+
+def _note(request: Request, facts: dict[str, Any]) -> None:
+    """Put something into the line that the log gets about this request."""
+    request.state.log = {**getattr(request.state, "log", {}), **facts}
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -197,23 +181,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
-        refusal = _validation_error(error.errors())
+    async def refuse_body(_: Request, error: RequestValidationError) -> Response:
+        refusal = malformed(error.errors())
         return JSONResponse(refusal.body(), refusal.status)
 
     @app.exception_handler(HTTPException)
     async def unknown_route(request: Request, error: HTTPException) -> Response:
         text = f"{request.method} {request.url.path}: {str(error.detail).lower()}."
         return JSONResponse(ApiError(error.status_code, text).body(), error.status_code, error.headers)
-
-
-def _validation_error(problems: Any) -> ApiError:
-    """The first problem of a body, named by its field."""
-    problem = problems[0]
-    place = ".".join(str(part) for part in problem["loc"] if part != "body")
-    no_object = not place and problem["type"] != "value_error"
-    if no_object or problem["type"] == "json_invalid":
-        text = "the body must be a JSON object, sent with Content-Type: application/json."
-        return ApiError(400, text, code="invalid_json")
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    return ApiError(422, f"{place}: {text}." if place else f"{text}.", param=place or None, code=str(problem["type"]))

@@ -16,9 +16,10 @@ from contextlib import suppress
 from typing import TypeVar
 from uuid import uuid4
 
+from dmax.decoding import DecoderError
 from dmax.engine import EngineStats, GenerationParams, LLMEngine, RequestUpdate
 from dmax.engine.requests import Prompt
-from dmax.serving.errors import ApiError, internal, queue_full, unavailable
+from dmax.serving.errors import ApiError, bad_request, internal, queue_full, unavailable
 
 T = TypeVar("T")
 logger = logging.getLogger("dmax.serving")
@@ -47,6 +48,8 @@ class AnswerStream:
                     self._over = True
                     raise update
                 self._over = update.output is not None or update.failure is not None
+                if isinstance(update.failure, DecoderError):
+                    raise bad_request(str(update.failure))
                 if update.failure is not None:
                     raise internal(f"decoding failed: {update.failure}")
                 yield update
@@ -75,7 +78,7 @@ class AsyncEngine:
         self._streams: dict[str, AnswerStream] = {}
         self._thread = threading.Thread(target=self._run, name="dmax-engine", daemon=True)
         self._draining = False
-        self._broken: BaseException | None = None
+        self._over = False
 
     def start(self) -> None:
         """Start the thread."""
@@ -94,7 +97,7 @@ class AsyncEngine:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive() and self._broken is None
+        return self._thread.is_alive() and not self._over
 
     @property
     def ready(self) -> bool:
@@ -121,14 +124,19 @@ class AsyncEngine:
             return stream
 
         stream = AnswerStream(self, uuid4().hex)
-        return await self._call(add)
+        try:
+            return await self._call(add)
+        except asyncio.CancelledError:
+            self.abort(stream.request_id)  # the thread may have added it already
+            raise
 
     def abort(self, request_id: str) -> None:
         """Give a request up; at the latest before the next step."""
 
         def forget() -> None:
             self._streams.pop(request_id, None)
-            self._engine.abort(request_id)
+            if not self._over:
+                self._engine.abort(request_id)
 
         self._calls.put(forget)
 
@@ -144,26 +152,42 @@ class AsyncEngine:
             if not answer.set_running_or_notify_cancel():
                 return
             try:
+                if self._over:
+                    raise _stopped()
                 answer.set_result(work())
             except BaseException as error:
                 answer.set_exception(error)
 
         if not self.alive:
-            raise unavailable("the engine has stopped; start the server again.")
+            raise _stopped()
         self._calls.put(run)
+        if self._over:  # the thread ended meanwhile, and may have looked at the queue for the last time
+            self._refuse_calls()
         return await asyncio.wrap_future(answer)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException:
+            logger.critical("the engine cannot go on; start the server again", exc_info=True)
+        finally:
+            self._over = True
+            self._tell_all(_stopped())
+            self._refuse_calls()
+
+    def _serve(self) -> None:
+        """Step until told to end. A step that fails ends the requests in it, and the next ones are served."""
         while True:
             try:
                 if not self._work_off_calls(wait=not self._engine.has_requests()):
-                    break
+                    return
                 for update in self._engine.step():
                     self._pass_on(update)
-            except Exception as error:
+            except Exception:
                 logger.exception("an engine step failed; the requests in it are given up")
-                self._fail_all(error)
-        self._fail_all(unavailable("the server is stopping; ask another one."))
+                for request_id in self._streams:
+                    self._engine.abort(request_id)
+                self._tell_all(internal("the engine failed while it answered this; ask again."))
 
     def _work_off_calls(self, wait: bool) -> bool:
         """Run what has been asked for; False where the thread is to end."""
@@ -184,9 +208,20 @@ class AsyncEngine:
                 del self._streams[update.request_id]
             stream.put(update)
 
-    def _fail_all(self, error: Exception) -> None:
+    def _tell_all(self, error: ApiError) -> None:
         """Tell every client that its request is over."""
-        for request_id, stream in list(self._streams.items()):
-            self._engine.abort(request_id)
-            stream.put(error if isinstance(error, ApiError) else internal(f"the engine failed: {error}"))
+        for stream in self._streams.values():
+            stream.put(error)
         self._streams.clear()
+
+    def _refuse_calls(self) -> None:
+        """Let go of whoever still waits for the thread, which has ended."""
+        with suppress(queue.Empty):
+            while True:
+                call = self._calls.get_nowait()
+                if call is not None:
+                    call()
+
+
+def _stopped() -> ApiError:
+    return unavailable("the engine has stopped; ask another server, or start this one again.")

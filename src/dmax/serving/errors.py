@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,6 +76,28 @@ def timed_out(seconds: float) -> ApiError:
 def unavailable(reason: str) -> ApiError:
     """The server cannot take requests now."""
     return ApiError(503, reason, kind="server_error", code="unavailable", headers={"Retry-After": "5"})
+
+
+def malformed(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """A body of the wrong form: pydantic's first problem with it, named by its field."""
+    problem = problems[0]
+    place = ".".join(str(part) for part in problem["loc"] if part != "body")
+    no_object = not place and problem["type"] != "value_error"
+    if no_object or problem["type"] == "json_invalid":
+        text = "the body must be a JSON object, sent with Content-Type: application/json."
+        return bad_request(text, code="invalid_json")
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return ApiError(422, f"{place}: {text}." if place else f"{text}.", param=place or None, code=str(problem["type"]))
+
+
+def client_gone() -> ApiError:
+    """Whoever asked does not wait for the answer; nobody hears this but the log."""
+    return ApiError(499, "the client closed the connection.", kind="client_error", code="client_closed")
+
+
+def unexpected() -> ApiError:
+    """Something of ours failed in a way that nobody thought of; what it was is for the log alone."""
+    return internal("something went wrong in the server; its log says what.")
 
 
 def internal(reason: str) -> ApiError:

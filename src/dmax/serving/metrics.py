@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from dmax.engine import EngineStats, GenerationOutput
 
@@ -34,21 +38,8 @@ class ServerMetrics:
         self.latency = Histogram(
             "dmax_answer_seconds", "Request to whole answer", buckets=_SECONDS, registry=self.registry
         )
-        self._engine = {
-            name: Gauge(f"dmax_{name}", text, registry=self.registry)
-            for name, text in {
-                "queue": "Requests that wait",
-                "running": "Requests that run",
-                "pages": "Pages of the key/value pool",
-                "pages_held": "Pages held by running requests",
-                "pages_cached": "Pages whose contents can be reused",
-                "prefix_queries": "Prompt pages looked up since the start",
-                "prefix_hits": "Prompt pages found since the start",
-                "interruptions": "Requests interrupted for lack of pages since the start",
-                "forwards": "Forwards since the start",
-                "positions": "Positions of all forwards since the start",
-            }.items()
-        }
+        self._engine = _EngineCollector()
+        self.registry.register(self._engine)
 
     def answered(self, output: GenerationOutput) -> None:
         """Count a finished answer."""
@@ -61,18 +52,25 @@ class ServerMetrics:
 
     def exposition(self, stats: EngineStats) -> bytes:
         """The text format, with the engine as it stands."""
-        values = {
-            "queue": stats.waiting,
-            "running": stats.running,
-            "pages": stats.pages,
-            "pages_held": stats.pages_held,
-            "pages_cached": stats.pages_cached,
-            "prefix_queries": stats.prefix_queries,
-            "prefix_hits": stats.prefix_hits,
-            "interruptions": stats.interruptions,
-            "forwards": stats.steps,
-            "positions": stats.positions,
-        }
-        for name, value in values.items():
-            self._engine[name].set(value)
+        self._engine.stats = stats
         return generate_latest(self.registry)
+
+
+class _EngineCollector(Collector):
+    """An engine as it stands, whose own counts are the counters; those of replicas that are gone are gone with them."""
+
+    stats: EngineStats | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        if (stats := self.stats) is None:
+            return
+        yield GaugeMetricFamily("dmax_queue", "Requests that wait", stats.waiting)
+        yield GaugeMetricFamily("dmax_running", "Requests that run", stats.running)
+        yield GaugeMetricFamily("dmax_pages", "Pages of the key/value pool", stats.pages)
+        yield GaugeMetricFamily("dmax_pages_held", "Pages held by running requests", stats.pages_held)
+        yield GaugeMetricFamily("dmax_pages_cached", "Pages whose contents can be reused", stats.pages_cached)
+        yield CounterMetricFamily("dmax_prefix_queries", "Prompt pages looked up", stats.prefix_queries)
+        yield CounterMetricFamily("dmax_prefix_hits", "Prompt pages found", stats.prefix_hits)
+        yield CounterMetricFamily("dmax_interruptions", "Requests interrupted for lack of pages", stats.interruptions)
+        yield CounterMetricFamily("dmax_forwards", "Forwards", stats.steps)
+        yield CounterMetricFamily("dmax_positions", "Positions of all forwards", stats.positions)

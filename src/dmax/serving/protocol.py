@@ -31,7 +31,7 @@ _PASSED_ON = (
 class StreamOptions(BaseModel):
     """What a stream tells beside the text."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     include_usage: bool = False
 
@@ -40,10 +40,11 @@ class Sampling(BaseModel):
     """Fields that both kinds of completion have.
 
     Fields of OpenAI's API that this server does not act on are taken where their value asks for nothing, and refused
-    where it asks for something; so a client's defaults pass, and nobody believes that a setting had an effect.
+    where it asks for something; so a client's defaults pass, and nobody believes that a setting had an effect. Values
+    are taken as they are: ``"12"`` is no number, and ``"yes"`` is not true.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -135,7 +136,7 @@ class Sampling(BaseModel):
 class TextPart(BaseModel):
     """One part of a message in parts."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
     text: str
@@ -144,7 +145,7 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]

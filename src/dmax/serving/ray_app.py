@@ -32,7 +32,7 @@ from dmax.serving.app import create_app_over
 from dmax.serving.async_engine import AsyncEngine
 from dmax.serving.errors import ApiError, queue_full, unavailable
 from dmax.serving.replicas import ReplicaLost, Replies, Reply, ResumableAnswer, ask_in_time
-from dmax.serving.settings import ServerSettings, SettingsError, gen_lengths, parse_kv_memory
+from dmax.serving.settings import ServerSettings, SettingsError, gen_lengths, parse_keys, parse_kv_memory
 
 MODEL = "model"
 """Name of the deployment that holds the weights."""
@@ -77,7 +77,7 @@ class RaySettings(BaseModel):
         lengths = gen_lengths(self.max_gen_length, positions)
         return ServerSettings(
             model_name=self.model_name or self.model,
-            api_keys=tuple(os.environ.get("DMAX_API_KEY", "").split()),
+            api_keys=parse_keys(os.environ.get("DMAX_API_KEY", "").split()),
             max_queue=self.max_queue,
             max_gen_length=lengths["max_gen_length"],
             default_gen_length=lengths["default_gen_length"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -29,6 +30,19 @@ class ServerSettings:
     max_body_bytes: int = 2**20
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
+
+
+def parse_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    """The API keys that a server accepts.
+
+    Raises:
+        SettingsError: one is empty, which would let everybody in, or cannot be sent in a header.
+    """
+    if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
+        raise SettingsError(
+            "an API key must be one or more printable ASCII characters without spaces; give another one."
+        )
+    return tuple(keys)
 
 
 def gen_lengths(max_gen_length: int, positions: int) -> dict[str, int]:

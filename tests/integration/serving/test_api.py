@@ -9,15 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocketDisconnect
 
 from dmax import LLM, GenerationParams
 
 BLOCK = 8
+JSON = {"Content-Type": "application/json"}
 
 
 def ask(client: Any, content: str = "w7 w8", **fields: Any) -> Any:
     body = {"model": "tiny", "messages": [{"role": "user", "content": content}], **fields}
-    return client.post("/v1/chat/completions", json=body)
+    return client.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
 
 
 def events(response: Any) -> list[dict[str, Any]]:
@@ -110,6 +112,17 @@ def test_many_clients_get_what_each_gets_alone(serve: Any, llm: LLM) -> None:
         ({"max_tokens": 401}, 400, "up to 400 tokens"),
         ({"top_p": 0.5}, 400, "top_p is not supported"),
         ({"messages": "hi"}, 422, "messages"),
+        ({"max_tokens": "12"}, 422, "max_tokens"),
+        ({"threshold": True}, 422, "threshold"),
+        ({"decoder_options": {"top_k": 65}}, 400, "at most 64"),
+        ({"decoder_options": {"name": "x"}}, 400, "no option 'name'"),
+        ({"decoder_options": {"self": 1}}, 400, "no option 'self'"),
+        ({"decoder": "fixed-steps", "decoder_options": {"steps": 10**30}}, 400, "at most 2147483647"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
+        ({"stop": "\ud800"}, 400, "surrogate"),
+        ({"decoder": "\ud800"}, 400, "there is no decoder"),
+        ({"logit_bias": {"\ud800": "x"}}, 422, "logit_bias"),
+        ({"\ud800": 1}, 422, "there is no field"),
     ],
 )
 def test_refusals_say_what_is_wrong_in_openais_shape(serve: Any, fields: Any, status: int, named: str) -> None:
@@ -120,6 +133,21 @@ def test_refusals_say_what_is_wrong_in_openais_shape(serve: Any, fields: Any, st
             error = reply.json()["error"]
             assert named in error["message"]
             assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_half_a_character_in_a_prompt_is_refused(serve: Any) -> None:
+    with serve() as client:
+        for prompt in ("\ud800", ["w7", "\udfff"]):
+            reply = client.post("/v1/completions", content=json.dumps({"prompt": prompt}), headers=JSON)
+            assert reply.status_code == 400
+            assert "surrogate" in reply.json()["error"]["message"]
+
+
+def test_a_mix_wider_than_the_vocabulary_is_the_clients_mistake(serve: Any) -> None:
+    with serve() as client:
+        reply = ask(client, decoder_options={"top_k": 60})
+        assert reply.status_code == 400
+        assert "the vocabulary has only 47 tokens" in reply.json()["error"]["message"]
 
 
 def test_a_prompt_too_long_names_the_limit(serve: Any) -> None:
@@ -204,6 +232,42 @@ def test_a_trace_tells_every_pass_and_the_answer(serve: Any, llm: LLM) -> None:
         assert "threshold" in socket.receive_json()["error"]["message"]
         socket.send_text("{")
         assert "error" in socket.receive_json()
+        socket.send_bytes(b"{}")
+        assert "binary" in socket.receive_json()["error"]["message"]
+        socket.send_json(request)
+        assert socket.receive_json()["type"] == "start"
+
+
+def test_another_websites_page_cannot_watch(serve: Any) -> None:
+    theirs = {"Origin": "http://elsewhere"}
+    with serve() as client:
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/trace", headers=theirs):
+            pass
+        with client.websocket_connect("/v1/trace", headers={"Origin": "http://testserver"}) as socket:
+            socket.send_text("{")
+            assert "error" in socket.receive_json()
+    with (
+        serve(cors_origins=("http://elsewhere",)) as client,
+        client.websocket_connect("/v1/trace", headers=theirs) as socket,
+    ):
+        socket.send_text("{")
+        assert "error" in socket.receive_json()
+
+
+def test_requests_sent_ahead_are_answered_in_order_but_not_any_number_of_them(serve: Any) -> None:
+    with serve() as client, client.websocket_connect("/v1/trace") as socket:
+        for length in (5, 9):
+            socket.send_json({"messages": [{"role": "user", "content": "w7"}], "max_tokens": length})
+        ends = []
+        while len(ends) < 2:
+            message = socket.receive_json()
+            ends += [message["params"]["gen_length"]] if message["type"] == "end" else []
+        assert ends == [5, 9]
+        for _ in range(100):
+            socket.send_json({"messages": [{"role": "user", "content": "w7"}], "max_tokens": 300})
+        while (message := socket.receive())["type"] != "websocket.close":
+            assert message["type"] == "websocket.send"
+        assert message["code"] == 1008
 
 
 def test_metrics_count_what_was_done(serve: Any) -> None:
@@ -216,7 +280,8 @@ def test_metrics_count_what_was_done(serve: Any) -> None:
             f"dmax_tokens_total {float(tokens)}",
             f"dmax_nfe_total {float(nfe)}",
             "dmax_queue 0.0",
-            "dmax_prefix_hits 2.0",
+            "dmax_prefix_hits_total 2.0",
+            "# TYPE dmax_prefix_hits_total counter",
             'dmax_requests_total{path="/v1/chat/completions",status="200"} 2.0',
             "dmax_tpf_count 2.0",
             "dmax_tps_count 2.0",

@@ -85,6 +85,42 @@ def test_a_step_that_raises_is_told_and_the_next_request_is_answered(
         assert client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/trace"])
+def test_what_nobody_thought_of_is_a_500_without_internals(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(RequestReader, "encode", fail)
+    with serve() as client:
+        if path == "/v1/trace":
+            with client.websocket_connect(path) as socket:
+                socket.send_json({"messages": [{"role": "user", "content": "w7"}]})
+                error = socket.receive_json()["error"]
+        else:
+            reply = ask(client)
+            assert reply.status_code == 500
+            assert reply.headers["x-request-id"]
+            error = reply.json()["error"]
+        assert f'dmax_requests_total{{path="{path}",status="500"}} 1.0' in client.get("/metrics").text
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == "internal_error"
+    assert "secret" not in error["message"]
+    assert "secret detail" in caplog.text
+
+
+def test_an_engine_that_cannot_go_on_is_not_healthy(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as client:
+        monkeypatch.setattr(LLMEngine, "step", lambda _: 1 / 0)
+        assert ask(client).status_code == 500
+        assert client.get("/health").status_code == 200, "the next step may work"
+        monkeypatch.setattr(LLMEngine, "abort", lambda *_: 1 / 0)
+        assert ask(client).status_code == 503
+        assert client.get("/health").status_code == 503
+        assert client.get("/ready").status_code == 503
+
+
 def test_the_event_loop_never_waits_for_the_model(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, go_on, step = threading.Event(), threading.Event(), LLMEngine.step
 
@@ -118,21 +154,55 @@ def test_a_watcher_that_leaves_frees_its_row(serve: Any) -> None:
         wait_for(client, "dmax_pages_held 0.0")
 
 
-def test_time_that_runs_out_while_a_piece_is_being_sent_is_told_in_the_stream(llm: LLM) -> None:
-    class Stalled:
-        closed = False
+def test_a_watcher_that_leaves_while_it_waits_frees_its_place(serve: Any) -> None:
+    with serve({"max_batch_size": 1}) as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, client, **SLOW)
+        wait_for(client, "dmax_running 1.0")
+        with client.websocket_connect("/v1/trace") as socket:
+            socket.send_json({"messages": [{"role": "user", "content": "w7"}], **SLOW})
+            assert socket.receive_json()["type"] == "start"
+            wait_for(client, "dmax_queue 1.0")
+        wait_for(client, "dmax_queue 0.0")
+        assert not running.done(), "or its place was not freed, but its turn came"
+        assert running.result().status_code == 200
+        assert 'dmax_requests_total{path="/v1/trace",status="499"} 1.0' in client.get("/metrics").text
 
-        async def __aiter__(self) -> AsyncIterator[RequestUpdate]:
-            yield RequestUpdate("request", [7, 8], [], None, None)
-            await asyncio.sleep(60)
 
-        def close(self) -> None:
-            self.closed = True
+class Stalled:
+    """An answer of one block that goes on for ever."""
 
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[RequestUpdate]:
+        yield RequestUpdate("request", [7, 8], [], None, None)
+        await asyncio.sleep(60)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def answering_with(answer: Stalled, llm: LLM, **settings: Any) -> Answering:
     class Engine:
         async def submit(self, *_: Any) -> Stalled:
-            return stalled
+            return answer
 
+    assert llm.tokenizer is not None
+    reader = RequestReader(llm.model.config, llm.tokenizer)
+    return Answering(Engine(), reader, llm.tokenizer, ServerSettings("tiny", **settings), ServerMetrics())
+
+
+def test_a_stream_that_was_never_begun_can_be_given_up(llm: LLM) -> None:
+    async def leave() -> None:
+        events = await answering_with(stalled, llm).completion(CompletionRequest(prompt="w7", stream=True))
+        events.close()
+
+    stalled = Stalled()
+    asyncio.run(leave())
+    assert stalled.closed
+
+
+def test_time_that_runs_out_while_a_piece_is_being_sent_is_told_in_the_stream(llm: LLM) -> None:
     async def taken_slowly(answering: Answering) -> list[str]:
         events = await answering.completion(CompletionRequest(prompt="w7", stream=True))
         taken = []
@@ -141,12 +211,8 @@ def test_time_that_runs_out_while_a_piece_is_being_sent_is_told_in_the_stream(ll
             await asyncio.sleep(0.1)  # a client that reads slowly; time is over meanwhile
         return taken
 
-    assert llm.tokenizer is not None
     stalled = Stalled()
-    settings = ServerSettings("tiny", timeout=0.02)
-    reader = RequestReader(llm.model.config, llm.tokenizer)
-    answering = Answering(Engine(), reader, llm.tokenizer, settings, ServerMetrics())
-    text, error = asyncio.run(taken_slowly(answering))
+    text, error = asyncio.run(taken_slowly(answering_with(stalled, llm, timeout=0.02)))
     assert "w7 w8" in text
     assert '"code": "timeout"' in error
     assert stalled.closed
@@ -160,10 +226,18 @@ def test_the_log_has_prompts_only_where_asked_and_no_page_files(
         assert ask(client, "w7 w8").status_code == 200
         assert client.get("/web/app.js").status_code == 200
         assert client.get("/web/nothing.js").status_code == 404
+        with client.websocket_connect("/v1/trace") as socket:
+            socket.send_json({"messages": [{"role": "user", "content": "w7 w8"}]})
+            while socket.receive_json()["type"] != "end":
+                pass
+            socket.send_text("{")
+            assert "error" in socket.receive_json()
     lines = [json.loads(record.message) for record in caplog.records if record.name == "dmax.serving.access"]
     assert [(line["path"], line["status"]) for line in lines] == [
         ("/v1/chat/completions", 200),
         ("/web/nothing.js", 404),
+        ("/v1/trace", 200),
+        ("/v1/trace", 400),
     ]
     assert ("w7 w8" in json.dumps(lines)) is log_prompts
-    assert lines[0]["tpf"] > 0
+    assert lines[0]["tpf"] == lines[2]["tpf"] > 0

@@ -16,8 +16,6 @@ from dmax import LLM, LLMEngine
 from dmax.serving.app import create_app
 from dmax.serving.settings import ServerSettings
 
-schemathesis = pytest.importorskip("schemathesis")
-
 SECONDS = 20
 """No answer of this model takes as long; a request that does hangs."""
 SERVER = ServerSettings("tiny", block_length=8, default_gen_length=8, max_gen_length=24, timeout=SECONDS)
@@ -40,14 +38,16 @@ def send(client: TestClient, case: Any) -> httpx.Response:
     return client.request(**request)
 
 
-@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
-def test_nothing_that_the_schema_allows_or_forbids_is_a_5xx(client: TestClient, mode: Any) -> None:
+@pytest.mark.parametrize("allowed", [True, False])
+def test_nothing_that_the_schema_allows_or_forbids_is_a_5xx(client: TestClient, allowed: bool) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    mode = schemathesis.GenerationMode.POSITIVE if allowed else schemathesis.GenerationMode.NEGATIVE
     api = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
     operations = [found.ok() for found in api.get_all_operations()]
     paths = {operation.path for operation in operations}
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models/{name}", "/metrics"} <= paths
     for operation in operations:
-        if mode.is_negative and not operation.body:
+        if not allowed and not operation.body:
             continue  # nothing to get wrong: any name of a model is a name
 
         @given(operation.as_strategy(generation_mode=mode))

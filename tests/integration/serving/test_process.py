@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 Start = Callable[..., Any]
 SLOW = {"messages": [{"role": "user", "content": "w7 w8"}], "decoder": "fixed-steps", "max_tokens": 200}
@@ -31,11 +34,19 @@ def _wait_for(client: httpx.Client, name: str, value: float) -> None:
         time.sleep(0.02)
 
 
+def _read_to_some_text(reply: httpx.Response) -> None:
+    """Until the stream, whose first event comes before any pass, has a block's text."""
+    for line in reply.iter_lines():
+        if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+            return
+    raise AssertionError("the stream ended without any text")
+
+
 def test_clients_that_vanish_free_their_rows(start: Start) -> None:
     with start("--max-batch-size", "2") as (_, client):
         for _ in range(20):
             with client.stream("POST", "/v1/chat/completions", json={**SLOW, "stream": True}) as reply:
-                next(reply.iter_lines())
+                _read_to_some_text(reply)
         for _ in range(5):
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/chat/completions", json=SLOW, timeout=0.02)
@@ -57,6 +68,34 @@ def test_sigterm_lets_running_answers_finish(start: Start) -> None:
         assert process.wait(timeout=60) in (0, -signal.SIGTERM)
         with pytest.raises(httpx.TransportError):
             client.get("/ready")
+
+
+def test_sigterm_lets_running_traces_finish(start: Start) -> None:
+    with start() as (process, client):
+        address = f"ws://127.0.0.1:{client.base_url.port}/v1/trace"
+        with connect(address) as running, connect(address):
+            running.send(json.dumps(SLOW))
+            assert json.loads(running.recv(60))["type"] == "start"
+            assert json.loads(running.recv(60))["type"] == "pass"
+            process.send_signal(signal.SIGTERM)
+            kinds = []
+            while "end" not in kinds:
+                kinds.append(json.loads(running.recv(60))["type"])
+            assert kinds.count("pass") > 1
+            with pytest.raises(ConnectionClosed):
+                running.recv(60)
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+
+
+def test_a_client_that_stalls_does_not_hold_up_the_end_for_ever(start: Start) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    with start("--drain-timeout", "0.5") as (process, client):
+        stalled = socket.create_connection(("127.0.0.1", client.base_url.port or 0))
+        with stalled:
+            stalled.sendall(head)
+            assert client.get("/health").status_code == 200, "by then the server has read the head"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.slow
@@ -95,13 +134,30 @@ def test_the_log_is_json_without_prompts(start: Start, log: Path) -> None:
     assert "w7" not in text
 
 
-def test_a_port_in_use_is_one_sentence(start: Start, checkpoint: Path) -> None:
+def _refusal(checkpoint: Path, *options: str) -> str:
+    """The one line that ``dmax serve`` ends with."""
+    command = [sys.executable, "-c", "from dmax.cli import main; main()", "serve", "--model", str(checkpoint)]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 2
+    [line] = result.stderr.strip().splitlines()
+    return line
+
+
+def test_a_port_in_use_is_one_sentence(checkpoint: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        command = [sys.executable, "-c", "from dmax.cli import main; main()", "serve", "--model", str(checkpoint)]
-        result = subprocess.run(
-            [*command, "--port", str(taken.getsockname()[1])], capture_output=True, text=True, check=False
-        )
-    assert result.returncode == 2
-    assert "give another --port" in result.stderr
+        assert "give another --port" in _refusal(checkpoint, "--port", str(taken.getsockname()[1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--api-key", ""], "API key"),
+        (["--max-queue", "0"], "--max-queue"),
+        (["--drain-timeout", "0"], "--drain-timeout"),
+        (["--timeout", "nan"], "--timeout"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(checkpoint: Path, options: list[str], named: str) -> None:
+    assert named in _refusal(checkpoint, "--port", "0", *options)

@@ -43,7 +43,7 @@ def test_known_pages_serve_again_until_they_are_needed() -> None:
     pool.release(pages)
     assert (pool.available, pool.held, pool.cached) == (3, 0, 2)
     assert pool.reuse(keys(tokens)) == pages
-    assert (pool.held, pool.counters.queries, pool.counters.hits) == (2, 2, 2)
+    assert pool.held == 2
     pool.release(pages)
     taken = [pool.take() for _ in range(3)]
     assert sorted(taken) == [0, 1, 2]

@@ -25,6 +25,7 @@ from dmax.engine import GenerationError, GenerationParams
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"stop": ("end", "")}, "every stop string must be a string that is not empty"),
         ({"stop": [3]}, "every stop string must be a string"),
+        ({"stop": "\ud800"}, "half of a surrogate pair; every stop string must be valid Unicode"),
         ({"decoder_options": {"threshold": 0.5}}, "decoder_options holds threshold; give it as the field"),
     ],
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from dmax.decoding import get_decoder
-from dmax.engine.pages import PagePool
+from dmax.engine.pages import PagePool, page_keys
 from dmax.engine.params import GenerationParams
 from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
@@ -133,6 +136,33 @@ def test_prompts_that_begin_alike_share_pages() -> None:
     assert run_chunks(queue) == [("b", 8, 12), ("c", 0, 4)]
     assert second.pages[:2] == first.pages[:2]
     assert not set(other.pages) & set(first.pages)
+
+
+def test_an_admission_is_counted_once_and_a_prompt_that_waits_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    def counting(tokens: list[int], *arguments: Any) -> Iterator[bytes]:
+        hashed.append(len(tokens))
+        return page_keys(tokens, *arguments)
+
+    pool = PagePool(6)
+    queue = Scheduler(pool, LENGTH, max_batch_size=8, prefill_tokens=64, reuse_prefixes=True)
+    first, second = sequence("a", 11), sequence("b", 15, first_token=8)
+    queue.add(first)
+    run_chunks(queue)
+    queue.add(second)
+    monkeypatch.setattr("dmax.engine.scheduler.page_keys", counting)
+    for _ in range(5):
+        assert run_chunks(queue) == [], "six pages do not hold both"
+    assert hashed == [12]
+    assert (pool.counters.queries, pool.counters.hits) == (2, 0)
+    queue.remove(first)
+    again = sequence("c", 11)
+    queue.add(again)
+    assert run_chunks(queue) == [("b", 0, 12)]
+    queue.remove(second)
+    queue.plan()
+    assert (pool.counters.queries, pool.counters.hits) == (7, 2)
 
 
 def test_an_answers_blocks_serve_the_next_turn() -> None:

@@ -175,3 +175,8 @@ def test_broken_tokenizer_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read as JSON"):
         load_tokenizer(folder)
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        Tokenizer(pipeline()).encode("a \ud800")

@@ -71,6 +71,15 @@ def test_what_would_have_no_effect_is_refused_by_name(field: str, value: Any) ->
         ({"threshold": float("nan")}, "threshold"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "many"}, "max_tokens"),
+        ({"max_tokens": "12"}, "max_tokens"),
+        ({"max_tokens": 12.0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": "yes"}}, "include_usage"),
+        ({"threshold": True}, "threshold"),
+        ({"threshold": "0.5"}, "threshold"),
+        ({"temperature": 10**400}, "temperature"),
         ({"n": 99}, "n"),
         ({"temperature": -1}, "temperature"),
         ({"messages": []}, "messages"),
@@ -81,6 +90,16 @@ def test_what_would_have_no_effect_is_refused_by_name(field: str, value: Any) ->
 def test_malformed_requests_name_the_field(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         chat(**fields)
+
+
+def test_whole_numbers_stand_for_fractions() -> None:
+    request = chat(threshold=1, temperature=0, top_p=1, logit_bias={})
+    assert (request.threshold, request.temperature) == (1.0, 0.0)
+
+
+def test_token_ids_are_whole_numbers() -> None:
+    with pytest.raises(ValidationError):
+        CompletionRequest.model_validate({"prompt": [True, 5]})
 
 
 def test_messages_in_parts_become_text() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmax.serving.settings import SettingsError, gen_lengths, parse_kv_memory
+from dmax.serving.settings import SettingsError, gen_lengths, parse_keys, parse_kv_memory
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,10 @@ def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
 )
 def test_answers_fit_the_model(asked: int, positions: int, longest: int, default: int) -> None:
     assert gen_lengths(asked, positions) == {"max_gen_length": longest, "default_gen_length": default}
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words", "schlüssel"])
+def test_a_key_that_lets_everybody_in_or_nobody_is_refused(key: str) -> None:
+    with pytest.raises(SettingsError, match="printable ASCII"):
+        parse_keys(["good", key])
+    assert parse_keys(["good", "sk-2_x"]) == ("good", "sk-2_x")
