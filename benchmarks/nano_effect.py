@@ -104,9 +104,6 @@ def main() -> None:
         "accuracy_difference_points": 100 * (default["accuracy"] - base_curve[0]["accuracy"]),
     }  # fmt: skip
     curves = {"nano-base, threshold": base_curve, "nano, soft-parallel": nano_curve}
-    print(to_markdown(table))
-    if arguments.plot:
-        plot(curves, arguments.plot)
     result = {
         **table, "curves": curves, **describe_run(),
         "models": {
@@ -114,6 +111,9 @@ def main() -> None:
         },
         "seed": arguments.seed, "split": "test", "problems": arguments.problems,
     }  # fmt: skip
+    print(to_markdown(table))
+    if arguments.plot:
+        plot(curves, arguments.plot)
     report(result, arguments.json)
 
 
