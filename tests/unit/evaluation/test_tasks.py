@@ -301,6 +301,28 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
     assert task.row_id(rows[0], 0) == "0"
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "problem"),
+    [
+        ("gsm-symbolic", {"question": "How many?", "answer": "7", "solution": 7}, "column 'solution' must be text"),
+        ("parallel-stress", {"kind": "twist"}, "column 'kind' must be one of copy, reverse, sort, replace, shuffle"),
+        ("parallel-stress", {"words": None}, "words"),
+    ],
+)
+def test_a_row_that_could_not_be_graded_is_bad(name: str, row: Row, problem: str) -> None:
+    task = get_task(name)
+    with pytest.raises(BadRow, match=problem):
+        task.check({**task.example, **row})
+
+
+def test_a_list_is_graded_by_its_rule() -> None:
+    task = get_task("parallel-stress")
+    rows = load_rows(task, limit=20)
+    assert all(task.grade(row, task.reference(row)) for row in rows)
+    assert not any(task.grade(row, task.reference(row) + ", zebra") for row in rows)
+    assert task.row_id(rows[1], 1) == "reverse-1"
+
+
 def test_parquet_files(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -79,3 +79,8 @@ class GsmSymbolic(_NumericTask):
         solution, answer = row.get("solution") or "", text_of(row, "answer")
         # A file of one's own may keep the worked solution in the column "answer", as GSM8K does.
         return answer if "####" in answer else f"{solution.partition('####')[0].rstrip()}\n#### {answer}".lstrip()
+
+    def check(self, row: Row) -> None:
+        super().check(row)
+        if not isinstance(row.get("solution", ""), str | None):
+            raise BadRow("column 'solution' must be text, where there is one")
