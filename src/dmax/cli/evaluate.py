@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,8 @@ def evaluate(
         note(f"This process is done; the last one writes {folder / 'results.json'}.")
     else:
         Console().print(_table(results))
+        for failure in _failures(results, folder):
+            note(failure)
         note(f"Results and every answer: {folder}")
 
 
@@ -144,6 +147,16 @@ def _table(results: dict[str, Any]) -> Table:
             *(_number(metrics[key]) for key in ("tpf_mean", "tpf_pooled", "nfe_mean", "tokens_mean", "tps")),
         )
     return table
+
+
+def _failures(results: dict[str, Any], folder: Path) -> Iterator[str]:
+    """What went wrong where answers are missing, which otherwise only lowers the accuracy."""
+    from dmax.evaluation.report import read_samples
+
+    for name, task in results["tasks"].items():
+        if failed := task["metrics"]["failed"]:
+            first = next(sample["error"] for sample in read_samples(folder, name) if sample["error"])
+            yield f"{name}: {failed} of {task['metrics']['n']} answers failed and count as wrong; the first: {first}"
 
 
 def _number(value: float | None) -> str:
