@@ -126,7 +126,7 @@ def evaluate(
         run.run(on_progress)
     if not all(_join_parts(folder, data, share.world) for data in tasks):
         return None
-    sessions = [json.loads(line) for line in (folder / SESSIONS_FILE).read_text(encoding="utf-8").splitlines()]
+    sessions = [json.loads(line) for line in (folder / SESSIONS_FILE).read_bytes().split(b"\n") if line]
     results = {
         "format": FORMAT,
         "created": _now(),

@@ -92,26 +92,28 @@ def is_finished(folder: Path, setting: Setting) -> bool:
     Raises:
         MeasurementError: it holds those of another setting, or damaged ones.
     """
+    return _finished_results(folder, setting) is not None
+
+
+def _finished_results(folder: Path, setting: Setting) -> dict[str, Any] | None:
+    """What a point's folder holds, once that is the results of its setting; see :func:`is_finished`."""
     if not (folder / RESULTS_FILE).is_file():
-        return False
+        return None
     results = read_results(folder)
     threshold = results["params"].get("threshold")
-    weights = results["model"]["hash"]
-    measured = Setting(results["model"]["name"], results["decoder"], threshold, weights)
-    if setting.weights not in (None, weights):
+    if setting.weights not in (None, results["model"]["hash"]):
         raise MeasurementError(
             f"{folder / RESULTS_FILE} was measured with other weights of {setting.model}; choose another folder for "
             "the sweep, or move that one away and run the sweep again."
         )
-    asked = Setting(
-        setting.model, setting.decoder, threshold if setting.threshold is None else setting.threshold, weights
-    )
+    measured = Setting(results["model"]["name"], results["decoder"], threshold)
+    asked = Setting(setting.model, setting.decoder, threshold if setting.threshold is None else setting.threshold)
     if measured != asked:
         raise MeasurementError(
             f"{folder / RESULTS_FILE} was measured with {measured.folder_name}; move that folder away and run the "
             "sweep again."
         )
-    return True
+    return results
 
 
 def read_points(folder: Path) -> list[Point]:
@@ -123,8 +125,8 @@ def read_points(folder: Path) -> list[Point]:
     points = []
     for setting in _read_plan(folder)[0]:
         place = folder / setting.folder_name
-        if is_finished(place, setting):
-            results = read_results(place)
+        results = _finished_results(place, setting)
+        if results is not None:
             threshold = results["params"].get("threshold")
             points += [
                 Point(setting.model, setting.decoder, threshold, task, values["metrics"], place)
