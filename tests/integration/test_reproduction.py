@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dmax.reproduction import Scale, reproduce
-from dmax.reproduction.run import Plan, ReproductionError
+from dmax.reproduction import Plan, ReproductionError, Scale, reproduce
 from dmax.reproduction.study import BASE, DMAX, TRAININGS
 
 pytest.importorskip("reasoning_gym")
@@ -45,6 +45,15 @@ def test_a_second_call_does_nothing_again(plan: Plan, tmp_path: Path) -> None:
     same = reproduce(plan, folder, trainings=OPUT, methods=[BASE, DMAX], on_step=again.append)
     assert again == ["measure DMax/0.5-seed-2"]
     assert same.point(DMAX.name, 0.5).accuracy == results.point(DMAX.name, 0.5).accuracy
+
+
+def test_two_models_at_a_time_give_the_same(plan: Plan, tmp_path: Path) -> None:
+    one = reproduce(plan, tmp_path / "one", trainings=OPUT, methods=[BASE, DMAX])
+    two = reproduce(replace(plan, jobs=2), tmp_path / "two", trainings=OPUT, methods=[BASE, DMAX])
+    assert {name: [point.of_seeds for point in points] for name, points in one.methods.items()} == {
+        name: [point.of_seeds for point in points] for name, points in two.methods.items()
+    }
+    assert (tmp_path / "two" / "recipes" / "oput-seed-1.log").exists()
 
 
 def test_a_method_needs_its_training(plan: Plan, tmp_path: Path) -> None:

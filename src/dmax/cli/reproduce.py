@@ -11,7 +11,7 @@ import typer
 
 from dmax.cli.asking import evaluation_errors
 from dmax.cli.errors import CommandError, needs_extra, note
-from dmax.cli.session import own_command
+from dmax.cli.session import AUTO, check_placement, own_command
 
 if TYPE_CHECKING:
     from dmax.reproduction import Scale
@@ -47,21 +47,28 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds; the scale's if not given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps a training; the scale's if not given.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that train together; changes no result.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Models trained and measured at one time, each on its share of the cores.")
+    ] = 1,
+    dtype: Annotated[
+        str, typer.Option(help="Of the arithmetic that answers problems: float32, bfloat16, float16 or auto: float32.")
+    ] = AUTO,
 ) -> None:
     """Reproduce the paper: train the baselines, OPUT and its ablations from one base model, measure all, write a page.
 
     Takes hours, and goes on where it stopped. The page says of each claim of the paper whether it holds at this scale.
     """
+    _, chosen = check_placement(AUTO, dtype)
     with needs_extra("train", "reproducing the paper"), evaluation_errors():
-        from dmax.reproduction import NANO
+        from dmax.reproduction import NANO, Plan
         from dmax.reproduction import reproduce as run
         from dmax.reproduction.page import write_page
-        from dmax.reproduction.run import Plan
 
         amount = _amount(NANO, prompts, problems, seeds, steps)
         why = {} if notes is None else _notes(notes)
         try:
-            results = run(Plan(base, recipe, amount, processes, gsm8k), out, command=own_command(), on_step=note)
+            plan = Plan(base, recipe, amount, processes, gsm8k, jobs, None if chosen == AUTO else chosen)
+            results = run(plan, out, command=own_command(), on_step=note)
         except KeyboardInterrupt:
             note(f"Stopped; the same command goes on with what is in {out}.")
             raise typer.Exit(130) from None

@@ -10,7 +10,7 @@ from dmax.evaluation.report import CONVENTIONS, Table
 from dmax.evaluation.tradeoff import AUP_NOTE
 from dmax.reproduction.claims import CLAIMS, CLEAR, SAME
 from dmax.reproduction.results import Point, Results
-from dmax.reproduction.study import ABLATIONS, CAUTIOUS, DEFAULT, DMAX, TABLE, Method
+from dmax.reproduction.study import ABLATIONS, CAUTIOUS, DEFAULT, DMAX, GROUP_ABLATIONS, MULTI_TF, TABLE, Method
 
 _PICTURE = "assets/reproduction"
 """Without its ending, as seen from the page's folder."""
@@ -50,10 +50,13 @@ def to_markdown(results: Results, notes: Mapping[str, str]) -> str:
         "## The table",
         _methods(results).to_markdown(),
         f"Each method at the threshold that the paper gives it ({CAUTIOUS:g}; soft-parallel {DEFAULT:g}); intervals "
-        "are 95 % bootstrap over problems, every problem's result being the mean over training seeds.",
+        "are 95 % bootstrap over problems, every problem's result being the mean over training seeds. Tokens per "
+        f"second were taken in {record['dtype'] or 'float32'}, {record['jobs']} measurements at one time.",
         f"![Accuracy against tokens per forward]({_PICTURE}.png)",
         "## Ablations",
-        _ablations(results).to_markdown(),
+        _ablations(results, (DMAX, *ABLATIONS)).to_markdown(),
+        "Of the training for blocks in flight:",
+        _ablations(results, (MULTI_TF, *GROUP_ABLATIONS)).to_markdown(),
         "## All settings",
         _points(results).to_markdown(),
         *_gsm8k(results),
@@ -87,9 +90,9 @@ def _methods(results: Results) -> Table:
     return Table(("Method", "TPF [95 %]", "TPS, batch 32", "Accuracy, % [95 %]", "Seeds", "AUP [95 %]"), rows)
 
 
-def _ablations(results: Results) -> Table:
+def _ablations(results: Results, methods: Sequence[Method]) -> Table:
     rows = []
-    for method in (DMAX, *ABLATIONS):
+    for method in methods:
         cells = []
         for threshold in ABLATIONS[0].thresholds:
             point = results.point(method.name, threshold)

@@ -21,9 +21,11 @@ class Scale:
     """Of training; ablations are trained with the first alone."""
     steps: int | None = None
     """Of every training; None for as many as the recipe has."""
+    accumulation: int | None = None
+    """Passes of a step; None for as many as the recipe has."""
 
 
-NANO = Scale(prompts=4000, problems=1000, seeds=(1, 2), steps=300)
+NANO = Scale(prompts=2400, problems=1000, seeds=(1, 2), steps=300, accumulation=2)
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,13 @@ class Method:
 _SFT = {"block_length": 32, "mask_ratio": 0.75}
 _OPUT = {**_SFT, "prefix_share": 0.0}
 """As published, whatever the recipe says."""
+_GROUPS = {"kind": "oput", "block_length": 32}
 TRAININGS = (
+    Training("oput", _OPUT),
+    Training("multi-tf", {**_GROUPS, "group": {"size": 2}}),
     Training("masked", {"kind": "masked", "block_length": 32, "noise": [0.3, 0.8]}),
     Training("uniform", {"kind": "uniform", **_SFT}),
     Training("dparallel", {"kind": "dparallel", **_SFT}),
-    Training("oput", _OPUT),
-    Training("multi-tf", {"kind": "oput", "block_length": 32, "group": {"size": 2}}),
     Training("oput-sampled", {**_OPUT, "rollout": "sampled"}, every_seed=False),
     Training("oput-interval", {**_OPUT, "mask_ratio": [0.5, 1.0]}, every_seed=False),
     Training("oput-prefix", {**_OPUT, "prefix_share": 0.6}, every_seed=False),
@@ -81,13 +84,16 @@ TRAININGS = (
     Training("oput-pred-only", {**_OPUT, "losses": ["pred"]}, every_seed=False),
     Training("oput-block-8", {**_OPUT, "block_length": 8}, every_seed=False),
     Training("oput-block-16", {**_OPUT, "block_length": 16}, every_seed=False),
+    Training("multi-tf-random-cuts", {**_GROUPS, "group": {"size": 2, "layout": "random"}}, every_seed=False),
+    Training("multi-tf-monotonic", {**_GROUPS, "group": {"size": 2, "schedule": "monotonic"}}, every_seed=False),
+    Training("multi-tf-independent", {**_GROUPS, "group": {"size": 2, "schedule": "random"}}, every_seed=False),
 )
-"""dParallel's ``beta`` is its default, 2."""
+"""In the order of their training. dParallel's ``beta`` is its default, 2."""
 
 CAUTIOUS, DEFAULT, EAGER = 0.95, 0.5, 0.0
 """Thresholds: that of the paper's base, soft-parallel's own, and none at all."""
-_FALLING = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_SOFT = (0.95, 0.8, 0.65, 0.5, 0.3, 0.0)
+_FALLING = (0.95, 0.8, 0.65, 0.5, 0.3)
+_SOFT = (0.95, 0.8, 0.5, 0.0)
 _ENDS = (0.5, 0.0)
 
 BASE = Method("base", None, "threshold", _FALLING)
@@ -135,6 +141,13 @@ ABLATIONS = (
     Method("blocks of 16", "oput-block-16", "soft-parallel", _ENDS, block_length=16),
 )
 """Each differs from DMax in one thing."""
+
+GROUP_ABLATIONS = (
+    Method("random cuts", "multi-tf-random-cuts", "soft-parallel", _ENDS, buffer_size=2),
+    Method("monotonic mask ratios", "multi-tf-monotonic", "soft-parallel", _ENDS, buffer_size=2),
+    Method("independent mask ratios", "multi-tf-independent", "soft-parallel", _ENDS, buffer_size=2),
+)
+"""Each differs from MultiTF in one thing."""
 
 GSM8K_METHODS = (BASE, DMAX)
 """Also asked real GSM8K, at the thresholds below."""

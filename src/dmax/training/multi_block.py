@@ -129,7 +129,8 @@ def group_mask(
 ) -> Tensor:
     """Hide positions of one example, block by block at the ratios of the schedule.
 
-    At least one position is hidden, so that every objective has something to predict.
+    A block hides random positions, or, with the probability ``prefix_share``, its last ones. At least one position is
+    hidden, so that every objective has something to predict.
 
     Args:
         supervised_M: ``(M,)`` bool.
@@ -149,8 +150,13 @@ def group_mask(
     counts_K = (supervised_K * ratios_K).floor().long()
     if not counts_K.any():
         counts_K[supervised_K.argmax()] = 1
-    keys_M = 2 * block_of_M + ~supervised_M + torch.rand(len(blocks_M), generator=generator, dtype=torch.float64)
-    places_M = keys_M.argsort().argsort() - offsets_K[block_of_M]  # supervised positions first, in random order
+    order_M = torch.rand(len(blocks_M), generator=generator, dtype=torch.float64)
+    if settings.prefix_share:
+        from_behind_M = torch.linspace(1, 0, len(blocks_M) + 1, dtype=torch.float64)[1:]
+        keeps_prefix_K = torch.rand(len(blocks_K), generator=generator) < settings.prefix_share
+        order_M = torch.where(keeps_prefix_K[block_of_M], from_behind_M, order_M)
+    keys_M = 2 * block_of_M + ~supervised_M + order_M
+    places_M = keys_M.argsort().argsort() - offsets_K[block_of_M]  # supervised positions first, in the order drawn
     return places_M < counts_K[block_of_M]
 
 

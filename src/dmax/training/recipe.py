@@ -114,6 +114,8 @@ class GroupSection(Section):
     t_high: Share = 1.0
     rho: Share = 0.01
     """Share of the range from ``t_low`` to ``t_high`` that is cut off at its top."""
+    prefix_share: Share = 0.0
+    """Probability that a block hides its last positions instead of random ones, as blocks look while decoded."""
 
     @model_validator(mode="after")
     def _range_rises(self) -> GroupSection:

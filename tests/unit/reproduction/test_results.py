@@ -11,7 +11,7 @@ from dmax.evaluation.metrics import summarize
 from dmax.reproduction.claims import CLAIMS
 from dmax.reproduction.page import to_markdown, write_page
 from dmax.reproduction.results import Results, Setting
-from dmax.reproduction.study import ABLATIONS, BASE, DMAX, TABLE, TWO_BLOCKS
+from dmax.reproduction.study import ABLATIONS, BASE, DMAX, GROUP_ABLATIONS, TABLE, TWO_BLOCKS
 
 ROWS = 40
 RECORD: dict[str, Any] = {
@@ -21,6 +21,8 @@ RECORD: dict[str, Any] = {
     "base": {"name": "nano-base", "weights": "0"},
     "scale": {"prompts": 10, "problems": ROWS, "seeds": [1, 2], "steps": None},
     "distilled": {"kept": 9},
+    "dtype": None,
+    "jobs": 2,
     "trainings": {"oput-seed-1": {"steps": 3, "hours": 0.5}},
 }
 
@@ -44,7 +46,7 @@ def study(
     Each threshold below is a tenth faster, and loses as many answers as ``falls`` says (none).
     """
     settings = []
-    for method in (*TABLE, *ABLATIONS):
+    for method in (*TABLE, *ABLATIONS, *GROUP_ABLATIONS):
         for seed in (None,) if method.training is None else (1, 2):
             for place, threshold in enumerate(method.thresholds):
                 speed = (tpf or {}).get(method.name, 2.0) * (1 + place / 10)
@@ -99,7 +101,7 @@ def test_the_page_states_every_claim_method_and_note(tmp_path: Path) -> None:
     text = to_markdown(results, {"flat": "Because it is."})
     for claim in CLAIMS:
         assert claim.text in text
-    for method in (*TABLE, *ABLATIONS):
+    for method in (*TABLE, *ABLATIONS, *GROUP_ABLATIONS):
         assert method.name in text
     assert "Because it is." in text
     assert "does not hold" in text

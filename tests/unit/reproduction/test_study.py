@@ -13,8 +13,10 @@ from dmax.reproduction.study import (
     CAUTIOUS,
     DEFAULT,
     DMAX,
+    GROUP_ABLATIONS,
     GSM8K_METHODS,
     GSM8K_THRESHOLDS,
+    MULTI_TF,
     TABLE,
     TRAININGS,
     Method,
@@ -23,7 +25,7 @@ from dmax.reproduction.study import (
 from dmax.training.recipe import ObjectiveSection
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "nano" / "3-oput.yaml"
-METHODS = (*TABLE, *ABLATIONS)
+METHODS = (*TABLE, *ABLATIONS, *GROUP_ABLATIONS)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.folder_name)
@@ -59,6 +61,14 @@ def test_an_ablation_differs_from_dmax_in_one_thing() -> None:
         assert len(differences) == 1, method.name
         assert method.decoder == DMAX.decoder
         assert method.block_length == training.objective.get("block_length", 32)
+
+
+def test_an_ablation_of_groups_differs_from_multi_tf_in_one_thing() -> None:
+    groups = {training.name: training.objective.get("group", {}) for training in TRAININGS}
+    for method in GROUP_ABLATIONS:
+        group = groups[str(method.training)]
+        assert len(group.keys() - groups[str(MULTI_TF.training)].keys()) == 1, method.name
+        assert method.params(DEFAULT) == MULTI_TF.params(DEFAULT)
 
 
 def test_gsm8k_is_asked_at_thresholds_that_the_method_has() -> None:

@@ -178,6 +178,21 @@ def test_something_is_hidden_however_low_the_ratio() -> None:
         assert hidden.sum() == 1 and blocks[hidden].item() == 1
 
 
+def test_a_share_of_the_blocks_keeps_a_prefix_and_hides_the_rest() -> None:
+    blocks = torch.arange(400 * 32) // 32
+    supervised = torch.arange(400 * 32) >= 19
+    settings = GroupSection(schedule="random", t_low=0.25, t_high=0.75, prefix_share=0.5)
+    hidden = group_mask(supervised, blocks, blocks, settings, generator_for(13)).view(400, 32)
+    with_prefix = (hidden[1:].diff().sum(1) == 1) & hidden[1:, -1]
+    assert 0.42 < with_prefix.float().mean() < 0.58
+    always = settings.model_copy(update={"prefix_share": 1.0})
+    hidden = group_mask(supervised, blocks, blocks, always, generator_for(14)).view(400, 32)
+    assert hidden[0, 19:].long().diff().min() >= 0 and not hidden[0, :19].any()
+    assert hidden[1:].long().diff().min() >= 0
+    counts = hidden[1:].sum(1)
+    assert counts.min() >= 8 and counts.max() <= 24 and len(counts.unique()) > 12
+
+
 @pytest.fixture
 def model() -> LLaDA2:
     config = ModelConfig(
