@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,9 @@ import torch
 
 from dmax.decoding import mixing, prediction, soft_parallel
 from dmax.decoding.chains import rule_chains
-from dmax.kernels import ahead
+from dmax.kernels import ahead, cpu_attention
 from dmax.kernels.ahead import Chain, CompileError, Library, compile_chain, load_library, require_compiler
+from dmax.kernels.cpu_attention import CpuAttention, compile_attention
 from dmax.kernels.steps import Step
 from dmax.models import attention, layers, moe
 from dmax.models.chains import model_chains, model_steps
@@ -31,6 +33,8 @@ from dmax.models.llada2 import LLaDA2
 
 DTYPES = (torch.float32, torch.bfloat16)
 _DEFINE_CHAINS = (ahead, layers, attention, moe, prediction, soft_parallel, mixing)
+_ATTENTION = "attention.so"
+_CPU_LISTING = Path("/proc/cpuinfo")
 
 
 def compile_steps(
@@ -56,6 +60,8 @@ def compile_steps(
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
+        if cpu_attention.serves(config.head_dim, dtype):
+            _compile_attention(making / _ATTENTION)
         chains = _chains(config, dtype)
         for done, chain in enumerate(chains, 1):
             compile_chain(chain, making / f"{chain.name}.pt2")
@@ -86,6 +92,14 @@ def attach(model: LLaDA2) -> bool:
     return bool(libraries)
 
 
+def load_attention(model: LLaDA2) -> CpuAttention | None:
+    """The attention that is compiled for a model on a CPU, its dtype and machine; None where there is none."""
+    if model.device.type != "cpu" or not cpu_attention.serves(model.config.head_dim, model.dtype):
+        return None
+    path = steps_folder(model.config, model.dtype) / _ATTENTION
+    return CpuAttention(path, model.dtype) if path.is_file() else None
+
+
 def attached(model: LLaDA2) -> bool:
     """Whether passes of a model use compiled steps."""
     return any(step.filled for step in model_steps(model))
@@ -101,6 +115,7 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
     """Where the libraries for this model, dtype and machine are or would be."""
     depends_on = {
         "functions": [inspect.getsource(module) for module in _DEFINE_CHAINS],
+        "attention": cpu_attention.SOURCE.read_text(encoding="utf-8"),
         "shapes": [
             (chain.name, [list(example.shape) for example in chain.examples]) for chain in _chains(config, dtype)
         ],
@@ -109,11 +124,26 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
         "routing": moe.RoutingRule.of(config)._asdict(),
         "dtype": str(dtype),
         "torch": torch.__version__,
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
     }
     digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # never raises, unlike Path.home
     return Path(cache) / "dmax" / "compiled" / digest
+
+
+def _compile_attention(path: Path) -> None:
+    """Compile the attention; a compiler that cannot do that can still compile the steps."""
+    try:
+        compile_attention(path)
+    except CompileError as error:
+        warnings.warn(f"{error}; passes go on with PyTorch's own attention", stacklevel=3)
+
+
+def _processor() -> str:
+    """What a library compiled for the processor at hand may use of it."""
+    listing = _CPU_LISTING.read_text(encoding="utf-8") if _CPU_LISTING.is_file() else ""
+    flags = next((line for line in listing.splitlines() if line.startswith(("flags", "Features"))), "")
+    return torch.backends.cpu.get_cpu_capability() + flags.partition(":")[2]
 
 
 def _chains(config: ModelConfig, dtype: torch.dtype) -> list[Chain]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmax import kernels
 from dmax.engine import compiled
-from dmax.engine.kv_cache import PackedSpans, PagedCache, Span
+from dmax.engine.kv_cache import FusedSpans, PackedSpans, PagedCache, Span
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 
@@ -83,9 +83,12 @@ class SpanRunner:
 
     def __init__(self, model: LLaDA2, pages: int, page_length: int) -> None:
         self._model = model
-        self._cache = PagedCache(model.config, pages, page_length, device=model.device, dtype=model.dtype)
+        attention = compiled.load_attention(model)
+        self._cache = PagedCache(
+            model.config, pages, page_length, device=model.device, dtype=model.dtype, attention=attention
+        )
         self._spans: dict[int, tuple[tuple[int, int], Span]] = {}
-        self._packed: tuple[list[Span], PackedSpans] | None = None
+        self._packed: tuple[list[Span], PackedSpans | FusedSpans] | None = None
 
     def forward(self, parts: list[Part], blocks: list[Tensor]) -> Tensor:
         """One forward; see :class:`Runner`."""
@@ -122,9 +125,9 @@ class SpanRunner:
     def _embed(self, token_ids: abc.Sequence[int]) -> Tensor:
         return self._model.embed(torch.tensor(token_ids, device=self._model.device))
 
-    def _pack(self, spans: list[Span]) -> PackedSpans:
+    def _pack(self, spans: list[Span]) -> PackedSpans | FusedSpans:
         if self._packed is None or self._packed[0] != spans:
-            self._packed = spans, PackedSpans(self._cache, spans)
+            self._packed = spans, self._cache.pack(spans)
         return self._packed[1]
 
     def _span(self, part: Part) -> Span:

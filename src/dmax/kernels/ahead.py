@@ -60,15 +60,17 @@ def load_library(path: Path) -> Library:
     return loader.boxed_run
 
 
-def require_compiler() -> None:
-    """Say so where nothing can be compiled.
+def require_compiler() -> str:
+    """The C++ compiler.
 
     Raises:
-        CompileError: there is no C++ compiler.
+        CompileError: there is none.
     """
     wanted = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
-    if not any(shutil.which(name) for name in wanted):
+    found = next((name for name in wanted if shutil.which(name)), None)
+    if found is None:
         raise CompileError("there is no C++ compiler here; install g++ or clang++, or name one in CXX.")
+    return found
 
 
 class _Module(nn.Module):

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dmax import LLM, GenerationParams
 from dmax.decoding import BlockState, SoftParallelDecoder, mixing, soft_parallel
-from dmax.engine.compiled import attach, attached, compile_steps, detach, steps_folder
+from dmax.engine import compiled as compiled_steps
+from dmax.engine.compiled import attach, attached, compile_steps, detach, load_attention, steps_folder
+from dmax.engine.kv_cache import FusedSpans
 from dmax.kernels.ahead import CompileError, Library
 from dmax.kernels.steps import Step
 from dmax.models import LLaDA2
@@ -144,6 +146,42 @@ def test_answers_are_those_of_the_plain_model_alone_and_together(
     assert not attached(plain)
     for outputs in (together, alone):
         assert [(o.token_ids, o.nfe) for o in outputs] == [(o.token_ids, o.nfe) for o in expected]
+
+
+@needs_compiler
+def test_all_spans_of_a_forward_are_attended_to_at_once(
+    compiled: LLaDA2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    attend = FusedSpans.attend
+
+    def note(spans: FusedSpans, layer: int, *heads: Tensor) -> Tensor:
+        seen.append(layer)
+        return attend(spans, layer, *heads)
+
+    monkeypatch.setattr(FusedSpans, "attend", note)
+    LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
+    assert set(seen) == set(range(compiled.config.num_hidden_layers))
+    number = len(seen)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
+    assert len(seen) == number, "there is none in an empty cache"
+
+
+@needs_compiler
+def test_steps_do_without_an_attention_that_cannot_be_compiled(
+    build: Callable[..., LLaDA2], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise CompileError("no such flag")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled_steps, "compile_attention", fail)
+    monkeypatch.setattr(compiled_steps, "_chains", lambda config, dtype: [])
+    model = build()
+    with pytest.warns(UserWarning, match="no such flag; passes go on with PyTorch's own attention"):
+        compile_steps(model.config, torch.float32)
+    assert load_attention(model) is None
 
 
 @needs_compiler

@@ -1,0 +1,117 @@
+"""Attention of packed spans over a paged pool on a CPU: ``cpu_attention.cpp``, compiled and called.
+
+PyTorch's attention takes one sequence a call and gets a fraction of a core's speed out of 32 queries. This one takes
+all sequences of a forward at once, stores their keys and values where they belong, and reads pages where they lie.
+
+Shape suffixes: N packed positions, H query heads, K key/value heads, P positions of the pool, C head channels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmax.kernels.ahead import CompileError, require_compiler
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+_ENTRIES = {torch.float32: "dmax_attend_float32", torch.bfloat16: "dmax_attend_bfloat16"}
+_LANES = 16
+
+
+class SpanPlace(NamedTuple):
+    """Where the positions of a span stand."""
+
+    packed: int
+    """Place of the first one among the packed positions."""
+    start: int
+    """Position in the sequence of the first one, on a block boundary."""
+    end: int
+    block_length: int
+    pages: Sequence[int]
+    """Of the sequence, from its first position to ``end``."""
+
+
+def compile_attention(path: Path) -> None:
+    """Compile the library.
+
+    Raises:
+        CompileError: there is no compiler, or it cannot compile this; the message has its first complaint.
+    """
+    compiler = require_compiler()
+    command = [compiler, *_FLAGS, str(SOURCE), "-o", str(path)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    if made.returncode:
+        complaint = next((line for line in made.stderr.splitlines() if "error" in line), made.stderr[:200])
+        raise CompileError(f"{compiler} cannot compile {SOURCE.name}: {complaint}")
+
+
+def serves(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the kernel is written for heads of this width, in this dtype."""
+    return head_dim % _LANES == 0 and dtype in _ENTRIES
+
+
+class CpuAttention:
+    """The compiled library.
+
+    Args:
+        path: what :func:`compile_attention` wrote.
+        dtype: of queries, keys and values.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._run = getattr(ctypes.CDLL(str(path)), _ENTRIES[dtype])
+        self._run.restype = None
+
+    def plan(self, spans: Sequence[SpanPlace], page_length: int) -> SpanAttention:
+        """What forwards over these spans call."""
+        return SpanAttention(self, spans, page_length)
+
+
+class SpanAttention:
+    """Attention over the same spans, in every layer of any number of forwards."""
+
+    def __init__(self, library: CpuAttention, spans: Sequence[SpanPlace], page_length: int) -> None:
+        self._library = library
+        self._page_length = page_length
+        pages: list[int] = []
+        numbers: list[int] = []
+        for span in spans:
+            numbers += [span.packed, span.start, span.end, span.block_length, len(pages)]
+            pages += span.pages
+        self._num_spans = len(spans)
+        self._spans = (ctypes.c_int64 * len(numbers))(*numbers)
+        self._pages = (ctypes.c_int32 * len(pages))(*pages)
+
+    def __call__(self, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, keys_KPC: Tensor, values_KPC: Tensor) -> Tensor:
+        """Store the new keys and values in the pool, and attend to all that every span may see.
+
+        Args:
+            q_NHC, k_NKC, v_NKC: of the packed positions, channels side by side, on the CPU.
+            keys_KPC, values_KPC: contiguous, a layer of the pool; written to.
+
+        Returns:
+            ``(N, H, C)`` contiguous.
+        """
+        tensors = (q_NHC, k_NKC, v_NKC, keys_KPC, values_KPC)
+        assert all(tensor.dtype == self._library.dtype and tensor.stride(-1) == 1 for tensor in tensors)
+        num_positions, num_heads, channels = q_NHC.shape
+        out_NHC = torch.empty((num_positions, num_heads, channels), dtype=q_NHC.dtype)
+        numbers = (
+            *(q_NHC.data_ptr(), q_NHC.stride(0), q_NHC.stride(1)),
+            *(k_NKC.data_ptr(), k_NKC.stride(0), k_NKC.stride(1)),
+            *(v_NKC.data_ptr(), v_NKC.stride(0), v_NKC.stride(1)),
+            *(keys_KPC.data_ptr(), values_KPC.data_ptr(), keys_KPC.stride(0)),
+            *(self._page_length, ctypes.addressof(self._pages)),
+            *(out_NHC.data_ptr(), ctypes.addressof(self._spans), self._num_spans),
+            *(num_heads, k_NKC.shape[1], channels),
+        )
+        self._library._run((ctypes.c_int64 * len(numbers))(*numbers))
+        return out_NHC
