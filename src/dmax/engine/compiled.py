@@ -16,15 +16,20 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from dmax.decoding import mixing, prediction, soft_parallel
 from dmax.decoding.chains import rule_chains
-from dmax.kernels import ahead, cpu_attention
+from dmax.kernels import ahead
 from dmax.kernels.ahead import Chain, CompileError, Library, compile_chain, load_library, require_compiler
-from dmax.kernels.cpu_attention import CpuAttention, compile_attention
+from dmax.kernels.cpu import attention as cpu_attention
+from dmax.kernels.cpu import experts as cpu_experts
+from dmax.kernels.cpu import library as cpu_library
+from dmax.kernels.cpu.attention import CpuAttention
+from dmax.kernels.cpu.experts import CpuExperts
 from dmax.kernels.steps import Step
 from dmax.models import attention, layers, moe
 from dmax.models.chains import model_chains, model_steps
@@ -33,7 +38,7 @@ from dmax.models.llada2 import LLaDA2
 
 DTYPES = (torch.float32, torch.bfloat16)
 _DEFINE_CHAINS = (ahead, layers, attention, moe, prediction, soft_parallel, mixing)
-_ATTENTION = "attention.so"
+_KERNELS = "kernels.so"
 _CPU_LISTING = Path("/proc/cpuinfo")
 
 
@@ -60,9 +65,10 @@ def compile_steps(
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
-        if cpu_attention.serves(config.head_dim, dtype):
-            _compile_attention(making / _ATTENTION)
+        _compile_kernels(making / _KERNELS)
         chains = _chains(config, dtype)
+        if (making / _KERNELS).is_file() and _has_expert_kernel(config, dtype):
+            chains = [chain for chain in chains if chain.name != "weigh"]  # which the kernel does itself
         for done, chain in enumerate(chains, 1):
             compile_chain(chain, making / f"{chain.name}.pt2")
             if progress is not None:
@@ -82,12 +88,16 @@ def attach(model: LLaDA2) -> bool:
     if model.device.type != "cpu" or model.dtype not in DTYPES:
         return False
     folder = steps_folder(model.config, model.dtype)
-    libraries = {path.stem: path for path in folder.glob("*.pt2")} if folder.is_dir() else {}
+    libraries: dict[str, Callable[[], Library]] = {
+        path.stem: partial(load_library, path) for path in (folder.glob("*.pt2") if folder.is_dir() else ())
+    }
+    if _has_expert_kernel(model.config, model.dtype) and (folder / _KERNELS).is_file():
+        libraries["experts"] = partial(CpuExperts, folder / _KERNELS, model.dtype)
     loaded: dict[str, Library] = {}
     for step in _steps(model):
         if step.name in libraries and step.filled != model.dtype:
             if step.name not in loaded:
-                loaded[step.name] = load_library(libraries[step.name])
+                loaded[step.name] = libraries[step.name]()
             step.fill(loaded[step.name], model.dtype)
     return bool(libraries)
 
@@ -96,7 +106,7 @@ def load_attention(model: LLaDA2) -> CpuAttention | None:
     """The attention that is compiled for a model on a CPU, its dtype and machine; None where there is none."""
     if model.device.type != "cpu" or not cpu_attention.serves(model.config.head_dim, model.dtype):
         return None
-    path = steps_folder(model.config, model.dtype) / _ATTENTION
+    path = steps_folder(model.config, model.dtype) / _KERNELS
     return CpuAttention(path, model.dtype) if path.is_file() else None
 
 
@@ -115,7 +125,7 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
     """Where the libraries for this model, dtype and machine are or would be."""
     depends_on = {
         "functions": [inspect.getsource(module) for module in _DEFINE_CHAINS],
-        "attention": cpu_attention.SOURCE.read_text(encoding="utf-8"),
+        "kernels": cpu_library.source(),
         "shapes": [
             (chain.name, [list(example.shape) for example in chain.examples]) for chain in _chains(config, dtype)
         ],
@@ -131,12 +141,19 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
     return Path(cache) / "dmax" / "compiled" / digest
 
 
-def _compile_attention(path: Path) -> None:
-    """Compile the attention; a compiler that cannot do that can still compile the steps."""
+def _compile_kernels(path: Path) -> None:
+    """Compile the kernels; a compiler that cannot do that can still compile the steps."""
     try:
-        compile_attention(path)
+        cpu_library.compile_library(path)
     except CompileError as error:
-        warnings.warn(f"{error}; passes go on with PyTorch's own attention", stacklevel=3)
+        warnings.warn(f"{error}; passes go on with PyTorch's own operations", stacklevel=3)
+
+
+def _has_expert_kernel(config: ModelConfig, dtype: torch.dtype) -> bool:
+    width = config.moe_intermediate_size
+    if config.num_experts is None or width is None:
+        return False
+    return cpu_experts.serves(config.hidden_size, width, width * (config.num_shared_experts or 0), dtype)
 
 
 def _processor() -> str:

@@ -7,7 +7,7 @@ sequence holds up to the end of their own block.
 
 Every span is attended to by itself, over exactly the positions it may see. That costs no padding and no mask, and no
 sequence's arithmetic depends on the lengths of the others. Where there is a kernel for it (see
-:mod:`dmax.kernels.cpu_attention`), one call takes all spans; elsewhere each has a call of its own.
+:mod:`dmax.kernels.cpu.attention`), one call takes all spans; elsewhere each has a call of its own.
 
 Shape suffixes: N packed positions, K key/value heads, H query heads, T positions of a span, S positions it sees,
 P positions of the pool, C head channels.
@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dmax.kernels.cpu_attention import CpuAttention, SpanPlace
+from dmax.kernels.cpu.attention import CpuAttention, SpanPlace
 from dmax.models.attention import KeyValueStore, attend
 from dmax.models.config import ModelConfig
 from dmax.models.masks import block_causal_mask

@@ -6,7 +6,7 @@ its launch and never waits for the device: a whole pass can be captured as a CUD
 (its first launch compiles it).
 
 The modules of kernels import Triton; this one does not, so that a machine without it can ask. On a CPU, chains of small
-operations (:mod:`dmax.kernels.ahead`, :mod:`dmax.kernels.steps`) and attention (:mod:`dmax.kernels.cpu_attention`) may
+operations (:mod:`dmax.kernels.ahead`, :mod:`dmax.kernels.steps`), attention and experts (:mod:`dmax.kernels.cpu`) may
 be compiled ahead of time in their place.
 """
 

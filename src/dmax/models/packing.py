@@ -46,7 +46,7 @@ def usable(x: Tensor, *sources: Tensor) -> bool:
 
 
 class Packed:
-    """The packed copy of a weight that is made of parameters; made when first used, and anew when one has changed.
+    """A copy of parameters in another layout; made when first used, and anew when one of them has changed.
 
     A change is told by a parameter's place in memory and its version. Where a weight changes unseen, as in training on
     copies that are cast or gathered for every pass, packing has to be off (:func:`turn_off`).
@@ -55,7 +55,21 @@ class Packed:
     def __init__(self) -> None:
         self.on = True
         self._made_of: list[tuple[int, int, torch.dtype, torch.dtype]] = []
-        self._weight_OI: Tensor | None = None
+        self._copy: Tensor | None = None
+
+    def copy(self, dtype: torch.dtype, sources: tuple[Tensor, ...], make: Callable[[torch.dtype], Tensor]) -> Tensor:
+        """The copy.
+
+        Args:
+            dtype: that it is wanted in.
+            sources: the parameters it is made of.
+            make: the copy in a dtype, of the sources' present values.
+        """
+        made_of = [(source.data_ptr(), source._version, source.dtype, dtype) for source in sources]
+        if made_of != self._made_of:
+            self._copy, self._made_of = make(dtype), made_of
+        assert self._copy is not None
+        return self._copy
 
     def linear(
         self, x: Tensor, sources: tuple[Tensor, ...], make: Callable[[torch.dtype], Tensor] | None = None
@@ -67,14 +81,16 @@ class Packed:
             sources: the parameters W is made of.
             make: W, ``(O, I)``, in a dtype, of the sources' present values; the only source itself if not given.
         """
-        made_of = [(source.data_ptr(), source._version, source.dtype, x.dtype) for source in sources]
-        if made_of != self._made_of:
-            weight_OI = sources[0] if make is None else make(x.dtype)
+
+        def pack(dtype: torch.dtype) -> Tensor:
             assert _pack is not None
-            self._weight_OI = _pack(weight_OI.detach().contiguous(), None)
-            self._made_of = made_of
+            weight_OI = sources[0] if make is None else make(dtype)
+            packed: Tensor = _pack(weight_OI.detach().contiguous(), None)
+            return packed
+
         assert _linear is not None
-        return _linear(x, self._weight_OI, None, "none", [], "")
+        result: Tensor = _linear(x, self.copy(x.dtype, sources, pack), None, "none", [], "")
+        return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         return Packed()

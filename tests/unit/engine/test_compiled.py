@@ -23,7 +23,7 @@ from dmax.models import LLaDA2
 from dmax.models.chains import model_steps
 from dmax.models.llada2 import initialize
 
-MODEL_STEPS = {"norm", "norm_of_sum", "turn", "gate", "route", "weigh"}
+MODEL_STEPS = {"norm", "norm_of_sum", "turn", "gate", "route", "experts"}
 RULE_STEPS = {"decide", "soften"}
 PARAMS = GenerationParams(gen_length=24, block_length=8, threshold=0.3)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -56,7 +56,7 @@ def compiled(cache: Path, build: Callable[..., LLaDA2]) -> Iterator[LLaDA2]:
     told: list[tuple[int, int]] = []
     folder = compile_steps(model.config, torch.float32, lambda done, of: told.append((done, of)))
     assert folder.is_relative_to(cache)
-    number = len(MODEL_STEPS | RULE_STEPS)
+    number = len((MODEL_STEPS | RULE_STEPS) - {"experts"})
     assert told in ([], [(done, number) for done in range(1, number + 1)])
     assert attach(model)
     yield model
@@ -169,19 +169,21 @@ def test_all_spans_of_a_forward_are_attended_to_at_once(
 
 
 @needs_compiler
-def test_steps_do_without_an_attention_that_cannot_be_compiled(
+def test_steps_do_without_kernels_that_cannot_be_compiled(
     build: Callable[..., LLaDA2], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path) -> None:
         raise CompileError("no such flag")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled_steps, "compile_attention", fail)
-    monkeypatch.setattr(compiled_steps, "_chains", lambda config, dtype: [])
+    monkeypatch.setattr(compiled_steps.cpu_library, "compile_library", fail)
+    told: list[str] = []
+    monkeypatch.setattr(compiled_steps, "compile_chain", lambda chain, path: told.append(chain.name))
     model = build()
-    with pytest.warns(UserWarning, match="no such flag; passes go on with PyTorch's own attention"):
+    with pytest.warns(UserWarning, match="no such flag; passes go on with PyTorch's own operations"):
         compile_steps(model.config, torch.float32)
     assert load_attention(model) is None
+    assert "weigh" in told, "which the kernel would do"
 
 
 @needs_compiler

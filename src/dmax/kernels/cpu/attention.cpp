@@ -8,192 +8,16 @@
 // Letters: N packed positions, H query heads, K key/value heads, C channels, M rows of a task (heads x positions),
 // S keys of a chunk.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace {
 
-constexpr int64_t kLanes = 16;
 constexpr int64_t kChunk = 256;       // keys between two rescalings
 constexpr int64_t kRowsOfATask = 64;  // about as many; heads are never cut
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-
-template <typename V, typename P>
-inline V load(const P* from) {
-  V v;
-  std::memcpy(&v, from, sizeof(V));
-  return v;
-}
-
-template <typename V, typename P>
-inline void store(P* to, V v) {
-  std::memcpy(to, &v, sizeof(V));
-}
-
-inline Floats all(float x) { return Floats{} + x; }
-
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-
-inline float largest(Floats v) {
-  float found = v[0];
-  for (int i = 1; i < kLanes; ++i) found = std::max(found, v[i]);
-  return found;
-}
-
-inline float sum(Floats v) {
-  float found = 0;
-  for (int i = 0; i < kLanes; ++i) found += v[i];
-  return found;
-}
-
-// e^x for x <= 0, to about 2 units in the last place; 0 below the smallest normal number.
-inline Floats exp_of_negative(Floats x) {
-  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const Floats whole = (x * 1.44269504f + magic) - magic;
-  const Floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
-  Floats y = all(1.9875691500e-4f);
-  y = y * rest + 1.3981999507e-3f;
-  y = y * rest + 8.3334519073e-3f;
-  y = y * rest + 4.1665795894e-2f;
-  y = y * rest + 1.6666665459e-1f;
-  y = y * rest + 5.0000001201e-1f;
-  y = y * rest * rest + rest + 1.0f;
-  const Ints exponent = (__builtin_convertvector(whole, Ints) + 127) << 23;
-  return x < -87.0f ? all(0.0f) : y * (Floats)exponent;
-}
-
-// Lanes of a (0 to 15) and b (16 to 31), by their numbers.
-inline Words pick(Words a, Words b, Words lanes) {
-#ifdef __clang__
-  Words picked;
-  for (int i = 0; i < kLanes; ++i) picked[i] = lanes[i] < kLanes ? a[lanes[i]] : b[lanes[i] - kLanes];
-  return picked;
-#else
-  return __builtin_shuffle(a, b, lanes);
-#endif
-}
-
-// One of the four rounds of a transposition: tiles of kWidth x kWidth change places.
-template <int kWidth>
-inline void swap_tiles(Words (&rows)[kLanes]) {
-  Words low, high;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    low[lane] = lane & kWidth ? lane - kWidth + kLanes : lane;
-    high[lane] = lane & kWidth ? lane + kLanes : lane + kWidth;
-  }
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & kWidth) continue;
-    const Words above = rows[i], below = rows[i + kWidth];
-    rows[i] = pick(above, below, low);
-    rows[i + kWidth] = pick(above, below, high);
-  }
-}
-
-// A 16 x 16 tile of 32-bit words, rows to columns.
-inline void transpose(const uint32_t* from, int64_t stride, uint32_t* to, int64_t to_stride) {
-  Words rows[kLanes];
-  for (int i = 0; i < kLanes; ++i) rows[i] = load<Words>(from + i * stride);
-  swap_tiles<1>(rows);
-  swap_tiles<2>(rows);
-  swap_tiles<4>(rows);
-  swap_tiles<8>(rows);
-  for (int i = 0; i < kLanes; ++i) store(to + i * to_stride, rows[i]);
-}
-
-// Numbers of 32 bits are multiplied one by one, of 16 bits in pairs: a word of a left matrix holds what the word of a
-// right matrix is multiplied with.
-template <typename T>
-struct Kind;
-
-template <>
-struct Kind<float> {
-  static constexpr int64_t per_word = 1;
-  static inline void multiply_add(Floats& sum, uint32_t left, Words right) {
-    float x;
-    std::memcpy(&x, &left, sizeof(x));
-    sum += x * (Floats)right;
-  }
-  static inline void put(float* to, Floats v) { store(to, v); }
-};
-
-struct Bfloat {
-  uint16_t bits;
-};
-
-template <>
-struct Kind<Bfloat> {
-  static constexpr int64_t per_word = 2;
-  static inline void multiply_add(Floats& sum, uint32_t left, Words right) {
-#ifdef __AVX512BF16__
-    sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)left), (__m512bh)right);
-#else
-    const Words low = Words{} + (left << 16), high = Words{} + (left & 0xffff0000u);
-    sum += (Floats)high * (Floats)(right & 0xffff0000u) + (Floats)low * (Floats)(right << 16);
-#endif
-  }
-  static inline void put(Bfloat* to, Floats v) {  // to nearest, ties to even
-    const Words bits = (Words)v;
-    store(to, __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves));
-  }
-};
-
-// A tile of out (M x N) += left (M x words) times right (words x N).
-template <typename T, int kRows, int kColumns>
-inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
-                          int64_t words, float* out, int64_t out_stride) {
-  Floats sums[kRows][kColumns];
-  for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kColumns; ++c) sums[r][c] = load<Floats>(out + r * out_stride + c * kLanes);
-  for (int64_t w = 0; w < words; ++w) {
-    Words columns[kColumns];
-    for (int c = 0; c < kColumns; ++c) columns[c] = load<Words>(right + w * right_stride + c * kLanes);
-    for (int r = 0; r < kRows; ++r) {
-      const uint32_t x = left[r * left_stride + w];
-      for (int c = 0; c < kColumns; ++c) Kind<T>::multiply_add(sums[r][c], x, columns[c]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kColumns; ++c) store(out + r * out_stride + c * kLanes, sums[r][c]);
-}
-
-template <typename T, int kColumns>
-void multiply_columns(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
-                      int64_t words, float* out, int64_t out_stride, int64_t rows) {
-  int64_t row = 0;
-  for (; row + 6 <= rows; row += 6)
-    multiply_tile<T, 6, kColumns>(left + row * left_stride, left_stride, right, right_stride, words,
-                                  out + row * out_stride, out_stride);
-  for (; row + 2 <= rows; row += 2)
-    multiply_tile<T, 2, kColumns>(left + row * left_stride, left_stride, right, right_stride, words,
-                                  out + row * out_stride, out_stride);
-  for (; row < rows; ++row)
-    multiply_tile<T, 1, kColumns>(left + row * left_stride, left_stride, right, right_stride, words,
-                                  out + row * out_stride, out_stride);
-}
-
-// out (M x N) += left times right; N is a multiple of the lanes.
-template <typename T>
-void multiply(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride, int64_t words,
-              float* out, int64_t out_stride, int64_t rows, int64_t columns) {
-  int64_t at = 0;
-  for (; at + 4 * kLanes <= columns; at += 4 * kLanes)
-    multiply_columns<T, 4>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows);
-  for (; at < columns; at += kLanes)
-    multiply_columns<T, 1>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows);
-}
 
 struct Span {
   int64_t packed, start, end, block_length, pages;
@@ -381,7 +205,7 @@ void attend(const Heads<const T>& queries, const Heads<const T>& new_keys, const
 
 template <typename T>
 void run(const int64_t* numbers) {
-  // Addresses and sizes, in the order in which dmax.kernels.cpu_attention gives them.
+  // Addresses and sizes, in the order in which dmax.kernels.cpu.attention gives them.
   const auto pointer = [&](int i) { return reinterpret_cast<T*>(numbers[i]); };
   const Heads<const T> queries{pointer(0), numbers[1], numbers[2]};
   const Heads<const T> keys{pointer(3), numbers[4], numbers[5]}, values{pointer(6), numbers[7], numbers[8]};

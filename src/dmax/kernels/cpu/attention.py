@@ -1,4 +1,4 @@
-"""Attention of packed spans over a paged pool on a CPU: ``cpu_attention.cpp``, compiled and called.
+"""Attention of packed spans over a paged pool on a CPU: ``attention.cpp``.
 
 PyTorch's attention takes one sequence a call and gets a fraction of a core's speed out of 32 queries. This one takes
 all sequences of a forward at once, stores their keys and values where they belong, and reads pages where they lie.
@@ -9,7 +9,6 @@ Shape suffixes: N packed positions, H query heads, K key/value heads, P position
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmax.kernels.ahead import CompileError, require_compiler
-
-SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
-_ENTRIES = {torch.float32: "dmax_attend_float32", torch.bfloat16: "dmax_attend_bfloat16"}
-_LANES = 16
+from dmax.kernels.cpu.library import DTYPES, LANES, Function
 
 
 class SpanPlace(NamedTuple):
@@ -38,48 +32,32 @@ class SpanPlace(NamedTuple):
     """Of the sequence, from its first position to ``end``."""
 
 
-def compile_attention(path: Path) -> None:
-    """Compile the library.
-
-    Raises:
-        CompileError: there is no compiler, or it cannot compile this; the message has its first complaint.
-    """
-    compiler = require_compiler()
-    command = [compiler, *_FLAGS, str(SOURCE), "-o", str(path)]
-    made = subprocess.run(command, check=False, capture_output=True, text=True)
-    if made.returncode:
-        complaint = next((line for line in made.stderr.splitlines() if "error" in line), made.stderr[:200])
-        raise CompileError(f"{compiler} cannot compile {SOURCE.name}: {complaint}")
-
-
 def serves(head_dim: int, dtype: torch.dtype) -> bool:
     """Whether the kernel is written for heads of this width, in this dtype."""
-    return head_dim % _LANES == 0 and dtype in _ENTRIES
+    return head_dim % LANES == 0 and dtype in DTYPES
 
 
 class CpuAttention:
-    """The compiled library.
+    """The kernel.
 
     Args:
-        path: what :func:`compile_attention` wrote.
+        path: of the compiled library.
         dtype: of queries, keys and values.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._run = getattr(ctypes.CDLL(str(path)), _ENTRIES[dtype])
-        self._run.restype = None
+        self.run = Function(path, "attend", dtype)
 
     def plan(self, spans: Sequence[SpanPlace], page_length: int) -> SpanAttention:
         """What forwards over these spans call."""
-        return SpanAttention(self, spans, page_length)
+        return SpanAttention(self.run, spans, page_length)
 
 
 class SpanAttention:
     """Attention over the same spans, in every layer of any number of forwards."""
 
-    def __init__(self, library: CpuAttention, spans: Sequence[SpanPlace], page_length: int) -> None:
-        self._library = library
+    def __init__(self, run: Function, spans: Sequence[SpanPlace], page_length: int) -> None:
+        self._run = run
         self._page_length = page_length
         pages: list[int] = []
         numbers: list[int] = []
@@ -101,7 +79,7 @@ class SpanAttention:
             ``(N, H, C)`` contiguous.
         """
         tensors = (q_NHC, k_NKC, v_NKC, keys_KPC, values_KPC)
-        assert all(tensor.dtype == self._library.dtype and tensor.stride(-1) == 1 for tensor in tensors)
+        assert all(tensor.dtype == self._run.dtype and tensor.stride(-1) == 1 for tensor in tensors)
         num_positions, num_heads, channels = q_NHC.shape
         out_NHC = torch.empty((num_positions, num_heads, channels), dtype=q_NHC.dtype)
         numbers = (
@@ -113,5 +91,5 @@ class SpanAttention:
             *(out_NHC.data_ptr(), ctypes.addressof(self._spans), self._num_spans),
             *(num_heads, k_NKC.shape[1], channels),
         )
-        self._library._run((ctypes.c_int64 * len(numbers))(*numbers))
+        self._run(numbers)
         return out_NHC

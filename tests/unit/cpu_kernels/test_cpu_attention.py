@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmax.kernels.ahead import CompileError
-from dmax.kernels.cpu_attention import CpuAttention, SpanPlace, compile_attention, serves
+from dmax.kernels.cpu.attention import CpuAttention, SpanPlace, serves
 from dmax.models.masks import block_causal_mask
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -19,13 +18,6 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 PAGES, PAGE = 40, 8
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("library") / "attention.so"
-    compile_attention(path)
-    return path
 
 
 class Case:
@@ -43,10 +35,10 @@ class Case:
         pool = (kv_heads, PAGES * PAGE, channels)
         self.keys, self.values = (torch.randn(pool, generator=generator).to(dtype) for _ in range(2))
 
-    def run(self, library: Path) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, cpu_library: Path) -> tuple[Tensor, Tensor, Tensor]:
         """What is returned, and keys and values of the pool afterwards."""
         keys, values = self.keys.clone(), self.values.clone()
-        plan = CpuAttention(library, self.dtype).plan(self.spans, PAGE)
+        plan = CpuAttention(cpu_library, self.dtype).plan(self.spans, PAGE)
         return plan(*self.new, keys, values), keys, values
 
     def places(self, span: SpanPlace) -> Tensor:
@@ -89,29 +81,29 @@ SPANS = {
 @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS.keys())
 @pytest.mark.parametrize(("heads", "kv_heads", "channels"), [(4, 2, 64), (2, 2, 16), (16, 1, 48), (16, 4, 128)])
 def test_it_is_attention(
-    library: Path, dtype: torch.dtype, spans: list[SpanPlace], heads: int, kv_heads: int, channels: int
+    cpu_library: Path, dtype: torch.dtype, spans: list[SpanPlace], heads: int, kv_heads: int, channels: int
 ) -> None:
     case = Case(dtype, spans, heads, kv_heads, channels)
-    (mixed, keys, values), (right, right_keys, right_values) = case.run(library), case.expected()
+    (mixed, keys, values), (right, right_keys, right_values) = case.run(cpu_library), case.expected()
     torch.testing.assert_close(mixed.double(), right, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert torch.equal(keys, right_keys) and torch.equal(values, right_values), "the pool holds what it should"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_span_gets_the_same_bits_alone_and_among_others(library: Path, dtype: torch.dtype) -> None:
+def test_a_span_gets_the_same_bits_alone_and_among_others(cpu_library: Path, dtype: torch.dtype) -> None:
     together = Case(dtype, SPANS["several"], 4, 2, 64)
-    mixed, _, _ = together.run(library)
+    mixed, _, _ = together.run(cpu_library)
     for span in together.spans:
         alone = Case(dtype, [span], 4, 2, 64)
         alone.new, alone.keys, alone.values = together.new, together.keys, together.values
         own = slice(span.packed, span.packed + span.end - span.start)
-        assert torch.equal(alone.run(library)[0][own], mixed[own])
+        assert torch.equal(alone.run(cpu_library)[0][own], mixed[own])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_scores_neither_overflow_nor_vanish(library: Path, dtype: torch.dtype) -> None:
+def test_large_scores_neither_overflow_nor_vanish(cpu_library: Path, dtype: torch.dtype) -> None:
     case = Case(dtype, SPANS["more keys than a chunk"], 4, 2, 64, spread=60.0)
-    mixed, right = case.run(library)[0], case.expected()[0]
+    mixed, right = case.run(cpu_library)[0], case.expected()[0]
     assert mixed.isfinite().all()
     close = torch.isclose(mixed.double(), right, rtol=0.05, atol=0.05 * float(right.abs().max()))
     assert close.double().mean() > 0.99, "softmax of large scores is a choice, which rounding may change where they tie"
@@ -121,12 +113,3 @@ def test_what_it_is_not_written_for() -> None:
     assert serves(64, torch.float32) and serves(128, torch.bfloat16)
     assert not serves(40, torch.float32)
     assert not serves(64, torch.float16)
-
-
-def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "broken-c++"
-    broken.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n", encoding="utf-8")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(CompileError, match=r"broken-c\+\+ cannot compile cpu_attention.cpp: .*no such thing"):
-        compile_attention(tmp_path / "attention.so")

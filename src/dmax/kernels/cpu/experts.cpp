@@ -1,0 +1,134 @@
+// The experts of a layer that were chosen, and the shared one, on a CPU.
+//
+// Tokens are gathered expert by expert; what an expert adds to a token is computed by itself, and the parts are summed up
+// in the order of the experts. So what a token gets depends neither on the other tokens nor on who computes what.
+//
+// Letters: N tokens, D hidden, E experts (the shared one's parts come last), F expert width.
+
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t kRowsOfATask = 48;
+
+struct Sizes {
+  int64_t tokens, hidden, width, routed, all;  // experts that are chosen; those and the parts of the shared one
+};
+
+struct Task {
+  int64_t expert, first, last;  // rows of the expert's list
+};
+
+// Which tokens each expert has, and where its part of a token's sum goes.
+struct Plan {
+  std::vector<int64_t> begins, tokens, slots, counts;
+  std::vector<Task> tasks;
+
+  void make(const float* weights, const Sizes& n) {
+    begins.assign(n.all + 1, 0);
+    counts.assign(n.tokens, 0);
+    tokens.clear();
+    slots.clear();
+    tasks.clear();
+    for (int64_t expert = 0; expert < n.all; ++expert) {
+      for (int64_t token = 0; token < n.tokens; ++token) {
+        if (expert < n.routed && weights[token * n.routed + expert] == 0) continue;
+        tokens.push_back(token);
+        slots.push_back(counts[token]++);
+      }
+      begins[expert + 1] = (int64_t)tokens.size();
+      for (int64_t row = begins[expert]; row < begins[expert + 1]; row += kRowsOfATask)
+        tasks.push_back({expert, row, std::min(row + kRowsOfATask, begins[expert + 1])});
+    }
+  }
+};
+
+inline Floats silu(Floats x) {
+  const Floats size = x < 0.0f ? -x : x, small = exp_of_negative(-size);
+  return x * (x < 0.0f ? small : all(1)) / (1.0f + small);
+}
+
+template <typename T>
+struct Layer {
+  const T* x;
+  const float* weights;           // (N, routed)
+  const uint32_t *gate_up, *down;  // (E, D / per word, 2 F) and (E, F / per word, D), in words
+  T* out;
+};
+
+template <typename T>
+void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const Sizes& n, int64_t most, float* parts) {
+  // `parts` holds `most` parts of every token, side by side.
+  static thread_local std::vector<uint32_t> rows, hidden;
+  static thread_local std::vector<float> gate_up;
+  const int64_t count = task.last - task.first;
+  const int64_t in_words = n.hidden / Kind<T>::per_word, mid_words = n.width / Kind<T>::per_word;
+  rows.resize(kRowsOfATask * in_words);
+  hidden.resize(kRowsOfATask * mid_words);
+  gate_up.resize(kRowsOfATask * 2 * n.width);
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(rows.data() + i * in_words, layer.x + plan.tokens[task.first + i] * n.hidden, n.hidden * sizeof(T));
+  std::fill_n(gate_up.begin(), count * 2 * n.width, 0.0f);
+  multiply<T>(rows.data(), in_words, layer.gate_up + task.expert * in_words * 2 * n.width, 2 * n.width, in_words,
+              gate_up.data(), 2 * n.width, count, 2 * n.width);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t token = plan.tokens[task.first + i];
+    const float weight = task.expert < n.routed ? layer.weights[token * n.routed + task.expert] : 1.0f;
+    const float* gates = gate_up.data() + i * 2 * n.width;
+    T* to = reinterpret_cast<T*>(hidden.data() + i * mid_words);
+    for (int64_t f = 0; f < n.width; f += kLanes)
+      Kind<T>::put(to + f, silu(load<Floats>(gates + f)) * load<Floats>(gates + n.width + f) * weight);
+  }
+  static thread_local std::vector<float> added;
+  added.assign(count * n.hidden, 0.0f);
+  multiply<T>(hidden.data(), mid_words, layer.down + task.expert * mid_words * n.hidden, n.hidden, mid_words,
+              added.data(), n.hidden, count, n.hidden);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = task.first + i;
+    std::memcpy(parts + (plan.tokens[row] * most + plan.slots[row]) * n.hidden, added.data() + i * n.hidden,
+                n.hidden * sizeof(float));
+  }
+}
+
+template <typename T>
+void run_layer(const Layer<T>& layer, const Sizes& n) {
+  static thread_local Plan own_plan;
+  static thread_local std::vector<float> own_parts;
+  own_plan.make(layer.weights, n);
+  const Plan& plan = own_plan;
+  const int64_t most = *std::max_element(plan.counts.begin(), plan.counts.end());
+  own_parts.resize(std::max<size_t>(own_parts.size(), n.tokens * most * n.hidden));
+  float* const parts = own_parts.data();
+  const int64_t num_tasks = (int64_t)plan.tasks.size();
+#pragma omp parallel
+  {
+#pragma omp for schedule(dynamic)
+    for (int64_t t = 0; t < num_tasks; ++t) run_task<T>(plan.tasks[t], plan, layer, n, most, parts);
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < n.tokens; ++token)
+      for (int64_t d = 0; d < n.hidden; d += kLanes) {
+        const float* own = parts + token * most * n.hidden + d;
+        Floats sum = all(0);
+        for (int64_t slot = 0; slot < plan.counts[token]; ++slot) sum += load<Floats>(own + slot * n.hidden);
+        Kind<T>::put(layer.out + token * n.hidden + d, sum);
+      }
+  }
+}
+
+template <typename T>
+void run(const int64_t* numbers) {
+  // Addresses and sizes, in the order in which dmax.kernels.cpu.experts gives them.
+  const Layer<T> layer{
+      reinterpret_cast<const T*>(numbers[0]),        reinterpret_cast<const float*>(numbers[1]),
+      reinterpret_cast<const uint32_t*>(numbers[2]), reinterpret_cast<const uint32_t*>(numbers[3]),
+      reinterpret_cast<T*>(numbers[4]),
+  };
+  run_layer<T>(layer, Sizes{numbers[5], numbers[6], numbers[7], numbers[8], numbers[9]});
+}
+
+}  // namespace
+
+extern "C" void dmax_experts_float32(const int64_t* numbers) { run<float>(numbers); }
+extern "C" void dmax_experts_bfloat16(const int64_t* numbers) { run<Bfloat>(numbers); }

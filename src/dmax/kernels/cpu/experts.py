@@ -1,0 +1,57 @@
+"""The chosen experts of a layer and its shared one on a CPU: ``experts.cpp``.
+
+Every token is computed for the experts it was sent to alone, and gets the same bits whatever the other tokens are.
+
+Shape suffixes: N tokens, D hidden, E routed experts, X experts with the parts of the shared one, F expert width,
+O outputs of a matrix, I its inputs, W words of 32 bits, P numbers of a word.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dmax.kernels.cpu.library import DTYPES, LANES, Function
+
+
+def serves(hidden: int, width: int, shared_width: int, dtype: torch.dtype) -> bool:
+    """Whether the kernel is written for experts of this shape, in this dtype."""
+    return dtype in DTYPES and hidden % LANES == 0 and width % LANES == 0 and shared_width % width == 0
+
+
+def in_words(matrices_XOI: Tensor) -> Tensor:
+    """Matrices as the kernel reads them: inputs by outputs, inputs in words of 32 bits: ``(X, W, O, P)``."""
+    per_word = 4 // matrices_XOI.element_size()
+    return matrices_XOI.unflatten(-1, (-1, per_word)).permute(0, 2, 1, 3).contiguous()
+
+
+class CpuExperts:
+    """The kernel, as a library of one function (:data:`dmax.kernels.ahead.Library`).
+
+    Args:
+        path: of the compiled library.
+        dtype: of tokens and weights.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self._run = Function(path, "experts", dtype)
+
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Run the layer.
+
+        Args:
+            tensors: contiguous: tokens ``(N, D)``; the weight of every routed expert, 0 where it was not chosen, ``(N,
+                E)`` float32; gates and ups ``(X, 2 F, D)`` and downs ``(X, D, F)``, both :func:`in_words`.
+
+        Returns:
+            ``(N, D)``, alone in a list.
+        """
+        x_ND, weights_NE, gate_up, down = tensors
+        assert x_ND.dtype == gate_up.dtype == down.dtype == self._run.dtype and weights_NE.dtype == torch.float32
+        out_ND = torch.empty_like(x_ND)
+        addresses = (tensor.data_ptr() for tensor in (x_ND, weights_NE, gate_up, down, out_ND))
+        width = gate_up.shape[2] // 2
+        self._run((*addresses, *x_ND.shape, width, weights_NE.shape[1], gate_up.shape[0]))
+        return [out_ND]
