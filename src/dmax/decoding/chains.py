@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from dmax.decoding.mixing import soften
+from dmax.decoding.prediction import most_probable
 from dmax.decoding.soft_parallel import decide
 from dmax.kernels.ahead import LIKELY, Chain
 
@@ -34,6 +35,10 @@ def rule_chains(vocab_size: int, hidden_size: int, mask_token_id: int, dtype: to
         (torch.zeros(_BLOCKS, LIKELY, vocab_size, dtype=dtype), tokens_BL, flags_BL, flags_BL.clone(),
          tokens_BL[:, 0].clone(), flags_BL[:, 0].clone(), torch.zeros(()), torch.zeros(())),
         (_BL, _BL, _BL, _BL, _B, _B, (), ()),
+    )  # fmt: skip
+    yield Chain(
+        "predict", partial(most_probable, mask_token_id=mask_token_id),
+        (torch.zeros(_BLOCKS, LIKELY, vocab_size, dtype=dtype),), (_BL,),
     )  # fmt: skip
     tokens_N = torch.zeros(LIKELY, dtype=torch.int64)
     yield Chain(

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from dmax.decoding.base import DecoderError
+from dmax.kernels.steps import Steps
+
+STEPS = Steps("predict")
+"""By vocabulary, mask token and dtype of the logits."""
 
 
 class Prediction(NamedTuple):
@@ -46,7 +50,11 @@ def predict(
     """
     if top_k >= logits.shape[-1]:
         raise DecoderError(f"top_k is {top_k}; the vocabulary has only {logits.shape[-1] - 1} tokens beside the mask.")
-    candidates_BLk, probabilities_BLk = _most_probable(logits, mask_token_id, top_k)
+    step = STEPS.at(logits.shape[-1], mask_token_id, logits.dtype)
+    if top_k == 1 and step.usable(logits, logits):
+        candidates_BLk, probabilities_BLk = step(logits)
+    else:
+        candidates_BLk, probabilities_BLk = most_probable(logits, mask_token_id, top_k)
     if temperature == 0:
         tokens_BL = candidates_BLk[..., 0]
     elif noise is None:
@@ -59,7 +67,7 @@ def predict(
     return Prediction(tokens_BL, probabilities_BLk[..., 0], candidates_BLk, probabilities_BLk)
 
 
-def _most_probable(logits: Tensor, mask_token_id: int, top_k: int) -> tuple[Tensor, Tensor]:
+def most_probable(logits: Tensor, mask_token_id: int, top_k: int = 1) -> tuple[Tensor, Tensor]:
     """The k most probable tokens but for the mask, and their probabilities: ``(..., V)`` -> ``(..., k)`` each.
 
     ``torch.topk`` leaves the order of ties open, and bfloat16 logits tie often; ``max`` gives the lowest index.

@@ -131,6 +131,7 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
         ],
         "mask": config.mask_token_id,
         "norm": config.rms_norm_eps,
+        "rotary": config.rope_theta,
         "routing": moe.RoutingRule.of(config)._asdict(),
         "dtype": str(dtype),
         "torch": torch.__version__,
@@ -172,6 +173,7 @@ def _steps(model: LLaDA2) -> list[Step]:
     table_VD = model.model.word_embeddings.weight
     mask_token_id = model.config.mask_token_id
     rules = (
+        prediction.STEPS.at(model.config.vocab_size, mask_token_id, model.dtype),
         soft_parallel.STEPS.at(model.config.vocab_size, mask_token_id, model.dtype),
         mixing.STEPS.at(table_VD.shape, mask_token_id, model.dtype),
     )

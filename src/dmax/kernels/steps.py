@@ -44,13 +44,11 @@ class Step:
             x: what it reads.
             weight: the parameter it is used with.
         """
-        return (
-            self._run is not None
-            and x.dtype == self._dtype == weight.dtype
-            and x.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-        )
+        return self._run is not None and x.dtype == self._dtype == weight.dtype and self.callable_on(x)
+
+    def callable_on(self, x: Tensor) -> bool:
+        """Whether the function, if there is one, may be called here and now, whatever the dtype."""
+        return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """The function's results. It knows nothing of strides, so every tensor is made contiguous."""

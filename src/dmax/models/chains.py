@@ -33,6 +33,8 @@ def model_chains(config: ModelConfig, dtype: torch.dtype) -> Iterator[Chain]:
     rounding: a compiled chain rounds once where separate operations round in between.
     """
     eps, hidden = config.rms_norm_eps, config.hidden_size
+    angles = partial(layers.rotary_angles, rotary_dim=config.rotary_dim, theta=config.rope_theta)
+    yield Chain("angles", angles, (torch.zeros(2, LIKELY, dtype=torch.int64),), (("rows", "positions"),))
     x_ND, weight_D = torch.zeros(LIKELY, hidden, dtype=dtype), torch.ones(hidden, dtype=dtype)
     yield Chain("norm", partial(layers.rms_norm, eps=eps), (x_ND, weight_D), (_N, ()))
     yield Chain(

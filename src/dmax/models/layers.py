@@ -113,13 +113,23 @@ class RotaryTable(nn.Module):
         super().__init__()
         self.rotary_dim = rotary_dim
         self.theta = theta
+        self._angles = Step("angles")
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, T)`` int64 positions -> cosines and sines, each ``(B, 1, T, R)`` float32."""
-        exponents = torch.arange(0, self.rotary_dim, 2, device=position_ids.device, dtype=torch.float32)
-        frequencies = 1.0 / (self.theta ** (exponents / self.rotary_dim))
-        angles_BTR = (position_ids[:, :, None].float() * frequencies).repeat(1, 1, 2)
-        return angles_BTR.cos()[:, None], angles_BTR.sin()[:, None]
+        if self._angles.filled and self._angles.callable_on(position_ids):
+            cos_BTR, sin_BTR = self._angles(position_ids)
+        else:
+            cos_BTR, sin_BTR = rotary_angles(position_ids, rotary_dim=self.rotary_dim, theta=self.theta)
+        return cos_BTR[:, None], sin_BTR[:, None]
+
+
+def rotary_angles(position_ids: Tensor, *, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, ``(B, T, R)`` float32 each, of ``(B, T)`` int64 positions."""
+    exponents = torch.arange(0, rotary_dim, 2, device=position_ids.device, dtype=torch.float32)
+    frequencies = 1.0 / (theta ** (exponents / rotary_dim))
+    angles_BTR = (position_ids[:, :, None].float() * frequencies).repeat(1, 1, 2)
+    return angles_BTR.cos(), angles_BTR.sin()
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmax import LLM, GenerationParams
-from dmax.decoding import BlockState, SoftParallelDecoder, mixing, soft_parallel
+from dmax.decoding import BlockState, SoftParallelDecoder, mixing, prediction, soft_parallel
 from dmax.engine import compiled as compiled_steps
 from dmax.engine.compiled import attach, attached, compile_steps, detach, load_attention, steps_folder
 from dmax.engine.kv_cache import FusedSpans
@@ -23,8 +23,8 @@ from dmax.models import LLaDA2
 from dmax.models.chains import model_steps
 from dmax.models.llada2 import initialize
 
-MODEL_STEPS = {"norm", "norm_of_sum", "turn", "gate", "route", "experts"}
-RULE_STEPS = {"decide", "soften"}
+MODEL_STEPS = {"angles", "norm", "norm_of_sum", "turn", "gate", "route", "experts"}
+RULE_STEPS = {"decide", "predict", "soften"}
 PARAMS = GenerationParams(gen_length=24, block_length=8, threshold=0.3)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
@@ -66,7 +66,8 @@ def compiled(cache: Path, build: Callable[..., LLaDA2]) -> Iterator[LLaDA2]:
 def rule_steps(model: LLaDA2) -> list[Step]:
     config, table = model.config, model.model.word_embeddings.weight
     decide = soft_parallel.STEPS.at(config.vocab_size, config.mask_token_id, table.dtype)
-    return [decide, mixing.STEPS.at(table.shape, config.mask_token_id, table.dtype)]
+    predict = prediction.STEPS.at(config.vocab_size, config.mask_token_id, table.dtype)
+    return [decide, predict, mixing.STEPS.at(table.shape, config.mask_token_id, table.dtype)]
 
 
 def token_ids(rows: int, length: int) -> Tensor:
@@ -93,7 +94,8 @@ def test_no_step_is_passed_by(compiled: LLaDA2) -> None:
                 return run(tensors)
 
             step.fill(note, torch.float32)
-    LLM(compiled).generate([3, 4, 5], PARAMS)
+    for params in (PARAMS, replace(PARAMS, decoder="threshold")):
+        LLM(compiled).generate([3, 4, 5], params)
     assert called == MODEL_STEPS | RULE_STEPS
 
 
@@ -130,6 +132,20 @@ def test_a_pass_is_that_of_the_plain_rule(compiled: LLaDA2, rows: int, fallback:
     assert any(tensor.any() for tensor in (row[5] for row in expected))
     for one, other in zip(found, expected, strict=True):
         assert all(map(torch.equal, one, other))
+
+
+@needs_compiler
+def test_predictions_are_those_of_the_plain_function(compiled: LLaDA2) -> None:
+    vocabulary, mask = compiled.config.vocab_size, compiled.config.mask_token_id
+    logits = torch.randint(0, 8, (3, 9, vocabulary), generator=torch.Generator().manual_seed(6)).float()
+    logits[:, ::3, mask] = 29.0
+    with torch.inference_mode():
+        found = prediction.predict(logits, mask)
+        detach(compiled)
+        expected = prediction.predict(logits, mask)
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.confidence, expected.confidence)
+    torch.testing.assert_close(found.probabilities, expected.probabilities)
 
 
 @needs_compiler
@@ -199,7 +215,8 @@ def test_training_and_other_dtypes_take_the_plain_way(compiled: LLaDA2) -> None:
         raise AssertionError("a compiled step was called")
 
     for step in model_steps(compiled):
-        step.fill(refuse, torch.float32)
+        if step.name != "angles":  # which knows no dtype
+            step.fill(refuse, torch.float32)
     ids = token_ids(1, 8)
     with pytest.raises(AssertionError, match="compiled step"):
         compiled.logits(ids)
@@ -216,6 +233,7 @@ def test_steps_of_another_shape_or_dtype_are_not_taken(compiled: LLaDA2, build: 
     assert not attach(build(routed_scaling_factor=2.0))
     assert not attach(build(intermediate_size=40))
     assert not attach(build(mask_token_id=4))
+    assert not attach(build(rope_theta=500.0))
     assert not attach(build().to(torch.bfloat16))
     assert attach(build(num_hidden_layers=3)), "the number of layers is no part of a step"
     assert steps_folder(compiled.config, torch.float32) != steps_folder(compiled.config, torch.bfloat16)
