@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, SlotView, StepResult, input_embeddings
+from dmax.decoding.contract import ContractError, check_result, tokens_or_none
+from dmax.decoding.registry import is_built_in
 from dmax.engine.outputs import PassRecord
 from dmax.engine.sequence import Sequence
 from dmax.engine.states import join_rows, select_rows
@@ -36,6 +38,12 @@ class Update:
     """The pass as every block in flight saw it, where somebody asked for it."""
     finished: bool
     """Whether the answer has ended, or was given up."""
+
+
+def give_up(row: Sequence, error: Exception) -> Update:
+    """Note that a sequence cannot go on, because of its decoder."""
+    row.failure, row.ending = error, None
+    return Update(row, [], [], finished=True)
 
 
 @dataclass(slots=True)
@@ -74,6 +82,7 @@ class DecodeGroup:
         self.block_length = block_length
         self.rows: list[Sequence] = []
         self._model = model
+        self._checked = not is_built_in(decoder)
         self._lanes: list[_Lane] = []
         self._state: BlockState | None = None
 
@@ -146,12 +155,20 @@ class DecodeGroup:
         Returns:
             The result, and ``(B, 2 * L + 1)`` int64 with what the host needs of it: the tokens, which of them were
             revised, and whether the block has converged.
+
+        Raises:
+            ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
         """
         assert self._state is not None
         logits_BLV = self._model.head(hidden_BLD)
         noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
         result = self.decoder.step(logits_BLV, _with_fallback(self._state, self._fallback()), noise_BLV)
-        return result, torch.cat([result.state.tokens, result.revised, result.converged[:, None]], 1)
+        if self._checked:
+            check_result(result, self._state, self.decoder.name)
+            tokens_BL = tokens_or_none(result.state, self._model.config.vocab_size)
+        else:
+            tokens_BL = result.state.tokens
+        return result, torch.cat([tokens_BL, result.revised, result.converged[:, None]], 1)
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
@@ -189,6 +206,11 @@ class DecodeGroup:
         for row in self.rows:
             own = slice(at, at + row.open_blocks)
             at = own.stop
+            if self._checked and any(host_row[0] < 0 for host_row in host_rows[own]):
+                updates.append(give_up(row, self._outside_vocabulary()))
+                lanes += self._lanes[own]
+                sources += range(own.start, own.stop)
+                continue
             if records[own.start] is None and self._stays(row, self._lanes[own.start], host_rows[own.start]):
                 updates.append(Update(row, [], [], finished=False))
                 lanes.append(self._lanes[own.start])
@@ -201,6 +223,10 @@ class DecodeGroup:
                 sources.append(_FRESH if place == _FRESH else own.start + place)
         self._rearrange(_with_fallback(result.state, None), lanes, sources)
         return updates
+
+    def _outside_vocabulary(self) -> ContractError:
+        size = self._model.config.vocab_size
+        return ContractError(f"decoder {self.decoder.name!r} gave token ids that are not below {size}, the vocabulary.")
 
     def _stays(self, row: Sequence, lane: _Lane, host_row: list[int]) -> bool:
         """Take a pass after which a sequence's only block goes on, as after most passes; False where there is more."""

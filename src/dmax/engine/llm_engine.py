@@ -170,8 +170,8 @@ class LLMEngine:
             if update.finished:
                 del self._sequences[row.request_id]
             if update.finished or update.final_ids or update.records:
-                output = None if row.ending is None else output_of(row)
-                updates.append(RequestUpdate(row.request_id, update.final_ids, update.records, output, row.failure))
+                output, failure = _ended(row)
+                updates.append(RequestUpdate(row.request_id, update.final_ids, update.records, output, failure))
         return updates
 
     def stats(self) -> EngineStats:
@@ -190,3 +190,13 @@ class LLMEngine:
             positions=core.counters.positions,
             prefilled=core.counters.prefilled,
         )
+
+
+def _ended(row: Sequence) -> tuple[GenerationOutput | None, Exception | None]:
+    """The answer of a sequence that has one, and why there will be none."""
+    if row.ending is None:
+        return None, row.failure
+    try:
+        return output_of(row), None
+    except Exception as error:  # a decoder of somebody's own, whose settings cannot be copied
+        return None, error
