@@ -164,16 +164,16 @@ class EngineCore:
         for_host: list[Tensor] = []
         for group, hidden_BLD in zip(groups, self._split(groups, hidden_1ND), strict=True):
             try:
-                result, host_rows_BW = group.step(hidden_BLD)
+                result, for_host_BW = group.step(hidden_BLD, self.record_passes)
             except Exception as error:
                 given_up += self._give_up(group.rows, error)
                 continue
             results.append((group, result))
-            for_host.append(host_rows_BW)
+            for_host.append(for_host_BW)
         updates: list[Update] = []
-        for (group, result), host_rows in zip(results, self._to_host(for_host), strict=True):
+        for (group, result), on_host_BW in zip(results, self._to_host(for_host), strict=True):
             try:
-                updates += group.take(result, host_rows, self.record_passes)
+                updates += group.take(result, on_host_BW)
             except Exception as error:
                 given_up += self._give_up(group.rows, error)
         return updates
@@ -185,17 +185,14 @@ class EngineCore:
             yield part_1ND.reshape(-1, group.block_length, part_1ND.shape[-1])
 
     @staticmethod
-    def _to_host(parts: list[Tensor]) -> Iterator[list[list[int]]]:
-        """Every group's rows as lists: the one place of a step where the host waits for the device."""
-        if len(parts) == 1:
-            yield parts[0].tolist()
+    def _to_host(parts: list[Tensor]) -> Iterator[Tensor]:
+        """Every group's rows: the one place of a step where the host waits for the device."""
+        if len(parts) < 2:
+            yield from (part.cpu() for part in parts)
             return
-        flat = torch.cat([part.flatten() for part in parts]).tolist() if parts else []
-        at = 0
-        for part in parts:
-            rows, width = part.shape
-            yield [flat[at + row * width : at + (row + 1) * width] for row in range(rows)]
-            at += rows * width
+        flat = torch.cat([part.flatten() for part in parts]).cpu()
+        for part, own in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+            yield own.view(part.shape)
 
     def _group(self, key: Hashable, row: Sequence) -> DecodeGroup:
         """The group of sequences that decode like this one."""

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -156,6 +156,45 @@ def test_a_decoder_that_raises_fails_its_own_requests_only(tiny_model: LLaDA2) -
     assert good.ending is not None
     assert bad.ending is None
     assert str(bad.failure) == "out of ideas"
+
+
+class OnDevice(Tensor):
+    """Stands for results on a GPU: they reach the host by ``cpu`` alone, which is counted."""
+
+    transfers: ClassVar[int] = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.numpy), "the host waits for the device"
+        result = super().__torch_function__(func, types, args, kwargs)
+        if func is Tensor.cpu:
+            OnDevice.transfers += 1
+            return result.as_subclass(Tensor)
+        return result
+
+
+class DeviceDecoder(CountingDecoder):
+    """Its results stand on a device, all but the state, which the model reads."""
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        result = super().step(logits, state, noise)
+        names = ("confidence", "promoted", "revised", "converged")
+        return replace(result, **{name: getattr(result, name).as_subclass(OnDevice) for name in names})
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_pass_comes_to_the_host_in_one_transfer_also_where_it_is_recorded(
+    tiny_model: LLaDA2, monkeypatch: pytest.MonkeyPatch, groups: int, trace: bool
+) -> None:
+    monkeypatch.setattr(OnDevice, "transfers", 0)
+    rows = [rows_with([(2, 6)], DeviceDecoder(), trace=trace and not index)[0] for index in range(groups)]
+    for index, row in enumerate(rows):
+        row.params = replace(row.params, threshold=index / 4)
+    run(tiny_model, rows)
+    assert OnDevice.transfers == rows[0].passes == 6
+    assert [record.confidence for record in rows[0].trace] == [[0.5] * LENGTH] * (6 if trace else 0)
+    assert [record.promoted for record in rows[0].trace] == ([[2], [3], [0], [1], [2], [3]] if trace else [])
 
 
 Spoil = Callable[[StepResult], Any]
