@@ -100,6 +100,7 @@ def _add_models(app: FastAPI, settings: ServerSettings, positions: int) -> None:
         "block_length": settings.block_length,
         "default_gen_length": settings.default_gen_length,
         "max_gen_length": settings.max_gen_length,
+        "max_positions_in_flight": settings.max_positions_in_flight,
     }
 
     @app.get("/v1/models")

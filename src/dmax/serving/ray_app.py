@@ -59,6 +59,7 @@ class RaySettings(BaseModel):
     max_queue: int = Field(default=256, ge=1)
     """Requests that may wait for a replica; further ones get 429."""
     max_gen_length: int = Field(default=2048, ge=1)
+    max_positions_in_flight: int = Field(default=128, ge=1)
     timeout: float = Field(default=600.0, gt=0)
     """Seconds that a request may take, and that a replica being replaced has to finish what it has."""
     log_prompts: bool = False
@@ -82,6 +83,7 @@ class RaySettings(BaseModel):
             max_gen_length=lengths["max_gen_length"],
             default_gen_length=lengths["default_gen_length"],
             block_length=self.block_length,
+            max_positions_in_flight=self.max_positions_in_flight,
             timeout=self.timeout,
             log_prompts=self.log_prompts,
         )
