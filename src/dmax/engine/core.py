@@ -35,6 +35,10 @@ class Counters:
     """Positions of all forwards."""
     prefilled: int = 0
     """Prompt positions among them, recomputed ones included."""
+    decoded: int = 0
+    """Positions of blocks in flight among them, the only ones that have logits."""
+    attended: int = 0
+    """Positions that each of them attended to, itself included, summed."""
 
 
 class EngineCore:
@@ -146,17 +150,26 @@ class EngineCore:
         """Hidden states of all blocks in flight, ``(1, sum of L, D)`` in the order of the groups and their rows."""
         rows = [row for group in blocks for row in group.rows]
         parts = [Part(chunk.sequence, chunk.start, chunk.end, chunk.end) for chunk in chunks]
-        self.counters.prefilled += sum(part.end - part.start for part in parts)
         for row in rows:
             block_start = row.block_start
             parts.append(Part(row, min(row.stored, block_start), block_start, row.block_end))
-        self.counters.steps += 1
-        self.counters.positions += sum(part.end - part.start for part in parts)
+        self._count(chunks, parts)
         hidden_1ND = self._runner.forward(parts, list(blocks.values()))
         for row in rows:
             if row.stored < row.block_start:
                 self.scheduler.stored(row, row.block_start)
         return hidden_1ND
+
+    def _count(self, chunks: list[Chunk], parts: list[Part]) -> None:
+        counters = self.counters
+        counters.steps += 1
+        counters.prefilled += sum(chunk.end - chunk.start for chunk in chunks)
+        for part in parts:
+            size, length = part.end - part.start, part.sequence.params.block_length
+            counters.positions += size
+            counters.decoded += part.end - part.blocks_start
+            # Every block sees up to its own end, so a position sees as many as the mean of the ends.
+            counters.attended += size * (part.start + part.end + length) // 2
 
     def _decode(self, groups: list[DecodeGroup], hidden_1ND: Tensor, given_up: list[Update]) -> list[Update]:
         """Let the decoders read hidden states; sequences whose decoder fails go to ``given_up``."""

@@ -57,6 +57,10 @@ class EngineStats:
     """Positions of all forwards."""
     prefilled: int
     """Prompt positions among them."""
+    decoded: int
+    """Positions of blocks in flight among them, the only ones that have logits."""
+    attended: int
+    """Positions that each of them attended to, itself included, summed."""
 
 
 class LLMEngine:
@@ -189,6 +193,8 @@ class LLMEngine:
             steps=core.counters.steps,
             positions=core.counters.positions,
             prefilled=core.counters.prefilled,
+            decoded=core.counters.decoded,
+            attended=core.counters.attended,
         )
 
 

@@ -21,6 +21,7 @@ from dmax.engine.reference import UncachedCore
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule
 from dmax.models import LLaDA2
+from dmax.models.attention import attend
 
 EOS, LENGTH = 2, 4
 
@@ -156,6 +157,43 @@ def test_a_decoder_that_raises_fails_its_own_requests_only(tiny_model: LLaDA2) -
     assert good.ending is not None
     assert bad.ending is None
     assert str(bad.failure) == "out of ideas"
+
+
+def test_positions_are_counted_by_what_is_computed_for_them(
+    tiny_model: LLaDA2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attended, decoded, through = 0, 0, 0
+
+    def attend_and_count(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        nonlocal attended
+        attended += q.shape[2] * k.shape[2] if mask is None else int(mask.sum())
+        return attend(q, k, v, mask)
+
+    def head_and_count(hidden: Tensor) -> Tensor:
+        nonlocal decoded
+        decoded += hidden.shape[:-1].numel()
+        return tiny_model.lm_head(hidden)
+
+    def forward_and_count(embeds: Tensor, *arguments: Any) -> Tensor:
+        nonlocal through
+        through += embeds.shape[:-1].numel()
+        return forward(embeds, *arguments)
+
+    forward = tiny_model.forward
+    monkeypatch.setattr("dmax.engine.kv_cache.attend", attend_and_count)
+    monkeypatch.setattr(tiny_model, "head", head_and_count)
+    monkeypatch.setattr(tiny_model, "forward", forward_and_count)
+    core = EngineCore(tiny_model, pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
+    rows = rows_with([(0, 4), (17, 9), (30, 3), (6, 12)], CountingDecoder())
+    in_flight = {"buffer_size": 2, "add_threshold": 0.5, "semi_threshold": 0.7}
+    for row in (*rows, multi(5, 12, ScriptedDecoder(), threshold=0.25, **in_flight)):
+        core.add(row)
+    while core.busy():
+        core.step()
+    counters, layers = core.counters, tiny_model.config.num_hidden_layers
+    assert counters.positions == through
+    assert counters.decoded == decoded < through - counters.prefilled, "blocks that are stored have no logits either"
+    assert counters.attended * layers == attended
 
 
 class OnDevice(Tensor):
