@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from dmax import LLM, LLMEngine, RequestUpdate
 from dmax.decoding import SoftParallelDecoder
 from dmax.engine.requests import RequestReader
 from dmax.serving.answering import Answering
+from dmax.serving.app import create_app_over
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.protocol import CompletionRequest
 from dmax.serving.settings import ServerSettings
@@ -143,6 +145,26 @@ def test_an_engine_that_cannot_go_on_is_not_healthy(serve: Any, monkeypatch: pyt
         assert ask(client).status_code == 503
         assert client.get("/health").status_code == 503
         assert client.get("/ready").status_code == 503
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
+def test_readiness_is_what_an_engine_elsewhere_says(llm: LLM, ready: bool, status: int) -> None:
+    class Elsewhere:
+        alive = True
+
+        async def is_ready(self) -> bool:
+            return ready
+
+        def start(self) -> None:
+            pass
+
+        stop = start
+
+    assert llm.tokenizer is not None
+    app = create_app_over(Elsewhere(), llm.model.config, llm.tokenizer, ServerSettings("tiny"))
+    with TestClient(app) as client:
+        assert client.get("/ready").status_code == status
+        assert client.get("/health").status_code == 200
 
 
 def test_the_event_loop_never_waits_for_the_model(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
