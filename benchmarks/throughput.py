@@ -3,9 +3,15 @@
     python benchmarks/throughput.py [--model M] [--concurrency 1 2 4 …] [--prompts N] [--compile] [--json FILE]
 
 Every concurrency answers the same prompts with an engine of its own, after a warm-up that is not counted. Beside tokens
-per second stands the share of the machine's matmul peak: floating-point operations of all positions that were computed
-(weights that are active for a token, and attention over what it sees), over the time, over what a large matrix product
-reaches here in the model's dtype.
+per second stands the share of the machine's matmul peak: floating-point operations over the time, over what a large
+matrix product reaches here in the model's dtype. Operations are those of the matrix products that the answers needed:
+
+* the layers' weights that are active for a token, for every position that ran: prompts, blocks in flight in every pass,
+  and finished blocks once more when they are stored;
+* the head for the positions of blocks in flight alone, since nothing else has logits;
+* attention of every one of those positions over all it sees, from the start of its sequence to the end of its block.
+
+Norms, softmax, the decoder's rule, and what a machine computes in vain (padding, masked keys) are not among them.
 """
 
 from __future__ import annotations
@@ -19,12 +25,12 @@ import torch
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams, LLMEngine
-from dmax.measurement.costs import weights_by_part
+from dmax.measurement.costs import count_flops
 from dmax.measurement.peaks import matmul_peak
 from dmax.problems import problem
 
 
-def run(llm: LLM, prompts: list[Any], params: GenerationParams, concurrency: int) -> dict[str, float]:
+def run(llm: LLM, prompts: list[Any], params: GenerationParams, concurrency: int) -> dict[str, Any]:
     """Answer all prompts, at most ``concurrency`` at a time."""
     engine = LLMEngine(llm.model, llm.tokenizer, max_batch_size=concurrency, page_length=params.block_length)
     for index, prompt in enumerate(prompts):
@@ -45,6 +51,9 @@ def run(llm: LLM, prompts: list[Any], params: GenerationParams, concurrency: int
         "forwards": stats.steps,
         "positions": stats.positions,
         "prefilled": stats.prefilled,
+        "decoded": stats.decoded,
+        "attended": stats.attended,
+        "flops": count_flops(llm.model.config, stats.positions, stats.decoded, stats.attended),
     }
 
 
@@ -66,12 +75,11 @@ def main() -> None:
     questions = [problem("test", index, arguments.seed)["question"] for index in range(arguments.prompts)]
     prompts = [llm.chat_prompt(question) for question in questions]
     peak = matmul_peak(llm.model.device, llm.model.dtype)
-    operations = 2 * sum(weights_by_part(llm.model.config).values())
     run(llm, prompts[:4], params, 4)
     runs = []
     for concurrency in arguments.concurrency:
         result = run(llm, prompts, params, concurrency)
-        share = operations * result["positions"] / result["seconds"] / peak
+        share = sum(result["flops"].values()) / result["seconds"] / peak
         runs.append({**result, "share_of_matmul_peak": share})
         print(
             f"concurrency {concurrency:3d}: {result['tokens_per_second']:8.0f} tokens/s, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -38,6 +39,10 @@ def serve(
     max_gen_length: Annotated[
         int, typer.Option(min=1, help="Most tokens of an answer.", rich_help_panel=_SERVER)
     ] = 2048,
+    max_positions_in_flight: Annotated[
+        int,
+        typer.Option(min=1, help="Most of block length times blocks in flight of a request.", rich_help_panel=_SERVER),
+    ] = 128,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", rich_help_panel=_SERVER)] = 600.0,
     drain_timeout: Annotated[
         float,
@@ -77,14 +82,24 @@ def serve(
         from dmax.serving.server import Server
         from dmax.serving.settings import ServerSettings, gen_lengths, parse_keys, parse_kv_memory
     with user_errors():
-        memory, keys = parse_kv_memory(kv_memory), parse_keys(api_key or ())
+        memory = parse_kv_memory(kv_memory)
+        settings = ServerSettings(
+            model_name=model.model if model_name is None else model_name,
+            api_keys=parse_keys(api_key or ()),
+            max_queue=max_queue,
+            block_length=block_length,
+            max_positions_in_flight=max_positions_in_flight,
+            timeout=timeout,
+            cors_origins=tuple(cors_origin or ()),
+            log_prompts=log_prompts,
+        )
     listener = _listen(host, port)
     llm = load_llm(model)
     if llm.tokenizer is None:
         raise CommandError(
             f"{model.model} has no tokenizer, so it cannot be served; give a folder with tokenizer.json."
         )
-    limit = llm.model.config.max_position_embeddings
+    lengths = gen_lengths(max_gen_length, llm.model.config.max_position_embeddings)
     with user_errors():
         from dmax.engine import LLMEngine
 
@@ -97,15 +112,10 @@ def serve(
             prefill_tokens=prefill_tokens,
             capture_graphs=capture_graphs,
         )
-    settings = ServerSettings(
-        model_name=model.model if model_name is None else model_name,
-        api_keys=keys,
-        max_queue=max_queue,
-        **gen_lengths(max_gen_length, limit),
-        block_length=block_length,
-        timeout=timeout,
-        cors_origins=tuple(cors_origin or ()),
-        log_prompts=log_prompts,
+    settings = replace(
+        settings,
+        max_gen_length=lengths["max_gen_length"],
+        default_gen_length=lengths["default_gen_length"],
     )
     log_to_stderr()
     port = listener.getsockname()[1]

@@ -60,7 +60,16 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
     for option in options:
         if option not in known:
             raise DecoderError(f"decoder {name!r} has no option {option!r}; {_suggest(option, known)}.")
-    return factory(**options)
+    decoder = factory(**options)
+    for part in ("name", "temperature"):
+        if not hasattr(decoder, part):
+            raise DecoderError(f"decoder {name!r} has no {part}; its class must give it, as docs/decoding.md shows.")
+    return decoder
+
+
+def is_built_in(decoder: Decoder) -> bool:
+    """Whether a decoder is one of this package's own, whose results need no check."""
+    return type(decoder) in _BUILT_IN.values()
 
 
 def _factory(name: str) -> Callable[..., Decoder]:

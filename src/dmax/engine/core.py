@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dmax.decoding import StepResult
-from dmax.engine.group import DecodeGroup, Update
+from dmax.engine.group import DecodeGroup, Update, give_up
 from dmax.engine.pages import PagePool
 from dmax.engine.runner import Part, Runner, make_runner
 from dmax.engine.scheduler import Chunk, Scheduler
@@ -35,6 +35,10 @@ class Counters:
     """Positions of all forwards."""
     prefilled: int = 0
     """Prompt positions among them, recomputed ones included."""
+    decoded: int = 0
+    """Positions of blocks in flight among them, the only ones that have logits."""
+    attended: int = 0
+    """Positions that each of them attended to, itself included, summed."""
 
 
 class EngineCore:
@@ -97,55 +101,94 @@ class EngineCore:
         """
         plan = self.scheduler.plan()
         self._leave(plan.interrupted, pause=True)
-        for key, starting in _by_decoding(plan.starting).items():
-            self._group(key, starting[0]).add(starting)
-        groups = list(self._groups.values())
-        rows = [row for group in groups for row in group.rows]
-        if not rows and not plan.chunks:
-            return []
-        hidden_1ND = self._forward(plan.chunks, rows, groups)
-        updates = self._decode(groups, hidden_1ND)
+        given_up = self._start(plan.starting)
+        blocks = self._read(given_up)
+        if not blocks and not plan.chunks:
+            return given_up
+        hidden_1ND = self._forward(plan.chunks, blocks)
+        updates = self._decode(list(blocks), hidden_1ND, given_up)
         for chunk in plan.chunks:
             self.scheduler.stored(chunk.sequence, chunk.end)
-        finished = [update.sequence for update in updates if update.finished]
-        now = time.perf_counter()
-        self._leave(finished)
-        for row in finished:
-            row.seconds = now - row.started
-            self.scheduler.remove(row)
+        self._end([update.sequence for update in updates if update.finished])
+        return given_up + updates
+
+    def _start(self, starting: list[Sequence]) -> list[Update]:
+        """Begin to decode sequences; gives those of which their decoder made that impossible."""
+        given_up: list[Update] = []
+        for key, rows in _by_decoding(starting).items():
+            group = self._group(key, rows[0])
+            try:
+                group.add(rows)
+            except Exception as error:
+                given_up += self._give_up([*group.rows, *rows], error)
+        return given_up
+
+    def _read(self, given_up: list[Update]) -> dict[DecodeGroup, Tensor]:
+        """What the next pass reads at all blocks in flight, by group; sequences without it go to ``given_up``."""
+        blocks: dict[DecodeGroup, Tensor] = {}
+        for group in list(self._groups.values()):
+            try:
+                blocks[group] = group.embeddings()
+            except Exception as error:
+                given_up += self._give_up(group.rows, error)
+        return blocks
+
+    def _give_up(self, rows: list[Sequence], error: Exception) -> list[Update]:
+        """End the sequences of a decoder that failed, which can only be one of somebody's own; the others go on."""
+        updates = [give_up(row, error) for row in rows]
+        self._end(list(rows))
         return updates
 
-    def _forward(self, chunks: list[Chunk], rows: list[Sequence], groups: list[DecodeGroup]) -> Tensor:
-        """Hidden states of all blocks in flight, ``(1, sum of L, D)`` in the order of the rows."""
+    def _end(self, rows: list[Sequence]) -> None:
+        now = time.perf_counter()
+        self._leave(rows)
+        for row in rows:
+            row.seconds = now - row.started
+            self.scheduler.remove(row)
+
+    def _forward(self, chunks: list[Chunk], blocks: dict[DecodeGroup, Tensor]) -> Tensor:
+        """Hidden states of all blocks in flight, ``(1, sum of L, D)`` in the order of the groups and their rows."""
+        rows = [row for group in blocks for row in group.rows]
         parts = [Part(chunk.sequence, chunk.start, chunk.end, chunk.end) for chunk in chunks]
-        self.counters.prefilled += sum(part.end - part.start for part in parts)
         for row in rows:
             block_start = row.block_start
             parts.append(Part(row, min(row.stored, block_start), block_start, row.block_end))
-        self.counters.steps += 1
-        self.counters.positions += sum(part.end - part.start for part in parts)
-        hidden_1ND = self._runner.forward(parts, [group.embeddings() for group in groups])
+        self._count(chunks, parts)
+        hidden_1ND = self._runner.forward(parts, list(blocks.values()))
         for row in rows:
             if row.stored < row.block_start:
                 self.scheduler.stored(row, row.block_start)
         return hidden_1ND
 
-    def _decode(self, groups: list[DecodeGroup], hidden_1ND: Tensor) -> list[Update]:
+    def _count(self, chunks: list[Chunk], parts: list[Part]) -> None:
+        counters = self.counters
+        counters.steps += 1
+        counters.prefilled += sum(chunk.end - chunk.start for chunk in chunks)
+        for part in parts:
+            size, length = part.end - part.start, part.sequence.params.block_length
+            counters.positions += size
+            counters.decoded += part.end - part.blocks_start
+            # Every block sees up to its own end, so a position sees as many as the mean of the ends.
+            counters.attended += size * (part.start + part.end + length) // 2
+
+    def _decode(self, groups: list[DecodeGroup], hidden_1ND: Tensor, given_up: list[Update]) -> list[Update]:
+        """Let the decoders read hidden states; sequences whose decoder fails go to ``given_up``."""
         results: list[tuple[DecodeGroup, StepResult]] = []
         for_host: list[Tensor] = []
-        updates: list[Update] = []
         for group, hidden_BLD in zip(groups, self._split(groups, hidden_1ND), strict=True):
             try:
-                result, host_rows_BW = group.step(hidden_BLD)
-            except Exception as error:  # a decoder of somebody's own: its requests fail, the others go on
-                for row in group.rows:
-                    row.failure = error
-                    updates.append(Update(row, [], [], finished=True))
+                result, for_host_BW = group.step(hidden_BLD, self.record_passes)
+            except Exception as error:
+                given_up += self._give_up(group.rows, error)
                 continue
             results.append((group, result))
-            for_host.append(host_rows_BW)
-        for (group, result), host_rows in zip(results, self._to_host(for_host), strict=True):
-            updates += group.take(result, host_rows, self.record_passes)
+            for_host.append(for_host_BW)
+        updates: list[Update] = []
+        for (group, result), on_host_BW in zip(results, self._to_host(for_host), strict=True):
+            try:
+                updates += group.take(result, on_host_BW)
+            except Exception as error:
+                given_up += self._give_up(group.rows, error)
         return updates
 
     @staticmethod
@@ -155,17 +198,14 @@ class EngineCore:
             yield part_1ND.reshape(-1, group.block_length, part_1ND.shape[-1])
 
     @staticmethod
-    def _to_host(parts: list[Tensor]) -> Iterator[list[list[int]]]:
-        """Every group's rows as lists: the one place of a step where the host waits for the device."""
-        if len(parts) == 1:
-            yield parts[0].tolist()
+    def _to_host(parts: list[Tensor]) -> Iterator[Tensor]:
+        """Every group's rows: the one place of a step where the host waits for the device."""
+        if len(parts) < 2:
+            yield from (part.cpu() for part in parts)
             return
-        flat = torch.cat([part.flatten() for part in parts]).tolist() if parts else []
-        at = 0
-        for part in parts:
-            rows, width = part.shape
-            yield [flat[at + row * width : at + (row + 1) * width] for row in range(rows)]
-            at += rows * width
+        flat = torch.cat([part.flatten() for part in parts]).cpu()
+        for part, own in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+            yield own.view(part.shape)
 
     def _group(self, key: Hashable, row: Sequence) -> DecodeGroup:
         """The group of sequences that decode like this one."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, SlotView, StepResult, input_embeddings
+from dmax.decoding.contract import ContractError, check_result, tokens_or_none
+from dmax.decoding.registry import is_built_in
 from dmax.engine.outputs import PassRecord
 from dmax.engine.sequence import Sequence
 from dmax.engine.states import join_rows, select_rows
@@ -36,6 +38,12 @@ class Update:
     """The pass as every block in flight saw it, where somebody asked for it."""
     finished: bool
     """Whether the answer has ended, or was given up."""
+
+
+def give_up(row: Sequence, error: Exception) -> Update:
+    """Note that a sequence cannot go on, because of its decoder."""
+    row.failure, row.ending = error, None
+    return Update(row, [], [], finished=True)
 
 
 @dataclass(slots=True)
@@ -74,6 +82,8 @@ class DecodeGroup:
         self.block_length = block_length
         self.rows: list[Sequence] = []
         self._model = model
+        self._checked = not is_built_in(decoder)
+        self._recorded: list[bool] = []
         self._lanes: list[_Lane] = []
         self._state: BlockState | None = None
 
@@ -140,18 +150,35 @@ class DecodeGroup:
         assert self._state is not None
         return input_embeddings(self._state, self._model.model.word_embeddings.weight)
 
-    def step(self, hidden_BLD: Tensor) -> tuple[StepResult, Tensor]:
+    def step(self, hidden_BLD: Tensor, record_all: bool) -> tuple[StepResult, Tensor]:
         """Apply the decoder to hidden states of the blocks in flight.
 
+        Args:
+            hidden_BLD: of the model, after the final norm.
+            record_all: whether every sequence's pass is recorded, or only those whose params ask for it.
+
         Returns:
-            The result, and ``(B, 2 * L + 1)`` int64 with what the host needs of it: the tokens, which of them were
-            revised, and whether the block has converged.
+            The result, and ``(B, W)`` int64 with what the host needs of it: the tokens, which of them were revised, and
+            whether the block has converged; where passes are recorded, which tokens were promoted and the bits of the
+            confidences, too, so that the host waits once for all of it.
+
+        Raises:
+            ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
         """
         assert self._state is not None
         logits_BLV = self._model.head(hidden_BLD)
         noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
         result = self.decoder.step(logits_BLV, _with_fallback(self._state, self._fallback()), noise_BLV)
-        return result, torch.cat([result.state.tokens, result.revised, result.converged[:, None]], 1)
+        if self._checked:
+            check_result(result, self._state, self.decoder.name)
+            tokens_BL = tokens_or_none(result.state, self._model.config.vocab_size)
+        else:
+            tokens_BL = result.state.tokens
+        parts = [tokens_BL, result.revised, result.converged[:, None]]
+        self._recorded = [record_all or lane.sequence.params.trace for lane in self._lanes]
+        if any(self._recorded):
+            parts += [result.promoted, result.confidence.view(torch.int32)]
+        return result, torch.cat(parts, 1)
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
@@ -171,17 +198,17 @@ class DecodeGroup:
             noise_LV.exponential_(generator=lane.sequence.generator)
         return noise_BLV.log_().neg_()
 
-    def take(self, result: StepResult, host_rows: list[list[int]], record_all: bool) -> list[Update]:
+    def take(self, result: StepResult, on_host_BW: Tensor) -> list[Update]:
         """Bring sequences and state up to date with a pass.
 
         Args:
             result: of :meth:`step`.
-            host_rows: the tensor that :meth:`step` gave beside it, as lists.
-            record_all: whether every sequence's pass is recorded, or only those whose params ask for it.
+            on_host_BW: the tensor that :meth:`step` gave beside it, on the CPU.
         """
         for row in self.rows:
             row.passes += 1
-        records = self._records(result, host_rows, record_all)
+        records = self._records(on_host_BW)
+        host_rows = on_host_BW[:, : 2 * self.block_length + 1].tolist()
         updates: list[Update] = []
         lanes: list[_Lane] = []
         sources: list[int] = []
@@ -189,6 +216,11 @@ class DecodeGroup:
         for row in self.rows:
             own = slice(at, at + row.open_blocks)
             at = own.stop
+            if self._checked and any(host_row[0] < 0 for host_row in host_rows[own]):
+                updates.append(give_up(row, self._outside_vocabulary()))
+                lanes += self._lanes[own]
+                sources += range(own.start, own.stop)
+                continue
             if records[own.start] is None and self._stays(row, self._lanes[own.start], host_rows[own.start]):
                 updates.append(Update(row, [], [], finished=False))
                 lanes.append(self._lanes[own.start])
@@ -201,6 +233,10 @@ class DecodeGroup:
                 sources.append(_FRESH if place == _FRESH else own.start + place)
         self._rearrange(_with_fallback(result.state, None), lanes, sources)
         return updates
+
+    def _outside_vocabulary(self) -> ContractError:
+        size = self._model.config.vocab_size
+        return ContractError(f"decoder {self.decoder.name!r} gave token ids that are not below {size}, the vocabulary.")
 
     def _stays(self, row: Sequence, lane: _Lane, host_row: list[int]) -> bool:
         """Take a pass after which a sequence's only block goes on, as after most passes; False where there is more."""
@@ -260,22 +296,26 @@ class DecodeGroup:
         order = [rows if source == _FRESH else source for source in sources]
         self._state = select_rows(join_rows(state, fresh), self._places(order))
 
-    def _records(self, result: StepResult, host_rows: list[list[int]], record_all: bool) -> list[PassRecord | None]:
+    def _records(self, on_host_BW: Tensor) -> list[PassRecord | None]:
         """The records that somebody asked for; where nobody did, this costs nothing."""
-        wanted = [record_all or lane.sequence.params.trace for lane in self._lanes]
+        length, wanted = self.block_length, self._recorded
         if not any(wanted):
             return [None] * len(wanted)
-        confidence, promoted, revised = (t.tolist() for t in (result.confidence, result.promoted, result.revised))
+        tokens_BL, revised_BL, _, promoted_BL, bits_BL = on_host_BW.split([length, length, 1, length, length], 1)
+        confidence_BL = bits_BL.to(torch.int32).view(torch.float32)
+        tokens, revised, promoted, confidence = (
+            part.tolist() for part in (tokens_BL, revised_BL, promoted_BL, confidence_BL)
+        )
         return [
             PassRecord(
                 pass_number=lane.sequence.passes,
-                block=lane.start // self.block_length,
+                block=lane.start // length,
                 start=lane.start,
-                tokens=host_rows[place][: self.block_length],
+                tokens=tokens[place],
                 confidence=confidence[place],
                 promoted=_offsets(promoted[place]),
                 revised=_offsets(revised[place]),
-                active=list(range(lane.first_active, self.block_length)),
+                active=list(range(lane.first_active, length)),
                 final=False,
             )
             if asked
@@ -288,5 +328,5 @@ def _with_fallback(state: BlockState, fallback: Tensor | None) -> BlockState:
     return state if state.fallback is fallback else replace(state, fallback=fallback)
 
 
-def _offsets(flags: list[bool]) -> list[int]:
+def _offsets(flags: list[int]) -> list[int]:
     return [offset for offset, flag in enumerate(flags) if flag]

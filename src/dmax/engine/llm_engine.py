@@ -57,6 +57,10 @@ class EngineStats:
     """Positions of all forwards."""
     prefilled: int
     """Prompt positions among them."""
+    decoded: int
+    """Positions of blocks in flight among them, the only ones that have logits."""
+    attended: int
+    """Positions that each of them attended to, itself included, summed."""
 
 
 class LLMEngine:
@@ -170,8 +174,8 @@ class LLMEngine:
             if update.finished:
                 del self._sequences[row.request_id]
             if update.finished or update.final_ids or update.records:
-                output = None if row.ending is None else output_of(row)
-                updates.append(RequestUpdate(row.request_id, update.final_ids, update.records, output, row.failure))
+                output, failure = _ended(row)
+                updates.append(RequestUpdate(row.request_id, update.final_ids, update.records, output, failure))
         return updates
 
     def stats(self) -> EngineStats:
@@ -189,4 +193,16 @@ class LLMEngine:
             steps=core.counters.steps,
             positions=core.counters.positions,
             prefilled=core.counters.prefilled,
+            decoded=core.counters.decoded,
+            attended=core.counters.attended,
         )
+
+
+def _ended(row: Sequence) -> tuple[GenerationOutput | None, Exception | None]:
+    """The answer of a sequence that has one, and why there will be none."""
+    if row.ending is None:
+        return None, row.failure
+    try:
+        return output_of(row), None
+    except Exception as error:  # a decoder of somebody's own, whose settings cannot be copied
+        return None, error

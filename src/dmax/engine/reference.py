@@ -11,22 +11,21 @@ from torch import Tensor
 from dmax.engine.core import EngineCore
 from dmax.engine.group import DecodeGroup
 from dmax.engine.scheduler import Chunk
-from dmax.engine.sequence import Sequence
 from dmax.models.masks import block_causal_mask
 
 
 class UncachedCore(EngineCore):
     """Gives the hidden states that :class:`EngineCore` gives, up to rounding, from the tokens alone."""
 
-    def _forward(self, chunks: list[Chunk], rows: list[Sequence], groups: list[DecodeGroup]) -> Tensor:
-        parts = [self._blocks(group) for group in groups]
-        for row in rows:
+    def _forward(self, chunks: list[Chunk], blocks: dict[DecodeGroup, Tensor]) -> Tensor:
+        parts = [self._blocks(group, embeds_BLD) for group, embeds_BLD in blocks.items()]
+        for row in (row for group in blocks for row in group.rows):
             self.scheduler.stored(row, row.block_start)
         return torch.cat(parts, 1) if parts else torch.empty(1, 0, self.model.config.hidden_size)
 
-    def _blocks(self, group: DecodeGroup) -> Tensor:
+    def _blocks(self, group: DecodeGroup, embeds_BLD: Tensor) -> Tensor:
         """Hidden states of a group's blocks in flight, ``(1, B * L, D)``."""
-        embeds_BLD, rows, length = group.embeddings(), group.rows, group.block_length
+        rows, length = group.rows, group.block_length
         device = embeds_BLD.device
         end = max(row.block_end for row in rows)
         # Shorter rows are filled up behind their blocks; block-causal attention keeps the filling out of sight.

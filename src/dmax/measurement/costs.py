@@ -91,12 +91,27 @@ def count_pass(config: ModelConfig, shape: PassShape, itemsize: int, touched_exp
     cache_width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
     read["cache"] = shape.batch * (shape.context + 2 * shape.positions) * cache_width  # the pass's own: written, read
     read["embeddings"] = rows * config.hidden_size * itemsize
-    done = {part: round(2 * rows * count) for part, count in weights_by_part(config).items()}
-    done["head"] = 2 * shape.batch * shape.decoded * config.hidden_size * config.vocab_size
     # A query sees up to the end of its own block, which of two blocks is on average half a block before the end.
     seen = shape.context + (shape.positions + shape.decoded) // 2
-    done["attention"] += 4 * rows * seen * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-    return Cost(read, done)
+    return Cost(read, count_flops(config, rows, shape.batch * shape.decoded, rows * seen))
+
+
+def count_flops(config: ModelConfig, positions: int, decoded: int, attended: int) -> dict[str, int]:
+    """Floating-point operations of the matrix products of any number of forwards, by part.
+
+    A weight that is active for a token takes two: a product and a sum. Norms, rotary embedding, softmax and choosing
+    among logits are left out, as is whatever is computed in vain (padding, masked keys, experts without a token).
+
+    Args:
+        config: the model's.
+        positions: that went through the layers.
+        decoded: those whose logits were computed; others never see the head.
+        attended: positions that each of them attended to, summed.
+    """
+    done = {part: round(2 * positions * count) for part, count in weights_by_part(config).items()}
+    done["head"] = 2 * decoded * config.hidden_size * config.vocab_size
+    done["attention"] += 4 * attended * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    return done
 
 
 def uniform_experts(config: ModelConfig, tokens: int) -> float:

@@ -122,11 +122,23 @@ class Answering:
                 f"max_tokens is {request.limit()}; this server gives answers of up to {limit} tokens.", "max_tokens"
             )
         try:
-            return request.params(
+            params = request.params(
                 self.settings.default_gen_length, self.settings.block_length, _RANDOM.randrange(2**31)
             )
         except GenerationError as error:
             raise bad_request(str(error)) from error
+        self._check_in_flight(params)
+        return params
+
+    def _check_in_flight(self, params: GenerationParams) -> None:
+        """Refuse a request whose logits alone, in every pass, would take memory that others need."""
+        positions, limit = params.block_length * params.buffer_size, self.settings.max_positions_in_flight
+        if positions > limit:
+            raise bad_request(
+                f"block_length {params.block_length} with buffer_size {params.buffer_size} is {positions} positions in "
+                f"flight; this server takes up to {limit}: lower one of the two.",
+                "block_length" if params.block_length > limit else "buffer_size",
+            )
 
     def check_model(self, request: Sampling) -> None:
         """Refuse a model that is not the one served."""

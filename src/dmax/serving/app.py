@@ -100,6 +100,7 @@ def _add_models(app: FastAPI, settings: ServerSettings, positions: int) -> None:
         "block_length": settings.block_length,
         "default_gen_length": settings.default_gen_length,
         "max_gen_length": settings.max_gen_length,
+        "max_positions_in_flight": settings.max_positions_in_flight,
     }
 
     @app.get("/v1/models")
@@ -121,7 +122,7 @@ def _add_state(app: FastAPI, engine: EngineClient, metrics: ServerMetrics) -> No
 
     @app.get("/ready")
     async def ready() -> Response:
-        is_ready = engine.ready
+        is_ready = await engine.is_ready()
         return JSONResponse({"status": "ready" if is_ready else "not taking requests"}, 200 if is_ready else 503)
 
     @app.get("/metrics", response_model=None)

@@ -104,6 +104,10 @@ class AsyncEngine:
         """Whether requests are taken."""
         return self.alive and not self._draining
 
+    async def is_ready(self) -> bool:
+        """Whether requests are taken, for those who may have to ask elsewhere."""
+        return self.ready
+
     async def submit(self, prompt: Prompt, params: GenerationParams) -> AnswerStream:
         """Queue a request.
 

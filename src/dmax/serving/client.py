@@ -29,8 +29,7 @@ class EngineClient(Protocol):
     def alive(self) -> bool:
         """Whether the engine works."""
 
-    @property
-    def ready(self) -> bool:
+    async def is_ready(self) -> bool:
         """Whether requests are taken."""
 
     def start(self) -> None:

@@ -31,7 +31,7 @@ from dmax.serving.access import log_to_stderr
 from dmax.serving.app import create_app_over
 from dmax.serving.async_engine import AsyncEngine
 from dmax.serving.errors import ApiError, queue_full, unavailable
-from dmax.serving.replicas import ReplicaLost, Replies, Reply, ResumableAnswer, ask_in_time
+from dmax.serving.replicas import ReplicaLost, Replies, Reply, ResumableAnswer, any_ready, ask_in_time
 from dmax.serving.settings import ServerSettings, SettingsError, gen_lengths, parse_keys, parse_kv_memory
 
 MODEL = "model"
@@ -59,6 +59,7 @@ class RaySettings(BaseModel):
     max_queue: int = Field(default=256, ge=1)
     """Requests that may wait for a replica; further ones get 429."""
     max_gen_length: int = Field(default=2048, ge=1)
+    max_positions_in_flight: int = Field(default=128, ge=1)
     timeout: float = Field(default=600.0, gt=0)
     """Seconds that a request may take, and that a replica being replaced has to finish what it has."""
     log_prompts: bool = False
@@ -82,6 +83,7 @@ class RaySettings(BaseModel):
             max_gen_length=lengths["max_gen_length"],
             default_gen_length=lengths["default_gen_length"],
             block_length=self.block_length,
+            max_positions_in_flight=self.max_positions_in_flight,
             timeout=self.timeout,
             log_prompts=self.log_prompts,
         )
@@ -123,6 +125,10 @@ class ModelReplica:
         finally:
             stream.close()
 
+    async def ready(self) -> bool:
+        """Whether this replica takes requests."""
+        return self._engine.ready
+
     async def stats(self) -> EngineStats:
         """Where this replica's engine stands."""
         return await self._engine.stats()
@@ -159,7 +165,7 @@ class RayEngine:
     """The engines of all replicas as one; see :class:`~dmax.serving.client.EngineClient`."""
 
     alive = True
-    ready = True
+    """Of the front; Ray replaces replicas that are not."""
 
     def __init__(self, handle: DeploymentHandle[Any], settings: ServerSettings) -> None:
         self._handle = handle
@@ -185,6 +191,10 @@ class RayEngine:
 
     def _ask(self, prompt: list[int], params: GenerationParams) -> Replies:
         return _RayReplies(self._streaming.answer.remote(prompt, params))
+
+    async def is_ready(self) -> bool:
+        """Whether any replica takes requests: all of them are asked, for those that are full are ready, too."""
+        return await any_ready(self._handle.broadcast("ready").results_async(return_exceptions=True))
 
     async def stats(self) -> EngineStats:
         """The sums over all replicas; what waits in this front counts as waiting."""

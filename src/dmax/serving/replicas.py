@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -23,6 +23,9 @@ from dmax.serving.errors import timed_out, unavailable
 
 MAX_LOSSES = 2
 """Replicas that a request may lose; one that takes down replica after replica must not go on for ever."""
+
+READY_SECONDS = 5.0
+"""How long replicas have to say whether they take requests; who probes a server does not wait much longer."""
 
 Reply = RequestUpdate | Exception | None
 """What a replica sends: first None if it takes the request, then updates; an exception is the end."""
@@ -147,3 +150,17 @@ async def ask_in_time(ask: Ask, prompt: list[int], params: GenerationParams, sec
     except TimeoutError as error:
         raise timed_out(seconds) from error
     return answer
+
+
+async def any_ready(replies: Awaitable[Iterable[object]], seconds: float = READY_SECONDS) -> bool:
+    """Whether at least one replica says that it takes requests.
+
+    Args:
+        replies: of all replicas: whether they do, or why they cannot say.
+        seconds: silence for so long is a no.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return any(reply is True for reply in await replies)
+    except Exception:  # nobody could be asked
+        return False

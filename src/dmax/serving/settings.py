@@ -15,7 +15,11 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server behaves towards its clients."""
+    """How a server behaves towards its clients.
+
+    Raises:
+        SettingsError: what the server does by itself exceeds what it lets requests ask for.
+    """
 
     model_name: str
     api_keys: tuple[str, ...] = ()
@@ -25,11 +29,20 @@ class ServerSettings:
     max_gen_length: int = 2048
     default_gen_length: int = 512
     block_length: int = 32
+    max_positions_in_flight: int = 128
+    """Most of ``block_length`` times ``buffer_size`` in a request; each takes a row of float32 logits in every pass."""
     timeout: float = 600.0
     """Seconds a request may take."""
     max_body_bytes: int = 2**20
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.block_length > self.max_positions_in_flight:
+            raise SettingsError(
+                f"block_length is {self.block_length}, and a request may have {self.max_positions_in_flight} positions "
+                "in flight; raise max_positions_in_flight to at least block_length, or lower block_length."
+            )
 
 
 def parse_keys(keys: Sequence[str]) -> tuple[str, ...]:

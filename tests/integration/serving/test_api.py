@@ -12,6 +12,7 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from dmax import LLM, GenerationParams
+from dmax.decoding import SoftParallelDecoder
 
 BLOCK = 8
 JSON = {"Content-Type": "application/json"}
@@ -111,6 +112,12 @@ def test_many_clients_get_what_each_gets_alone(serve: Any, llm: LLM) -> None:
         ({"decoder": "fixed-steps", "threshold": 0.5}, 400, "threshold"),
         ({"max_tokens": 401}, 400, "up to 400 tokens"),
         ({"top_p": 0.5}, 400, "top_p is not supported"),
+        (
+            {"block_length": 129},
+            400,
+            "block_length 129 with buffer_size 1 is 129 positions in flight; this server takes",
+        ),
+        ({"buffer_size": 16, "block_length": 9}, 400, "takes up to 128: lower one of the two"),
         ({"messages": "hi"}, 422, "messages"),
         ({"max_tokens": "12"}, 422, "max_tokens"),
         ({"threshold": True}, 422, "threshold"),
@@ -133,6 +140,33 @@ def test_refusals_say_what_is_wrong_in_openais_shape(serve: Any, fields: Any, st
             error = reply.json()["error"]
             assert named in error["message"]
             assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_no_request_has_more_positions_in_flight_than_the_server_allows(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widest: list[int] = []
+    step = SoftParallelDecoder.step
+    monkeypatch.setattr(
+        SoftParallelDecoder, "step", lambda *args: widest.append(args[1].shape[:2].numel()) or step(*args)
+    )
+    eager = {"add_threshold": 0.0, "stable_threshold": 0.0, "semi_threshold": 0.0, "max_tokens": 200}
+    with serve(max_positions_in_flight=3 * BLOCK) as client:
+        replies = [
+            ask(client, buffer_size=4, **eager),
+            client.post("/v1/completions", json={"prompt": "w7", "buffer_size": 4, **eager}),
+        ]
+        errors = [reply.json()["error"] for reply in replies if reply.status_code == 400]
+        with client.websocket_connect("/v1/trace") as socket:
+            socket.send_json({"messages": [{"role": "user", "content": "w7"}], "buffer_size": 4, **eager})
+            errors.append(socket.receive_json()["error"])
+        assert ["this server takes up to 24: lower" in error["message"] for error in errors] == [True] * 3
+        assert {error["param"] for error in errors} == {"buffer_size"}
+        assert not widest
+        assert ask(client, block_length=25).json()["error"]["param"] == "block_length"
+        assert ask(client, block_length=24).status_code == 200
+        assert ask(client, buffer_size=3, **eager).status_code == 200
+    assert max(widest) == 3 * BLOCK
 
 
 def test_half_a_character_in_a_prompt_is_refused(serve: Any) -> None:
@@ -298,6 +332,7 @@ def test_models_are_listed(serve: Any) -> None:
         [model] = client.get("/v1/models").json()["data"]
         assert (model["id"], model["max_model_len"], model["block_length"]) == ("tiny", 512, BLOCK)
         assert (model["default_gen_length"], model["max_gen_length"]) == (24, 400)
+        assert model["max_positions_in_flight"] == 128
         assert client.get("/v1/models/tiny").json() == model
         assert client.get("/v1/models/other").status_code == 404
 

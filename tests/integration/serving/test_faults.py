@@ -9,15 +9,18 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from dmax import LLM, LLMEngine, RequestUpdate
 from dmax.decoding import SoftParallelDecoder
 from dmax.engine.requests import RequestReader
 from dmax.serving.answering import Answering
+from dmax.serving.app import create_app_over
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.protocol import CompletionRequest
 from dmax.serving.settings import ServerSettings
@@ -32,6 +35,24 @@ class FailingDecoder(SoftParallelDecoder):
         raise RuntimeError("on purpose")
 
 
+class MisshapenDecoder(SoftParallelDecoder):
+    """One that gives too many rows."""
+
+    def step(self, *arguments: Any, **keywords: Any) -> Any:
+        result = super().step(*arguments, **keywords)
+        return replace(result, state=replace(result.state, tokens=result.state.tokens.repeat(3, 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockedDecoder(SoftParallelDecoder):
+    """One whose settings cannot be told."""
+
+    lock: Any = field(default_factory=threading.Lock, init=False)
+
+
+FOREIGN = {"failing": FailingDecoder, "misshapen": MisshapenDecoder, "locked": LockedDecoder}
+
+
 def ask(client: Any, content: str = "w7 w8", **fields: Any) -> Any:
     return client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}], **fields})
 
@@ -44,28 +65,33 @@ def wait_for(client: Any, gauge: str, seconds: float = 30) -> None:
 
 
 @pytest.fixture
-def failing_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a decoder that another package registers and that raises."""
-    package = tmp_path / "failing_decoder-1.dist-info"
+def foreign_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package registers the decoders of ``FOREIGN``."""
+    package = tmp_path / "foreign_decoders-1.dist-info"
     package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-decoder\nVersion: 1\n")
-    (package / "entry_points.txt").write_text("[dmax.decoders]\nfailing = failing_decoder:FailingDecoder\n")
-    (tmp_path / "failing_decoder.py").write_text(f"from {__name__} import FailingDecoder\n")
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-decoders\nVersion: 1\n")
+    entries = [f"{name} = foreign_decoders:{kind.__name__}\n" for name, kind in FOREIGN.items()]
+    (package / "entry_points.txt").write_text("[dmax.decoders]\n" + "".join(entries))
+    names = ", ".join(kind.__name__ for kind in FOREIGN.values())
+    (tmp_path / "foreign_decoders.py").write_text(f"from {__name__} import {names}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    return "failing"
 
 
-def test_a_decoder_that_raises_fails_its_own_requests_only(serve: Any, failing_decoder: str) -> None:
+@pytest.mark.usefixtures("foreign_decoders")
+@pytest.mark.parametrize(
+    ("decoder", "named"), [("failing", "on purpose"), ("misshapen", "shape (3, 8)"), ("locked", "lock")]
+)
+def test_a_decoder_that_is_broken_fails_its_own_requests_only(serve: Any, decoder: str, named: str) -> None:
     prompts = [f"w{7 + i}" for i in range(4)]
     with serve() as client, ThreadPoolExecutor(4) as pool:
         alone = [ask(client, prompt, **SLOW).json()["choices"] for prompt in prompts]
         others = [pool.submit(ask, client, prompt, **SLOW) for prompt in prompts]
         wait_for(client, "dmax_running 4.0")
-        failed = ask(client, decoder=failing_decoder)
+        failed = ask(client, decoder=decoder)
         assert failed.status_code == 500
-        assert "on purpose" in failed.json()["error"]["message"]
-        stream = ask(client, decoder=failing_decoder, stream=True)
-        assert "on purpose" in stream.text
+        assert named in failed.json()["error"]["message"]
+        stream = ask(client, decoder=decoder, stream=True)
+        assert named in stream.text
         assert "[DONE]" not in stream.text
         assert [reply.result().json()["choices"] for reply in others] == alone
         wait_for(client, "dmax_pages_held 0.0")
@@ -119,6 +145,26 @@ def test_an_engine_that_cannot_go_on_is_not_healthy(serve: Any, monkeypatch: pyt
         assert ask(client).status_code == 503
         assert client.get("/health").status_code == 503
         assert client.get("/ready").status_code == 503
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
+def test_readiness_is_what_an_engine_elsewhere_says(llm: LLM, ready: bool, status: int) -> None:
+    class Elsewhere:
+        alive = True
+
+        async def is_ready(self) -> bool:
+            return ready
+
+        def start(self) -> None:
+            pass
+
+        stop = start
+
+    assert llm.tokenizer is not None
+    app = create_app_over(Elsewhere(), llm.model.config, llm.tokenizer, ServerSettings("tiny"))
+    with TestClient(app) as client:
+        assert client.get("/ready").status_code == status
+        assert client.get("/health").status_code == 200
 
 
 def test_the_event_loop_never_waits_for_the_model(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,19 @@ def test_a_client_that_vanishes_frees_its_row(client: httpx.Client) -> None:
     until(lambda: sum(running()) == 0)
 
 
+def test_it_is_ready_while_a_replica_takes_requests(client: httpx.Client, llm: LLM) -> None:
+    def status() -> int:
+        return client.get("/ready").status_code
+
+    until(lambda: len(replica_processes()) == 2 and status() == 200)
+    for process_id in replica_processes():
+        os.kill(process_id, signal.SIGKILL)
+    until(lambda: status() == 503)
+    assert client.get("/health").status_code == 200, "the front is there"
+    until(lambda: len(replica_processes()) == 2 and status() == 200, seconds=120)
+    assert ask(client, 1) == expected(llm, 1)
+
+
 def test_overload_is_429_and_recovers(client: httpx.Client, llm: LLM) -> None:
     with ThreadPoolExecutor(60) as pool:
         asked = [pool.submit(client.post, "/v1/chat/completions", json=body(number)) for number in range(60)]

@@ -196,3 +196,10 @@ class TestThirdParty:
         install("needy", source, {"needy": "needy:Needy"})
         with pytest.raises(DecoderError, match=r"options without a default \(width\)"):
             decoder_options("needy")
+
+    @pytest.mark.parametrize("missing", ["name", "temperature"])
+    def test_what_the_engine_asks_of_it_must_be_there(self, install, missing: str) -> None:
+        parts = "".join(f"{part} = 0\n    " for part in ("name", "temperature") if part != missing)
+        install("partial", f"class Partial:\n    {parts}def step(self): ...", {"partial": "partial:Partial"})
+        with pytest.raises(DecoderError, match=f"'partial' has no {missing}; its class must give it"):
+            get_decoder("partial")

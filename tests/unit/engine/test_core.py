@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from dmax.decoding import BlockState, StepResult
+from dmax.decoding import BlockState, SoftMix, StepResult
+from dmax.decoding.contract import ContractError
 from dmax.engine.core import EngineCore
 from dmax.engine.group import Update
 from dmax.engine.params import GenerationParams
@@ -17,6 +21,7 @@ from dmax.engine.reference import UncachedCore
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule
 from dmax.models import LLaDA2
+from dmax.models.attention import attend
 
 EOS, LENGTH = 2, 4
 
@@ -152,6 +157,208 @@ def test_a_decoder_that_raises_fails_its_own_requests_only(tiny_model: LLaDA2) -
     assert good.ending is not None
     assert bad.ending is None
     assert str(bad.failure) == "out of ideas"
+
+
+def test_positions_are_counted_by_what_is_computed_for_them(
+    tiny_model: LLaDA2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attended, decoded, through = 0, 0, 0
+
+    def attend_and_count(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        nonlocal attended
+        attended += q.shape[2] * k.shape[2] if mask is None else int(mask.sum())
+        return attend(q, k, v, mask)
+
+    def head_and_count(hidden: Tensor) -> Tensor:
+        nonlocal decoded
+        decoded += hidden.shape[:-1].numel()
+        return tiny_model.lm_head(hidden)
+
+    def forward_and_count(embeds: Tensor, *arguments: Any) -> Tensor:
+        nonlocal through
+        through += embeds.shape[:-1].numel()
+        return forward(embeds, *arguments)
+
+    forward = tiny_model.forward
+    monkeypatch.setattr("dmax.engine.kv_cache.attend", attend_and_count)
+    monkeypatch.setattr(tiny_model, "head", head_and_count)
+    monkeypatch.setattr(tiny_model, "forward", forward_and_count)
+    core = EngineCore(tiny_model, pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
+    rows = rows_with([(0, 4), (17, 9), (30, 3), (6, 12)], CountingDecoder())
+    in_flight = {"buffer_size": 2, "add_threshold": 0.5, "semi_threshold": 0.7}
+    for row in (*rows, multi(5, 12, ScriptedDecoder(), threshold=0.25, **in_flight)):
+        core.add(row)
+    while core.busy():
+        core.step()
+    counters, layers = core.counters, tiny_model.config.num_hidden_layers
+    assert counters.positions == through
+    assert counters.decoded == decoded < through - counters.prefilled, "blocks that are stored have no logits either"
+    assert counters.attended * layers == attended
+
+
+class OnDevice(Tensor):
+    """Stands for results on a GPU: they reach the host by ``cpu`` alone, which is counted."""
+
+    transfers: ClassVar[int] = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.numpy), "the host waits for the device"
+        result = super().__torch_function__(func, types, args, kwargs)
+        if func is Tensor.cpu:
+            OnDevice.transfers += 1
+            return result.as_subclass(Tensor)
+        return result
+
+
+class DeviceDecoder(CountingDecoder):
+    """Its results stand on a device, all but the state, which the model reads."""
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        result = super().step(logits, state, noise)
+        names = ("confidence", "promoted", "revised", "converged")
+        return replace(result, **{name: getattr(result, name).as_subclass(OnDevice) for name in names})
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_pass_comes_to_the_host_in_one_transfer_also_where_it_is_recorded(
+    tiny_model: LLaDA2, monkeypatch: pytest.MonkeyPatch, groups: int, trace: bool
+) -> None:
+    monkeypatch.setattr(OnDevice, "transfers", 0)
+    rows = [rows_with([(2, 6)], DeviceDecoder(), trace=trace and not index)[0] for index in range(groups)]
+    for index, row in enumerate(rows):
+        row.params = replace(row.params, threshold=index / 4)
+    run(tiny_model, rows)
+    assert OnDevice.transfers == rows[0].passes == 6
+    assert [record.confidence for record in rows[0].trace] == [[0.5] * LENGTH] * (6 if trace else 0)
+    assert [record.promoted for record in rows[0].trace] == ([[2], [3], [0], [1], [2], [3]] if trace else [])
+
+
+Spoil = Callable[[StepResult], Any]
+
+
+def in_state(**changes: Any) -> Spoil:
+    return lambda result: replace(result, state=replace(result.state, **changes))
+
+
+def mixed(width: int, token_id: int = 5, weights: torch.dtype = torch.float32, renormalize: Any = True) -> Spoil:
+    """Feeds back a mix of so many tokens."""
+
+    def spoil(result: StepResult) -> StepResult:
+        shape, where = (*result.confidence.shape, width), result.state.active
+        mix = SoftMix(torch.full(shape, token_id), torch.full(shape, 0.5, dtype=weights), where, renormalize)
+        return replace(result, state=replace(result.state, mix=mix))
+
+    return spoil
+
+
+class Unruly(BlockState):
+    """Has the right shapes and cannot be gone on with."""
+
+    def restart(self, *_: Any) -> BlockState:
+        raise RuntimeError("will not start again")
+
+
+def unruly(result: StepResult) -> StepResult:
+    state = result.state
+    return replace(result, state=Unruly(state.tokens, state.active, state.masked, state.passes, state.mask_token_id))
+
+
+@dataclass
+class SpoilingDecoder(CountingDecoder):
+    """Does something to its third result."""
+
+    spoil: Spoil = lambda result: result
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        result = super().step(logits, state, noise)
+        return self.spoil(result) if len(self.batch_sizes) == 3 else result
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda result: None, "NoneType as its result; it must be a StepResult"),
+        (lambda result: replace(result, state=result), "StepResult as its state; it must be a BlockState"),
+        (in_state(mix=(1, 2)), "tuple as its state.mix"),
+        (in_state(mask_token_id=0), "mask_token_id 0; it must stay 1"),
+        (in_state(tokens=torch.zeros(1, LENGTH)), r"state.tokens of shape \(1, 4\), torch.float32.*torch.int64"),
+        (in_state(tokens=torch.zeros(1, 3, dtype=torch.int64)), r"state.tokens of shape \(1, 3\).*shape \(1, 4\)"),
+        (in_state(tokens=torch.zeros(LENGTH, dtype=torch.int64)), r"state.tokens of shape \(4\,\)"),
+        (in_state(tokens=[[5] * LENGTH]), "list as its state.tokens"),
+        (in_state(masked=torch.zeros(2, LENGTH, dtype=torch.bool)), r"state.masked of shape \(2, 4\)"),
+        (in_state(active=torch.ones(1, LENGTH)), "state.active .* torch.float32"),
+        (in_state(passes=torch.zeros(1, 1, dtype=torch.int64)), r"state.passes of shape \(1, 1\)"),
+        (in_state(memory=torch.zeros(3, 1)), r"state.memory of shape \(3, 1\).*\(1, any\)"),
+        (mixed(1, weights=torch.float64), "state.mix.weights .* torch.float64"),
+        (lambda result: replace(result, converged=result.promoted), r"converged of shape \(1, 4\)"),
+        (lambda result: replace(result, converged=torch.zeros(1)), "converged .* torch.float32"),
+        (lambda result: replace(result, revised=None), "NoneType as its revised"),
+        (lambda result: replace(result, promoted=torch.zeros(1, LENGTH)), "promoted .* torch.float32"),
+        (lambda result: replace(result, confidence=torch.zeros(1, 1)), r"confidence of shape \(1, 1\)"),
+        (in_state(tokens=torch.full((1, LENGTH), 48)), "token ids that are not below 48"),
+        (in_state(tokens=torch.full((1, LENGTH), -7)), "token ids that are not below 48"),
+        (mixed(2, token_id=48), "token ids that are not below 48"),
+    ],
+)
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_result_that_is_none_fails_its_own_request_only(
+    tiny_model: LLaDA2, spoil: Spoil, named: str, trace: bool
+) -> None:
+    [good] = rows_with([(3, 9)], CountingDecoder(), trace)
+    [bad] = rows_with([(0, 12)], SpoilingDecoder(spoil=spoil), trace)
+    bad.params = replace(bad.params, threshold=0.25)
+    updates = run(tiny_model, [bad, good])
+    assert good.ending is not None
+    assert good.ending.token_ids == [23, 20, 21, 22, 23, 20, 21, 22, 23]
+    assert isinstance(bad.failure, ContractError)
+    assert re.search(named, str(bad.failure)), bad.failure
+    assert bad.ending is None
+    assert [update.finished for update in updates if update.sequence is bad] == [False, False, True]
+    assert bad.passes <= 3
+
+
+class NoTemperatureDecoder(CountingDecoder):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "temperature":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("kind", [EngineCore, UncachedCore])
+@pytest.mark.parametrize(
+    ("decoder", "failure"),
+    [
+        (NoTemperatureDecoder(), "temperature"),
+        (SpoilingDecoder(spoil=mixed(1, renormalize=torch.zeros(2))), "Boolean value of Tensor"),
+        (SpoilingDecoder(spoil=unruly), "will not start again"),
+    ],
+)
+def test_a_decoder_that_makes_the_engine_raise_fails_its_own_request_only(
+    tiny_model: LLaDA2, kind: type[EngineCore], decoder: CountingDecoder, failure: str
+) -> None:
+    [good] = rows_with([(0, 12)], CountingDecoder())
+    [bad] = rows_with([(0, 12)], copy.deepcopy(decoder))
+    bad.params = replace(bad.params, threshold=0.25)
+    updates = run(tiny_model, [bad, good], kind)
+    assert good.ending is not None
+    assert bad.ending is None
+    assert failure in str(bad.failure)
+    assert [update.sequence for update in updates if update.finished] == [bad, good]
+
+
+def test_a_token_outside_the_vocabulary_fails_its_own_row_only(tiny_model: LLaDA2) -> None:
+    def spoil(result: StepResult) -> StepResult:
+        tokens = result.state.tokens.clone()
+        tokens[0, 0] = 10**9
+        return replace(result, state=replace(result.state, tokens=tokens))
+
+    bad, good = rows_with([(0, 8), (0, 8)], SpoilingDecoder(spoil=spoil))
+    run(tiny_model, [bad, good])
+    assert isinstance(bad.failure, ContractError)
+    assert good.ending is not None
+    assert good.ending.token_ids == [20, 21, 22, 23] * 2
 
 
 def test_an_interrupted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmax.measurement.costs import PassShape, count_pass, uniform_experts, weights_by_part
+from dmax.measurement.costs import PassShape, count_flops, count_pass, uniform_experts, weights_by_part
 from dmax.measurement.shapes import SHAPES, MeasurementError, random_model
 from dmax.models import LLaDA2
 
@@ -44,6 +44,15 @@ def test_counts_of_a_small_pass() -> None:
     assert cost.flops["head"] == 2 * 64 * 256 * 1536
     scores_and_values = 2 * 2 * 6 * 4 * 64 * sum(32 * (96 + 32) + 32 * (96 + 64) for _ in range(2))
     assert cost.flops["attention"] == 2 * 128 * 6 * 256 * 64 * (2 * 4 + 2 * 2) + scores_and_values
+
+
+def test_operations_of_forwards_are_those_of_their_matrix_products() -> None:
+    done = count_flops(NANO, positions=100, decoded=32, attended=9_000)
+    assert done["head"] == 2 * 32 * 256 * 1536, "positions without logits never see the head"
+    assert done["attention"] == 2 * 100 * 6 * 256 * 64 * (2 * 4 + 2 * 2) + 2 * 2 * 9_000 * 6 * 4 * 64
+    weights = weights_by_part(NANO)
+    assert done["experts"] == 2 * 100 * weights["experts"]
+    assert set(done) == set(weights)
 
 
 def test_random_models_are_seeded_and_of_the_asked_dtype() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmax import GenerationOutput, GenerationParams, PassRecord, RequestUpdate
 from dmax.serving.errors import ApiError, queue_full
-from dmax.serving.replicas import MAX_LOSSES, ReplicaLost, Reply, ResumableAnswer, ask_in_time
+from dmax.serving.replicas import MAX_LOSSES, ReplicaLost, Reply, ResumableAnswer, any_ready, ask_in_time
 
 IDS = [5, 6, 7, 8, 9, 10]
 PARAMS = GenerationParams(seed=3)
@@ -142,3 +142,25 @@ def test_refusals_cross_process_borders_whole() -> None:
     sent = queue_full(7)
     received = copy(sent)  # by the protocol that pickling has too
     assert (received.status, received.body(), received.headers) == (429, sent.body(), sent.headers)
+
+
+@pytest.mark.parametrize(
+    ("replies", "ready"),
+    [
+        ([True, True], True),
+        ([False, RuntimeError("gone"), True], True),
+        ([False, RuntimeError("gone")], False),
+        ([], False),
+        (RuntimeError("nobody can be asked"), False),
+        (None, False),
+    ],
+)
+def test_one_replica_that_takes_requests_is_enough(replies: Sequence[object] | Exception | None, ready: bool) -> None:
+    async def asked() -> Sequence[object]:
+        if isinstance(replies, Exception):
+            raise replies
+        if replies is None:
+            await asyncio.sleep(60)
+        return replies or []
+
+    assert asyncio.run(any_ready(asked(), seconds=0.2)) is ready

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmax.serving.settings import SettingsError, gen_lengths, parse_keys, parse_kv_memory
+from dmax.serving.settings import ServerSettings, SettingsError, gen_lengths, parse_keys, parse_kv_memory
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,11 @@ def test_a_key_that_lets_everybody_in_or_nobody_is_refused(key: str) -> None:
     with pytest.raises(SettingsError, match="printable ASCII"):
         parse_keys(["good", key])
     assert parse_keys(["good", "sk-2_x"]) == ("good", "sk-2_x")
+
+
+def test_a_servers_own_blocks_fit_its_limit() -> None:
+    assert ServerSettings("tiny", block_length=256, max_positions_in_flight=256).block_length == 256
+    with pytest.raises(
+        SettingsError, match="block_length is 256, and a request may have 128 positions in flight; raise"
+    ):
+        ServerSettings("tiny", block_length=256)
