@@ -1,7 +1,7 @@
 """Our engine beside the diffusers pipeline for the same model family: same weights, same rule, same machine, one run.
 
     pip install diffusers
-    python benchmarks/vs_diffusers.py [--model M] [--gen-length 128 256] [--prompts N] [--repeats N] [--json FILE]
+    python benchmarks/vs_diffusers.py [--model M] [--dtype D] [--gen-length 128 256] [--prompts N] [--json FILE]
 
 All decode by threshold, greedily, one sequence at a time, turn by turn, past any EOS to the whole length. Diffusers
 drives our model definition, wrapped to take its arguments: version 0.42 hands the model a mask of which tokens are
@@ -55,12 +55,12 @@ class Wrapped(nn.Module):
         return SimpleNamespace(logits=self.inner.logits(input_ids, BLOCK_LENGTH))
 
 
-def without_end(name: str) -> LLaDA2:
+def without_end(name: str, dtype: torch.dtype) -> LLaDA2:
     """The model, with the mask token as its EOS: it is never chosen, so every answer has its full length.
 
     Made in inference mode, its weights are tensors whose changes nobody counts, and such weights are never packed.
     """
-    model = load_model(name, torch.device("cpu"), torch.float32)
+    model = load_model(name, torch.device("cpu"), dtype)
     config = replace(model.config, eos_token_id=model.config.mask_token_id, max_position_embeddings=LONGEST)
     with torch.device("meta"):
         endless = LLaDA2(config)
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano-base")
     parser.add_argument("--threshold", type=float, default=0.95)
     parser.add_argument("--gen-length", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--growth-lengths", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048, 4096])
@@ -172,9 +173,10 @@ def main() -> None:
     parser.add_argument("--growth-decoder", default="threshold")
     parser.add_argument("--plain", action="store_true", help="do not compile first what `dmax compile` does")
     arguments = parse_arguments(parser)
-    model = without_end(arguments.model)
+    dtype = getattr(torch, arguments.dtype)
+    model = without_end(arguments.model, dtype)
     with torch.inference_mode():
-        plain = without_end(arguments.model)
+        plain = without_end(arguments.model, dtype)
     tokenizer = load_tokenizer(arguments.model)
     if tokenizer is None:
         parser.error(f"model {arguments.model} has no tokenizer; give one that has.")
