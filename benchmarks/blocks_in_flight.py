@@ -1,8 +1,9 @@
 """Several blocks in flight: accuracy, tokens per forward and tokens per second for N = 1, 2 and 4.
 
 Answers the same unseen word problems with every model and every number of blocks in flight (`soft-parallel` at a
-model's default), and with the base model one block at a time (`threshold` 0.95), the measure of the TPFs. Tokens per
-second are taken apart, one prompt at a time, as is the cost of a forward of N blocks beside one of a single block.
+model's default), and with the base model one block at a time (`threshold` 0.95), the measure of the TPFs. With two
+blocks each threshold of the rule is also varied by itself. Tokens per second are taken apart, one prompt at a time, as
+is the cost of a forward of N blocks beside one of a single block.
 
     python benchmarks/blocks_in_flight.py [--models nano …] [--problems N] [--seed N] [--json FILE]
 """
@@ -16,12 +17,22 @@ from typing import Any
 
 import torch
 from answered import GEN_LENGTH, Problems
-from run_record import describe_model, describe_run, parse_arguments, report
+from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams, LLaDA2
-from dmax.engine.kv_cache import PackedSpans, PagedCache
+from dmax.engine.compiled import attach, load_attention
+from dmax.engine.kv_cache import PagedCache
 
 BUFFER_SIZES = (1, 2, 4)
+VARIED: tuple[dict[str, float], ...] = (
+    {"add_threshold": 0.5},
+    {"add_threshold": 0.9},
+    {"stable_threshold": 0.0},
+    {"stable_threshold": 0.9},
+    {"semi_threshold": 0.5},
+    {"semi_threshold": 1.0},
+)
+"""Beside the defaults 0.1, 0.5 and 0.9."""
 LENGTH = 32
 CONTEXT = 160
 
@@ -29,8 +40,9 @@ CONTEXT = 160
 def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
     """Median milliseconds of a bare forward of so many blocks behind a context."""
     end = CONTEXT + blocks * LENGTH
-    cache = PagedCache(model.config, end // LENGTH, LENGTH, device=model.device, dtype=model.dtype)
-    packed = PackedSpans(cache, [cache.span(range(end // LENGTH), CONTEXT, end, LENGTH)])
+    attention = load_attention(model)
+    cache = PagedCache(model.config, end // LENGTH, LENGTH, device=model.device, dtype=model.dtype, attention=attention)
+    packed = cache.pack([cache.span(range(end // LENGTH), CONTEXT, end, LENGTH)])
     embeds_1ND = model.embed(torch.arange(3, 3 + blocks * LENGTH) % model.config.vocab_size)[None]
     seconds = []
     with torch.inference_mode():
@@ -50,11 +62,15 @@ def main() -> None:
     arguments = parse_arguments(parser)
     problems = Problems(arguments.problems, arguments.seed)
     base = LLM(arguments.base)
+    compile_first(base.model)
     reference = problems.point(arguments.base, base, GenerationParams("threshold", 0.95, gen_length=GEN_LENGTH))
     points: list[dict[str, Any]] = []
+    varied: list[dict[str, Any]] = []
     models: dict[str, Any] = {arguments.base: describe_model(arguments.base, base.model)}
     for name in arguments.models:
         llm = LLM(name)
+        compile_first(llm.model)
+        attach(llm.model)
         one_block = forward_ms(llm.model, 1, 200)
         for blocks in BUFFER_SIZES:
             params = GenerationParams(buffer_size=blocks, gen_length=GEN_LENGTH)
@@ -63,9 +79,15 @@ def main() -> None:
             point["tokens_per_second_alone"] = problems.alone(llm, params, arguments.alone)
             point["forward_over_one_block"] = forward_ms(llm.model, blocks, 200) / one_block
             points.append(point)
+        if name == arguments.models[0]:
+            for thresholds in VARIED:
+                params = GenerationParams(buffer_size=2, gen_length=GEN_LENGTH, **thresholds)  # type: ignore[arg-type]
+                point = problems.point(name, llm, params)
+                varied.append({**thresholds, **point, "tpf_over_base": point["tpf"] / reference["tpf"]})
         models[name] = describe_model(name, llm.model)
     result = {
-        "base": reference, "points": points, "forward_ms_one_block": one_block, **describe_run(), "models": models,
+        "base": reference, "points": points, "thresholds_varied": varied, "forward_ms_one_block": one_block,
+        **describe_run(), "models": models,
         "seed": arguments.seed, "split": "test", "problems": arguments.problems,
     }  # fmt: skip
     report(result, arguments.json)
