@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+pytest.importorskip("httpx")
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -21,6 +26,37 @@ def result_of(script: str, out: Path, *arguments: str) -> dict[str, Any]:
     )
     assert run.returncode == 0, run.stderr
     return json.loads(out.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def reliability(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module whose servers and users are not there: every check holds at once."""
+    monkeypatch.syspath_prepend(FOLDER)
+    script = importlib.import_module("reliability")
+    run = {"users": 1, "requests": 1, "failures": {}}
+    monkeypatch.setattr(script, "server", lambda *_: nullcontext(SimpleNamespace(url="http://nowhere")))
+    monkeypatch.setattr(script, "load", lambda *_: run)
+    monkeypatch.setattr(script.httpx, "post", lambda *_, **__: None)
+    for check in ("overload", "vanishing_clients", "failing_request", "sigterm", "killed_replica"):
+        monkeypatch.setattr(script, check, lambda *_: {"holds": True})
+    return script
+
+
+@pytest.mark.parametrize("ray", [True, False])
+def test_reliability_tells_what_was_left_out(
+    reliability: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, ray: bool
+) -> None:
+    out = tmp_path / "result.json"
+    monkeypatch.setattr(reliability, "find_spec", lambda _: object() if ray else None)
+    monkeypatch.setattr(sys, "argv", ["reliability.py", "--json", str(out)])
+    with pytest.raises(SystemExit) as end:
+        reliability.main()
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert end.value.code == 0
+    assert result["broken"] == []
+    assert ("killed_replica" in result) is ray
+    assert list(result["left_out"]) == ([] if ray else ["killed_replica"])
+    assert ("left out: killed_replica, because ray is not installed" in capsys.readouterr().err) is not ray
 
 
 @pytest.mark.slow

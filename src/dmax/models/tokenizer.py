@@ -83,7 +83,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError("the text holds half of a surrogate pair, which is not valid Unicode.") from error
-        return self.pipeline.encode(text, add_special_tokens=False).ids
+        # As a batch, because that lets other threads run meanwhile; the pipeline's own `encode` does not.
+        [found] = self.pipeline.encode_batch([text], add_special_tokens=False)
+        return found.ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """:meth:`encode` of many texts, on all cores."""

@@ -76,6 +76,7 @@ class Answering:
         self.tokenizer = tokenizer
         self.settings = settings
         self.metrics = metrics
+        self._encoding = asyncio.Lock()
 
     async def chat(self, request: ChatRequest) -> dict[str, Any] | EventStream:
         """A chat completion: the body, or the events of a stream."""
@@ -94,7 +95,7 @@ class Answering:
         prompt_tokens = 0
         try:
             for index, prompt in enumerate(prompts):
-                token_ids = self._encode(index, prompt)
+                token_ids = await self._encode(index, prompt)
                 prompt_tokens += len(token_ids)
                 for _ in range(request.n):
                     own = replace(params, seed=params.seed + len(streams))
@@ -150,9 +151,14 @@ class Answering:
                 code="model_not_found",
             )
 
-    def _encode(self, index: int, prompt: Prompt) -> list[int]:
+    async def _encode(self, index: int, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, found in a thread: a long prompt takes long, and the event loop is for everybody.
+
+        One prompt at a time, so that requests reach the engine in the order in which they came.
+        """
         try:
-            return self.reader.encode(str(index), prompt)
+            async with self._encoding:
+                return await asyncio.to_thread(self.reader.encode, str(index), prompt)
         except GenerationError as error:
             raise bad_request(str(error)) from error
 
@@ -261,14 +267,14 @@ class Answering:
         if request.n != 1:
             raise bad_request(f"n is {request.n}; a trace shows one answer.", "n")
         params = replace(self._params(request), trace=True)
-        token_ids = self._encode(0, [message.as_turn() for message in request.messages])
+        token_ids = await self._encode(0, [message.as_turn() for message in request.messages])
         stream = await self._submit(token_ids, params)
         piece = piece_reader(self.tokenizer)
         with _closing([stream]):
             yield {
                 "type": "start",
                 "prompt_ids": token_ids,
-                "prompt_pieces": [piece(token_id) for token_id in token_ids],
+                "prompt_pieces": await asyncio.to_thread(lambda: list(map(piece, token_ids))),
                 "block_length": params.block_length,
                 "eos_token_id": self.tokenizer.special_id("eos_token"),
                 "mask_token_id": self.tokenizer.special_id("mask_token"),

@@ -350,26 +350,3 @@ def test_a_server_that_stops_takes_no_more_and_finishes_what_it_has(serve: Any) 
         assert ask(client).status_code == 503
         thread.join()
         assert answers[0].status_code == 200
-
-
-def test_the_openai_client_works_unchanged(serve: Any, llm: LLM) -> None:
-    openai = pytest.importorskip("openai")
-    with serve(api_keys=("secret",)) as client:
-        remote = openai.OpenAI(base_url="http://testserver/v1", api_key="secret", http_client=client)
-        reply = remote.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "w7 w8"}], extra_body={"threshold": 0.2}
-        )
-        assert reply.choices[0].message.content == offline(llm, threshold=0.2).text
-        assert reply.dmax["nfe"] > 0
-        chunks = list(
-            remote.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "w7 w8"}], stream=True,
-                stream_options={"include_usage": True},
-            )
-        )  # fmt: skip
-        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == offline(llm).text
-        assert chunks[-1].usage.completion_tokens == offline(llm).num_tokens
-        with pytest.raises(openai.BadRequestError, match="soft-parallel"):
-            remote.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "w7"}], extra_body={"decoder": "soft"}
-            )

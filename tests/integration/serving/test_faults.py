@@ -189,6 +189,84 @@ def test_the_event_loop_never_waits_for_the_model(serve: Any, monkeypatch: pytes
         assert answer.result().status_code == 200
 
 
+@dataclass
+class Held:
+    """The first prompt that is read waits until it may go on."""
+
+    entered: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    held, encode = Held(), RequestReader.encode
+
+    def wait_and_encode(*arguments: Any) -> list[int]:
+        if not held.entered.is_set():
+            held.entered.set()
+            assert held.go_on.wait(30)
+        return encode(*arguments)
+
+    monkeypatch.setattr(RequestReader, "encode", wait_and_encode)
+    return held
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/trace"])
+def test_the_event_loop_never_waits_for_a_long_prompt(serve: Any, held: Held, path: str) -> None:
+    prompt = "w7 " * 33_334
+
+    def refusal(client: Any) -> dict[str, Any]:
+        if path != "/v1/trace":
+            return ask(client, prompt).json()["error"]
+        with client.websocket_connect(path) as socket:
+            socket.send_json({"messages": [{"role": "user", "content": prompt}]})
+            return socket.receive_json()["error"]
+
+    with serve() as client, ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(refusal, client)
+        try:
+            assert held.entered.wait(30)
+            for _ in range(3):
+                assert client.get("/health").status_code == 200
+            assert not refused.done()
+        finally:
+            held.go_on.set()
+        assert refused.result()["code"] == "context_length_exceeded"
+
+
+def test_requests_reach_the_engine_in_the_order_in_which_they_came(llm: LLM, held: Held) -> None:
+    submitted: list[list[int]] = []
+
+    async def ask_twice() -> None:
+        answering = answering_with(Stalled(), llm, submitted)
+        requests = [CompletionRequest(prompt=prompt, stream=True) for prompt in ("w7 w8 w9", "w10")]
+        asked = [asyncio.create_task(answering.completion(request)) for request in requests]
+        assert await asyncio.to_thread(held.entered.wait, 30)
+        await asyncio.sleep(0.05)  # time for the second to overtake, if it could
+        held.go_on.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(ask_twice())
+    assert submitted == [[7, 8, 9], [10]]
+
+
+def test_who_leaves_while_the_prompt_is_read_asks_the_engine_nothing(llm: LLM, held: Held) -> None:
+    submitted: list[list[int]] = []
+
+    async def leave() -> None:
+        answering = answering_with(Stalled(), llm, submitted)
+        asked = asyncio.create_task(answering.completion(CompletionRequest(prompt="w7", stream=True)))
+        assert await asyncio.to_thread(held.entered.wait, 30)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        held.go_on.set()
+        await answering.completion(CompletionRequest(prompt="w9", stream=True))
+
+    asyncio.run(leave())
+    assert submitted == [[9]]
+
+
 def test_a_watcher_that_leaves_frees_its_row(serve: Any) -> None:
     with serve() as client:
         for _ in range(3):
@@ -228,9 +306,13 @@ class Stalled:
         self.closed = True
 
 
-def answering_with(answer: Stalled, llm: LLM, **settings: Any) -> Answering:
+def answering_with(answer: Stalled, llm: LLM, submitted: list[list[int]] | None = None, **settings: Any) -> Answering:
+    """Answers everything alike, and notes the prompts that it is asked."""
+
     class Engine:
-        async def submit(self, *_: Any) -> Stalled:
+        async def submit(self, prompt: list[int], *_: Any) -> Stalled:
+            if submitted is not None:
+                submitted.append(prompt)
             return answer
 
     assert llm.tokenizer is not None

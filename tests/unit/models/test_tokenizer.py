@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -180,3 +183,15 @@ def test_broken_tokenizer_files(folder: Path) -> None:
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         Tokenizer(pipeline()).encode("a \ud800")
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) -> None:
+    generator = random.Random(0)  # words seen before would come out of the pipeline's cache
+    text = " ".join("".join(generator.choices("abcdefghij", k=8)) for _ in range(100_000))
+    worker = threading.Thread(target=tokenizer.encode, args=(text,))
+    turns = 0
+    worker.start()
+    while worker.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 20, "whoever holds the interpreter leaves a turn or two, at the beginning and at the end"
