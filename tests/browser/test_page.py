@@ -300,6 +300,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(new_page: Callable[..., Any], se
         picture(page, "key")
         page.get_by_label("API key").fill("right")
         page.keyboard.press("Enter")
+        page.wait_for_selector("#examples li")  # before, there is nobody to hear a question
         assert ask(page).locator(".answer").inner_text()
         assert page.evaluate("[sessionStorage.length, JSON.stringify(localStorage).includes('right')]") == [1, False]
         page.reload()
