@@ -1,6 +1,7 @@
 /* The page: asks, shows, stops, begins anew. */
 
 import { decoderFacts, modelFacts, traceAddress } from "./access.js";
+import { Announcer } from "./announcer.js";
 import { Turn } from "./conversation.js";
 import { showIntro } from "./intro.js";
 import { Settings } from "./settings.js";
@@ -26,6 +27,7 @@ class Page {
     this.facts = facts;
     this.turns = [];
     this.running = null;
+    this.announcer = new Announcer(page.announcer);
     this.connections = [
       new Connection(traceAddress, (state) => this.#connectionIs(state)),
       new Connection(traceAddress),
@@ -83,12 +85,12 @@ class Page {
     for (const earlier of this.turns) if (earlier !== turn) earlier.replay.fold();
     page.intro.hidden = page.fresh.hidden = true;
     this.#isRunning(turn);
-    page.announcer.textContent = "";
+    this.announcer.follow(() => turn.progress);
     turn.element.scrollIntoView({ block: "start" });
     const error = await turn.run(this.connections, () => this.#keepInView());
     this.#isRunning(null);
     page.fresh.hidden = false;
-    page.announcer.textContent = turn.announcement;
+    this.announcer.over(turn.announcement);
     if (!turn.exchange.length) turn.offerRetry(() => this.#again(turn));
     if (error?.code === "invalid_api_key") {
       await modelFacts(page);
@@ -114,7 +116,7 @@ class Page {
     page.turns.replaceChildren();
     page.fresh.hidden = true;
     page.intro.hidden = false;
-    page.announcer.textContent = "";
+    this.announcer.say("");
     page.prompt.focus();
   }
 

@@ -74,13 +74,25 @@ export class Turn {
     return [{ role: "user", content: this.prompt }, { role: "assistant", content: text }];
   }
 
+  /** What a screen reader is to hear while the answer is being decoded: how far the picture of it has come. */
+  get progress() {
+    const parts = this.replay.reached.map(({ passes, tokens }, index) => {
+      const reached = passes ? `Pass ${passes}, ${counted(tokens, "token")} so far.` : "Waiting for the first pass.";
+      return `${this.#from(this.runs[index])}${reached}`;
+    });
+    return parts.join(" ");
+  }
+
   /** What a screen reader is to hear once the turn is over. */
   get announcement() {
-    const parts = this.runs.filter((run) => typeof run.text === "string").map((run) => {
-      const from = this.runs.length > 1 ? `${run.decoder}: ` : "";
-      return `${from}${run.text} ${run.num_tokens} tokens in ${run.passes} passes.`;
-    });
+    const parts = this.runs.filter((run) => typeof run.text === "string").map((run) =>
+      `${this.#from(run)}${run.text} ${counted(run.num_tokens, "token")} in ${counted(run.passes, "pass", "passes")}.`);
     return parts.join(" ") || (this.stopped ? "Stopped." : "");
+  }
+
+  /** Whose answer it is, where there are several. */
+  #from(run) {
+    return this.runs.length > 1 ? `${run.decoder}: ` : "";
   }
 
   /** Offer to ask the same again. */
@@ -98,6 +110,8 @@ export class Turn {
     }
   }
 }
+
+const counted = (count, one, several = `${one}s`) => `${count} ${count === 1 ? one : several}`;
 
 function newRun(prompt, request, facts) {
   const { decoder, ...params } = request;

@@ -48,7 +48,8 @@ class Pane {
     this.tiles.element.hidden = isWhole;
     this.text.textContent = isWhole ? run.text : "";
     this.text.hidden = !isWhole;
-    this.cost.replaceChildren(...costs(costAfter(run, this.pass, cells)));
+    this.reached = costAfter(run, this.pass, cells);
+    this.cost.replaceChildren(...costs(this.reached));
     this.rule.textContent = describeRule(run);
     this.heatMap?.show(this.pass);
     this.hold();
@@ -103,6 +104,11 @@ export class Replay {
     this.panes = runs.map((run) => new Pane(run, runs.length > 1));
     this.element = el("div.replay", {}, el("div.panes", {}, ...this.panes.map((pane) => pane.element)));
     this.element.classList.toggle("several", runs.length > 1);
+  }
+
+  /** What the answers had cost at the passes that are shown, one for each run. */
+  get reached() {
+    return this.panes.map((pane) => pane.reached);
   }
 
   /** Draw passes as they come, until all runs are over and drawn. */
