@@ -79,7 +79,7 @@ class PagedCache:
         """What a span sees, for attending to it by itself."""
         length, device, pages = self.page_length, self.keys.device, span.pages
         first = pages[0] * length
-        if list(pages) == list(range(pages[0], pages[0] + len(pages))):
+        if pages == tuple(range(pages[0], pages[0] + len(pages))):
             writes = torch.arange(first + span.start, first + span.end, device=device)
             keys, values = (memory[:, :, first : first + span.end] for memory in (self.keys, self.values))
             copied = False
