@@ -6,7 +6,7 @@ blocks each threshold of the rule is also varied by itself. Tokens per second ar
 is the cost of a forward of N blocks beside one of a single block: every N in turn, several times over, and of these the
 medians.
 
-    python benchmarks/blocks_in_flight.py [--models nano …] [--problems N] [--seed N] [--json FILE]
+    python benchmarks/blocks_in_flight.py [--models nano …] [--two-blocks M …] [--problems N] [--seed N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def times(llm: LLM, problems: Problems, alone: int) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["nano"], help="embedded models or folders")
+    parser.add_argument("--two-blocks", nargs="*", default=[], help="models that are asked with two blocks alone")
     parser.add_argument("--base", default="nano-base", help="model decoded with `threshold` 0.95")
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -105,6 +106,11 @@ def main() -> None:
                 params = GenerationParams(buffer_size=2, gen_length=GEN_LENGTH, **thresholds)  # type: ignore[arg-type]
                 point = problems.point(name, llm, params)
                 varied.append({**thresholds, **point, "tpf_over_base": point["tpf"] / reference["tpf"]})
+        models[name] = describe_model(name, llm.model)
+    for name in arguments.two_blocks:
+        llm = LLM(name, dtype=dtype)
+        point = problems.point(name, llm, GenerationParams(buffer_size=2, gen_length=GEN_LENGTH))
+        points.append({**point, "tpf_over_base": point["tpf"] / reference["tpf"]})
         models[name] = describe_model(name, llm.model)
     result = {
         "base": reference, "points": points, "thresholds_varied": varied,
