@@ -30,6 +30,10 @@ from dmax.reproduction.work import Plan, ReproductionError, Work, run_name
 OnStep = Callable[[str], None]
 
 
+def _say_nothing(step: str) -> None:
+    """A function of the module, since processes of their own are given it."""
+
+
 def reproduce(
     plan: Plan,
     folder: Path,
@@ -37,7 +41,7 @@ def reproduce(
     command: Sequence[str] = (),
     trainings: Sequence[Training] = TRAININGS,
     methods: Sequence[Method] = METHODS,
-    on_step: OnStep = lambda step: None,
+    on_step: OnStep = _say_nothing,
 ) -> Results:
     """Distil, train, measure and gather the results.
 
@@ -47,7 +51,7 @@ def reproduce(
         command: written into the results.
         trainings: of the base model.
         methods: that are measured.
-        on_step: called with what is done next, in the process that does it.
+        on_step: called with what is done next, in the process that does it; can be pickled if ``plan.jobs`` > 1.
 
     Raises:
         ReproductionError: the recipe cannot serve, or a training failed.
