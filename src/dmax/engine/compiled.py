@@ -27,9 +27,11 @@ from dmax.kernels import ahead
 from dmax.kernels.ahead import Chain, CompileError, Library, compile_chain, load_library, require_compiler
 from dmax.kernels.cpu import attention as cpu_attention
 from dmax.kernels.cpu import experts as cpu_experts
+from dmax.kernels.cpu import layers as cpu_layers
 from dmax.kernels.cpu import library as cpu_library
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.experts import CpuExperts
+from dmax.kernels.cpu.layers import CpuLayers, LayersSize
 from dmax.kernels.steps import Step
 from dmax.models import attention, layers, moe
 from dmax.models.chains import model_chains, model_steps
@@ -108,6 +110,14 @@ def load_attention(model: LLaDA2) -> CpuAttention | None:
         return None
     path = steps_folder(model.config, model.dtype) / _KERNELS
     return CpuAttention(path, model.dtype) if path.is_file() else None
+
+
+def load_layers(model: LLaDA2, size: LayersSize) -> CpuLayers | None:
+    """What runs all layers of a model in one call; None where there is none."""
+    if model.device.type != "cpu" or not cpu_layers.serves(size, model.dtype):
+        return None
+    path = steps_folder(model.config, model.dtype) / _KERNELS
+    return CpuLayers(path, model.dtype) if path.is_file() else None
 
 
 def attached(model: LLaDA2) -> bool:

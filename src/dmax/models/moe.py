@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmax import kernels
-from dmax.kernels.cpu.experts import in_words
+from dmax.kernels.cpu.experts import down_in_words, gate_up_in_words
 from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU, gate
@@ -299,16 +299,16 @@ class SparseMLP(nn.Module):
             downs.append(wide_weight(self.shared_experts.down_proj, dtype))
         return torch.cat(downs, 1)
 
+    def in_words(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Gates and ups, and downs, for the kernel of a CPU, the shared expert in parts of a routed one's width."""
+        return self._gate_up_in_words(dtype), self._down_in_words(dtype)
+
     def _gate_up_in_words(self, dtype: torch.dtype) -> Tensor:
-        """Gates and ups for the kernel of a CPU, the shared expert in parts of a routed one's width."""
-        width = self.experts.gate_proj.shape[1]
-        gates_XFD, ups_XFD = (matrix.unflatten(0, (-1, width)) for matrix in self._all_gate_up(dtype).chunk(2))
-        return in_words(torch.cat([gates_XFD, ups_XFD], 1))
+        gates_WD, ups_WD = self._all_gate_up(dtype).chunk(2)
+        return gate_up_in_words(gates_WD, ups_WD, self.experts.gate_proj.shape[1])
 
     def _down_in_words(self, dtype: torch.dtype) -> Tensor:
-        """Downs for the kernel of a CPU, the shared expert in parts of a routed one's width."""
-        width = self.experts.gate_proj.shape[1]
-        return in_words(self._all_down(dtype).unflatten(1, (-1, width)).transpose(0, 1))
+        return down_in_words(self._all_down(dtype), self.experts.gate_proj.shape[1])
 
     def _by_all_experts(self, x_ND: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
         """Every expert, the shared one included, side by side as one wide feed-forward; or by a kernel that needs only

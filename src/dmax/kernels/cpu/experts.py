@@ -1,9 +1,9 @@
-"""The chosen experts of a layer and its shared one on a CPU: ``experts.cpp``.
+"""The chosen experts of a layer and its shared one on a CPU: ``experts.h``.
 
 Every token is computed for the experts it was sent to alone, and gets the same bits whatever the other tokens are.
 
 Shape suffixes: N tokens, D hidden, E routed experts, X experts with the parts of the shared one, F expert width,
-O outputs of a matrix, I its inputs, W words of 32 bits, P numbers of a word.
+O outputs of a matrix, I its inputs, W words of 32 bits or all widths side by side, P numbers of a word.
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ def in_words(matrices_XOI: Tensor) -> Tensor:
     """Matrices as the kernel reads them: inputs by outputs, inputs in words of 32 bits: ``(X, W, O, P)``."""
     per_word = 4 // matrices_XOI.element_size()
     return matrices_XOI.unflatten(-1, (-1, per_word)).permute(0, 2, 1, 3).contiguous()
+
+
+def gate_up_in_words(gates_WD: Tensor, ups_WD: Tensor, width: int) -> Tensor:
+    """Gates and ups of experts that lie side by side, each ``width`` wide: :func:`in_words` of ``(X, 2 F, D)``."""
+    return in_words(torch.cat([matrix.unflatten(0, (-1, width)) for matrix in (gates_WD, ups_WD)], 1))
+
+
+def down_in_words(down_DW: Tensor, width: int) -> Tensor:
+    """Downs of experts that lie side by side, each ``width`` wide: :func:`in_words` of ``(X, D, F)``."""
+    return in_words(down_DW.unflatten(1, (-1, width)).transpose(0, 1))
 
 
 class CpuExperts:

@@ -120,6 +120,7 @@ struct Kind<float> {
     sum += x * (Floats)right;
   }
   static inline void put(float* to, Floats v) { store(to, v); }
+  static inline Floats get(const float* from) { return load<Floats>(from); }
 };
 
 struct Bfloat {
@@ -140,6 +141,9 @@ struct Kind<Bfloat> {
   static inline void put(Bfloat* to, Floats v) {  // to nearest, ties to even
     const Words bits = (Words)v;
     store(to, __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves));
+  }
+  static inline Floats get(const Bfloat* from) {
+    return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
   }
 };
 
