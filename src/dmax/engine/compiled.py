@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -133,6 +133,13 @@ def detach(model: LLaDA2) -> None:
 
 def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
     """Where the libraries for this model, dtype and machine are or would be."""
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # never raises, unlike Path.home
+    return Path(folder) / "dmax" / "compiled" / _digest(config, dtype)
+
+
+@cache
+def _digest(config: ModelConfig, dtype: torch.dtype) -> str:
+    """Tells everything that a library depends on; nothing of it changes while a process runs."""
     depends_on = {
         "functions": [inspect.getsource(module) for module in _DEFINE_CHAINS],
         "kernels": cpu_library.source(),
@@ -147,9 +154,7 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
         "torch": torch.__version__,
         "processor": _processor(),
     }
-    digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # never raises, unlike Path.home
-    return Path(cache) / "dmax" / "compiled" / digest
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
 
 
 def _compile_kernels(path: Path) -> None:

@@ -136,9 +136,10 @@ class SpanRunner:
         """The model over these spans, which passes that refine the same blocks share."""
         if self._packed is None or self._packed[0] != spans:
             packed = self._cache.pack(spans)
-            fused = isinstance(packed, FusedSpans) and self._layers is not None
-            through = packed.through(self._layers, self._stack) if fused else None
-            self._packed = spans, partial(self._by_modules, packed) if through is None else through
+            through = None
+            if isinstance(packed, FusedSpans) and self._layers is not None:
+                through = packed.through(self._layers, self._stack)
+            self._packed = spans, through or partial(self._by_modules, packed)
         return self._packed[1]
 
     def _by_modules(self, packed: PackedSpans | FusedSpans, embeds_ND: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from dmax.kernels.cpu.experts import down_in_words, gate_up_in_words
-from dmax.kernels.cpu.layers import FeedForwardSize, LayersSize, in_panels, one_behind_the_other, padded
+from dmax.kernels.cpu.experts import down_in_panels, gate_up_in_panels, in_panels
+from dmax.kernels.cpu.layers import FeedForwardSize, LayersSize, one_behind_the_other, padded
 from dmax.kernels.cpu.library import LANES
 from dmax.models.attention import Attention
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
@@ -38,11 +38,12 @@ class LayerStack:
 
     def __init__(self, model: LLaDA2) -> None:
         self._backbone = model.model
+        self._modules = tuple(model.model.modules())
         config = model.config
         rule = RoutingRule.of(config) if config.num_experts is not None else RoutingRule(1, 1, 1, 1.0)
         self.size = LayersSize(
             config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
-            config.rotary_dim, config.rms_norm_eps, tuple(rule), tuple(map(_feed_forward_size, model.model.layers)),
+            config.rotary_dim, config.rms_norm_eps, rule, tuple(map(_feed_forward_size, model.model.layers)),
         )  # fmt: skip
 
     def weights(self, x: Tensor) -> Tensor | None:
@@ -50,15 +51,26 @@ class LayerStack:
 
         They are copied when first asked for, and again when one of them has changed.
         """
-        backbone = self._backbone
-        packed = backbone.packed
-        if not packed.on or not all(map(_is_plain, backbone.modules())):
+        packed = self._backbone.packed
+        if not packed.on or not all(map(_is_plain, self._modules)):
             return None
-        biases = [layer.mlp.gate.expert_bias for layer in backbone.layers if isinstance(layer.mlp, SparseMLP)]
-        weights = tuple(parameter for module in (*backbone.layers, backbone.norm) for parameter in _weights_of(module))
+        weights, biases = self._read()
         if not usable(x, *weights) or any(bias.is_inference() for bias in biases):
             return None
         return packed.copy(x.dtype, (*weights, *biases), self._make)
+
+    def _read(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights of the layers and the final norm, and biases of the routers."""
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for module in self._modules:
+            if isinstance(module, Router):
+                biases.append(module.expert_bias)
+            if isinstance(module, QuantizedLinear):
+                weights.append(module.weight)
+            elif not isinstance(module, nn.Embedding):
+                weights += (weight for weight in module._parameters.values() if weight is not None)
+        return weights, biases
 
     def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles, ``(N, R)``, of ``(1, N)`` positions."""
@@ -73,12 +85,6 @@ class LayerStack:
 def _is_plain(module: nn.Module) -> bool:
     """Whether nothing is missed if a module is not called."""
     return type(module) in _PLAIN and not module._forward_hooks and not module._forward_pre_hooks
-
-
-def _weights_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters, and those weights in 8 bits that are buffers."""
-    yield from module.parameters()
-    yield from (part.weight for part in module.modules() if isinstance(part, QuantizedLinear))
 
 
 def _feed_forward_size(layer: nn.Module) -> FeedForwardSize:
@@ -98,17 +104,17 @@ def _arrays(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
     assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.attention, layer.mlp
     yield layer.input_layernorm.weight
-    yield in_panels(wide_weight(attention.query_key_value, dtype))
+    yield in_panels(wide_weight(attention.query_key_value, dtype)[None])
     yield attention.query_layernorm.weight
     yield attention.key_layernorm.weight
-    yield in_panels(wide_weight(attention.dense, dtype))
+    yield in_panels(wide_weight(attention.dense, dtype)[None])
     yield layer.post_attention_layernorm.weight
     if isinstance(mlp, SparseMLP):
-        yield padded(mlp.gate.weight).t()
+        yield in_panels(padded(mlp.gate.weight)[None])
         yield padded(mlp.gate.expert_bias)
-        yield from mlp.in_words(dtype)
+        yield from mlp.in_panels(dtype)
         return
     assert isinstance(mlp, SwiGLU)
     width = _feed_forward_size(layer).width
-    yield gate_up_in_words(wide_weight(mlp.gate_proj, dtype), wide_weight(mlp.up_proj, dtype), width)
-    yield down_in_words(wide_weight(mlp.down_proj, dtype), width)
+    yield gate_up_in_panels(wide_weight(mlp.gate_proj, dtype), wide_weight(mlp.up_proj, dtype), width)
+    yield down_in_panels(wide_weight(mlp.down_proj, dtype), width)

@@ -44,6 +44,9 @@ struct Plan {
       for (int64_t row = begins[expert]; row < begins[expert + 1]; row += kRowsOfATask)
         tasks.push_back({expert, row, std::min(row + kRowsOfATask, begins[expert + 1])});
     }
+    // The largest first, so that no thread is left with one while the others wait.
+    std::stable_sort(tasks.begin(), tasks.end(),
+                     [](const Task& a, const Task& b) { return a.last - a.first > b.last - b.first; });
   }
 };
 
@@ -56,7 +59,7 @@ template <typename T>
 struct Layer {
   const T* x;
   const float* weights;           // (N, routed)
-  const uint32_t *gate_up, *down;  // (E, D / per word, 2 F) and (E, F / per word, D), in words
+  const uint32_t *gate_up, *down;  // E times (D / per word, 2 F) and (F / per word, D), in panels of words
 };
 
 template <typename T>
@@ -72,8 +75,8 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
   for (int64_t i = 0; i < count; ++i)
     std::memcpy(rows.data() + i * in_words, layer.x + plan.tokens[task.first + i] * n.hidden, n.hidden * sizeof(T));
   std::fill_n(gate_up.begin(), count * 2 * n.width, 0.0f);
-  multiply<T>(rows.data(), in_words, layer.gate_up + task.expert * in_words * 2 * n.width, 2 * n.width, in_words,
-              gate_up.data(), 2 * n.width, count, 2 * n.width);
+  multiply_panels<T>(rows.data(), in_words, layer.gate_up + task.expert * in_words * 2 * n.width, in_words,
+                     gate_up.data(), 2 * n.width, count, 2 * n.width);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t token = plan.tokens[task.first + i];
     const float weight = task.expert < n.routed ? layer.weights[token * n.routed + task.expert] : 1.0f;
@@ -84,8 +87,8 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
   }
   static thread_local std::vector<float> added;
   added.assign(count * n.hidden, 0.0f);
-  multiply<T>(hidden.data(), mid_words, layer.down + task.expert * mid_words * n.hidden, n.hidden, mid_words,
-              added.data(), n.hidden, count, n.hidden);
+  multiply_panels<T>(hidden.data(), mid_words, layer.down + task.expert * mid_words * n.hidden, mid_words,
+                     added.data(), n.hidden, count, n.hidden);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = task.first + i;
     std::memcpy(parts + (plan.tokens[row] * most + plan.slots[row]) * n.hidden, added.data() + i * n.hidden,

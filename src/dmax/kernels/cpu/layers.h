@@ -17,8 +17,8 @@
 
 namespace layers {
 
-constexpr int64_t kPanel = 64;        // columns of a matrix that lie side by side
 constexpr int64_t kRowsOfATask = 48;  // of a linear map
+constexpr int64_t kRowsToRoute = 6;   // at a time
 
 struct FeedForward {
   int64_t routed, all, width;  // experts that are chosen (none if dense); those and the shared ones; width of each
@@ -135,20 +135,24 @@ inline void turn(T* head, const T* weight, const float* cosines, const float* si
 
 // The weights of every expert for every position, after the norm that stands before them.
 template <typename T>
-void route(const Pass<T>& pass, Buffers<T>& own, const T* norm_weight, const float* router, const float* bias) {
+void route(const Pass<T>& pass, Buffers<T>& own, const T* norm_weight, const uint32_t* router, const float* bias) {
   const Sizes& n = pass.n;
   const int64_t num_experts = pass.rule.experts, padded = (num_experts + kLanes - 1) / kLanes * kLanes;
 #pragma omp for schedule(static)
-  for (int64_t row = 0; row < n.positions; ++row) {
+  for (int64_t first = 0; first < n.positions; first += kRowsToRoute) {
     static thread_local std::vector<float> x, logits;
-    x.resize(n.hidden);
-    logits.assign(padded, 0.0f);
-    T* const normed = own.normed.data() + row * n.hidden;
-    norm(own.stream.data() + row * n.hidden, norm_weight, n.hidden, n.eps, normed);
-    for (int64_t d = 0; d < n.hidden; d += kLanes) store(x.data() + d, Kind<T>::get(normed + d));
-    multiply<float>(reinterpret_cast<const uint32_t*>(x.data()), n.hidden, reinterpret_cast<const uint32_t*>(router),
-                    padded, n.hidden, logits.data(), padded, 1, padded);
-    routing::weigh(logits.data(), bias, pass.rule, own.chosen.data() + row * num_experts);
+    const int64_t count = std::min(kRowsToRoute, n.positions - first);
+    x.resize(kRowsToRoute * n.hidden);
+    logits.assign(kRowsToRoute * padded, 0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+      T* const normed = own.normed.data() + (first + i) * n.hidden;
+      norm(own.stream.data() + (first + i) * n.hidden, norm_weight, n.hidden, n.eps, normed);
+      for (int64_t d = 0; d < n.hidden; d += kLanes) store(x.data() + i * n.hidden + d, Kind<T>::get(normed + d));
+    }
+    multiply_panels<float>(reinterpret_cast<const uint32_t*>(x.data()), n.hidden, router, n.hidden, logits.data(),
+                           padded, count, padded);
+    for (int64_t i = 0; i < count; ++i)
+      routing::weigh(logits.data() + i * padded, bias, pass.rule, own.chosen.data() + (first + i) * num_experts);
   }
 }
 
@@ -197,7 +201,7 @@ void feed_forward(const Pass<T>& pass, Buffers<T>& own, Reader& weights, const F
   const T* const norm_weight = weights.next<T>(n.hidden);
   if (sizes.routed) {
     const int64_t padded = (sizes.routed + kLanes - 1) / kLanes * kLanes;
-    const float* const router = weights.next<float>(n.hidden * padded);
+    const uint32_t* const router = weights.matrix<float>(n.hidden, padded);
     route(pass, own, norm_weight, router, weights.next<float>(padded));
   } else {
     normalize(pass, own, norm_weight, own.normed.data());

@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 
 from dmax.kernels.cpu.attention import SpanAttention
-from dmax.kernels.cpu.experts import in_words
 from dmax.kernels.cpu.library import DTYPES, LANES, Function
-
-_PANEL = 64
-"""Outputs of a matrix that lie side by side."""
 
 
 class FeedForwardSize(NamedTuple):
@@ -64,11 +60,6 @@ def serves(size: LayersSize, dtype: torch.dtype) -> bool:
     )
 
 
-def in_panels(weight_OI: Tensor) -> Tensor:
-    """A matrix as the kernel reads it: in panels of some outputs, words by outputs, one behind the other, flat."""
-    return torch.cat([in_words(panel[None]).flatten() for panel in weight_OI.split(_PANEL)])
-
-
 def padded(weight_E: Tensor) -> Tensor:
     """float32, with zeros behind up to a whole number of lanes."""
     missing = -weight_E.shape[0] % LANES
@@ -99,10 +90,10 @@ class CpuLayers:
 
         Args:
             size: of the model.
-            weights: layer by layer :func:`one_behind_the_other`: norm, :func:`in_panels` queries, keys and values, the
-                norms of queries and keys, the panels of what follows attention, norm; where there are experts to choose
-                from, router ``(D, E)`` and bias ``(E)``, both :func:`padded`; gates and ups, then downs, of all parts,
-                :func:`in_words`. Behind the last layer the final norm.
+            weights: layer by layer :func:`one_behind_the_other`: norm, queries, keys and values, the norms of queries
+                and keys, what follows attention, norm; where there are experts to choose from, router and bias, both
+                :func:`padded`; gates and ups, then downs, of all parts. Behind the last layer the final norm. Matrices
+                are :func:`dmax.kernels.cpu.experts.in_panels`.
             spans: where positions stand.
             angles: cosines and sines of the rotary angles, ``(N, R)`` float32.
             pool: keys and values, ``(L, K, P, C)`` contiguous.
