@@ -5,7 +5,7 @@ Shape suffixes: O outputs, I inputs, E experts, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ _PLAIN = {
     *(Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
     *(Linear, QuantizedLinear, nn.Embedding, nn.ModuleList),
 }
+_BESIDE = ("expert_bias", "_scale")
+"""Ends of the names of what stands beside weights, in float32 whatever the model's dtype."""
 _WIDEST = 128
 """A dense feed-forward is cut into parts of at most this width, so that threads can share it."""
 
@@ -39,6 +41,10 @@ class LayerStack:
     def __init__(self, model: LLaDA2) -> None:
         self._backbone = model.model
         self._modules = tuple(model.model.modules())
+        own = [module for module in self._modules if not isinstance(module, nn.Embedding)]
+        kept = [(place, name) for module in own for place in (module._parameters, module._buffers) for name in place]
+        self._weights = [at for at in kept if not at[1].endswith(_BESIDE)]
+        self._beside = [at for at in kept if at[1].endswith(_BESIDE)]
         config = model.config
         rule = RoutingRule.of(config) if config.num_experts is not None else RoutingRule(1, 1, 1, 1.0)
         self.size = LayersSize(
@@ -54,23 +60,10 @@ class LayerStack:
         packed = self._backbone.packed
         if not packed.on or not all(map(_is_plain, self._modules)):
             return None
-        weights, biases = self._read()
-        if not usable(x, *weights) or any(bias.is_inference() for bias in biases):
+        weights, beside = _present(self._weights), _present(self._beside)
+        if not usable(x, *weights) or any(tensor.is_inference() for tensor in beside):
             return None
-        return packed.copy(x.dtype, (*weights, *biases), self._make)
-
-    def _read(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights of the layers and the final norm, and biases of the routers."""
-        weights: list[Tensor] = []
-        biases: list[Tensor] = []
-        for module in self._modules:
-            if isinstance(module, Router):
-                biases.append(module.expert_bias)
-            if isinstance(module, QuantizedLinear):
-                weights.append(module.weight)
-            elif not isinstance(module, nn.Embedding):
-                weights += (weight for weight in module._parameters.values() if weight is not None)
-        return weights, biases
+        return packed.copy(x.dtype, (*weights, *beside), self._make)
 
     def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles, ``(N, R)``, of ``(1, N)`` positions."""
@@ -85,6 +78,12 @@ class LayerStack:
 def _is_plain(module: nn.Module) -> bool:
     """Whether nothing is missed if a module is not called."""
     return type(module) in _PLAIN and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def _present(places: Iterable[tuple[Mapping[str, Tensor | None], str]]) -> list[Tensor]:
+    """What stands at the places of a model that have anything."""
+    found = (place[name] for place, name in places)
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _feed_forward_size(layer: nn.Module) -> FeedForwardSize:
