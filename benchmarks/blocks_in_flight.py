@@ -3,7 +3,8 @@
 Answers the same unseen word problems with every model and every number of blocks in flight (`soft-parallel` at a
 model's default), and with the base model one block at a time (`threshold` 0.95), the measure of the TPFs. With two
 blocks each threshold of the rule is also varied by itself. Tokens per second are taken apart, one prompt at a time, as
-is the cost of a forward of N blocks beside one of a single block.
+is the cost of a forward of N blocks beside one of a single block: every N in turn, several times over, and of these the
+medians.
 
     python benchmarks/blocks_in_flight.py [--models nano …] [--problems N] [--seed N] [--json FILE]
 """
@@ -35,6 +36,7 @@ VARIED: tuple[dict[str, float], ...] = (
 """Beside the defaults 0.1, 0.5 and 0.9."""
 LENGTH = 32
 CONTEXT = 160
+TURNS = 5
 
 
 def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
@@ -53,32 +55,51 @@ def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
     return 1000 * statistics.median(seconds[5:])
 
 
+def times(llm: LLM, problems: Problems, alone: int) -> list[dict[str, float]]:
+    """Of every number of blocks: tokens per second of one prompt after another, and the forward's milliseconds."""
+    rates: dict[int, list[float]] = {blocks: [] for blocks in BUFFER_SIZES}
+    forwards: dict[int, list[float]] = {blocks: [] for blocks in BUFFER_SIZES}
+    for _ in range(TURNS):
+        for blocks in BUFFER_SIZES:
+            params = GenerationParams(buffer_size=blocks, gen_length=GEN_LENGTH)
+            rates[blocks].append(problems.alone(llm, params, alone))
+            forwards[blocks].append(forward_ms(llm.model, blocks, 100))
+    one_block = statistics.median(forwards[1])
+    return [
+        {
+            "tokens_per_second_alone": statistics.median(rates[blocks]),
+            "forward_ms": statistics.median(forwards[blocks]),
+            "forward_over_one_block": statistics.median(forwards[blocks]) / one_block,
+        }
+        for blocks in BUFFER_SIZES
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["nano"], help="embedded models or folders")
     parser.add_argument("--base", default="nano-base", help="model decoded with `threshold` 0.95")
     parser.add_argument("--problems", type=int, default=1000)
-    parser.add_argument("--alone", type=int, default=64, help="problems answered one at a time, for tokens per second")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--alone", type=int, default=32, help="problems answered one at a time, in every turn")
     arguments = parse_arguments(parser)
     problems = Problems(arguments.problems, arguments.seed)
-    base = LLM(arguments.base)
+    dtype = getattr(torch, arguments.dtype)
+    base = LLM(arguments.base, dtype=dtype)
     compile_first(base.model)
     reference = problems.point(arguments.base, base, GenerationParams("threshold", 0.95, gen_length=GEN_LENGTH))
     points: list[dict[str, Any]] = []
     varied: list[dict[str, Any]] = []
     models: dict[str, Any] = {arguments.base: describe_model(arguments.base, base.model)}
     for name in arguments.models:
-        llm = LLM(name)
+        llm = LLM(name, dtype=dtype)
         compile_first(llm.model)
         attach(llm.model)
-        one_block = forward_ms(llm.model, 1, 200)
         for blocks in BUFFER_SIZES:
-            params = GenerationParams(buffer_size=blocks, gen_length=GEN_LENGTH)
-            point = problems.point(name, llm, params)
-            point["tpf_over_base"] = point["tpf"] / reference["tpf"]
-            point["tokens_per_second_alone"] = problems.alone(llm, params, arguments.alone)
-            point["forward_over_one_block"] = forward_ms(llm.model, blocks, 200) / one_block
-            points.append(point)
+            point = problems.point(name, llm, GenerationParams(buffer_size=blocks, gen_length=GEN_LENGTH))
+            points.append({**point, "tpf_over_base": point["tpf"] / reference["tpf"]})
+        for point, timed in zip(points[-len(BUFFER_SIZES) :], times(llm, problems, arguments.alone), strict=True):
+            point |= timed
         if name == arguments.models[0]:
             for thresholds in VARIED:
                 params = GenerationParams(buffer_size=2, gen_length=GEN_LENGTH, **thresholds)  # type: ignore[arg-type]
@@ -86,7 +107,7 @@ def main() -> None:
                 varied.append({**thresholds, **point, "tpf_over_base": point["tpf"] / reference["tpf"]})
         models[name] = describe_model(name, llm.model)
     result = {
-        "base": reference, "points": points, "thresholds_varied": varied, "forward_ms_one_block": one_block,
+        "base": reference, "points": points, "thresholds_varied": varied,
         **describe_run(), "models": models,
         "seed": arguments.seed, "split": "test", "problems": arguments.problems,
     }  # fmt: skip

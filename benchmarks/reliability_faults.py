@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,13 @@ def _two_replicas(model: str) -> Iterator[tuple[str, str]]:
 def _kill_one(application: str) -> int:
     """Kill a replica of the model without warning; its process id."""
     title = f"ray::ServeReplica:{application}:model".encode()
-    found = (
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(title)
-    )
-    process_id = next(found)
-    os.kill(process_id, signal.SIGKILL)
-    return process_id
+    for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may end meanwhile
+            if command_line.read_bytes().startswith(title):
+                process_id = int(command_line.parent.name)
+                os.kill(process_id, signal.SIGKILL)
+                return process_id
+    raise SystemExit(f"no replica of {application} runs.")
 
 
 def _until_running(url: str, requests: int, seconds: float = 60) -> None:

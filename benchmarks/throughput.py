@@ -1,10 +1,11 @@
 """Tokens per second over concurrency: the same prompts through the engine, so many at a time.
 
-    python benchmarks/throughput.py [--model M] [--concurrency 1 2 4 …] [--prompts N] [--compile] [--json FILE]
+    python benchmarks/throughput.py [--model M] [--concurrency 1 2 4 …] [--prompts N] [--dtype D] [--json FILE]
 
-Every concurrency answers the same prompts with an engine of its own, after a warm-up that is not counted. Beside tokens
-per second stands the share of the machine's matmul peak: floating-point operations over the time, over what a large
-matrix product reaches here in the model's dtype. Operations are those of the matrix products that the answers needed:
+On a CPU, what `dmax compile` does is done first, unless `--plain` is given. Every concurrency answers the same prompts
+with an engine of its own, after a warm-up that is not counted. Beside tokens per second stands the share of the
+machine's matmul peak: floating-point operations over the time, over what a large matrix product reaches here in the
+model's dtype. Operations are those of the matrix products that the answers needed:
 
 * the layers' weights that are active for a token, for every position that ran: prompts, blocks in flight in every pass,
   and finished blocks once more when they are stored;
@@ -65,11 +66,11 @@ def main() -> None:
     parser.add_argument("--gen-length", type=int, default=256)
     parser.add_argument("--decoder", default="soft-parallel")
     parser.add_argument("--threshold", type=float)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="the model's own on a GPU, float32 on a CPU")
-    parser.add_argument("--compile", action="store_true", help="compile first what `dmax compile` does")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--plain", action="store_true", help="do not compile first what `dmax compile` does")
     arguments = parse_arguments(parser)
-    llm = LLM(arguments.model, dtype=getattr(torch, arguments.dtype) if arguments.dtype else None)
-    if arguments.compile:
+    llm = LLM(arguments.model, dtype=getattr(torch, arguments.dtype))
+    if not arguments.plain:
         compile_first(llm.model)
     params = GenerationParams(decoder=arguments.decoder, threshold=arguments.threshold, gen_length=arguments.gen_length)
     questions = [problem("test", index, arguments.seed)["question"] for index in range(arguments.prompts)]

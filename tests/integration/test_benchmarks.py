@@ -61,7 +61,7 @@ def test_reliability_tells_what_was_left_out(
 
 @pytest.mark.slow
 def test_throughput_tells_its_runs_and_their_share_of_the_peak(tmp_path: Path) -> None:
-    arguments = ("--concurrency", "1", "2", "--prompts", "2", "--gen-length", "32")
+    arguments = ("--concurrency", "1", "2", "--prompts", "2", "--gen-length", "32", "--plain")
     result = result_of("throughput.py", tmp_path / "result.json", *arguments)
     assert [run["concurrency"] for run in result["runs"]] == [1, 2]
     for run in result["runs"]:

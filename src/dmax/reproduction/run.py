@@ -24,7 +24,7 @@ from dmax.evaluation.provenance import describe_process
 from dmax.evaluation.report import RESULTS_FILE
 from dmax.evaluation.run_folder import claim, to_json, write_whole
 from dmax.reproduction.results import Results, Setting
-from dmax.reproduction.study import ABLATIONS, GROUP_ABLATIONS, TABLE, TRAININGS, Method, Scale, Training
+from dmax.reproduction.study import METHODS, TRAININGS, Method, Scale, Training
 from dmax.reproduction.work import Plan, ReproductionError, Work, run_name
 
 OnStep = Callable[[str], None]
@@ -36,7 +36,7 @@ def reproduce(
     *,
     command: Sequence[str] = (),
     trainings: Sequence[Training] = TRAININGS,
-    methods: Sequence[Method] = (*TABLE, *ABLATIONS, *GROUP_ABLATIONS),
+    methods: Sequence[Method] = METHODS,
     on_step: OnStep = lambda step: None,
 ) -> Results:
     """Distil, train, measure and gather the results.
@@ -56,6 +56,7 @@ def reproduce(
     recipe = _read_recipe(plan.recipe)
     settings = {
         "base": {"name": plan.base, "weights": weights_hash(plan.base)},
+        "embedded": {m.embedded: weights_hash(m.embedded) for m in methods if m.embedded is not None},
         "recipe": recipe,
         "scale": asdict(plan.scale),
         "dtype": plan.dtype,

@@ -51,6 +51,8 @@ class Method:
     """Of the decoder."""
     block_length: int = 32
     buffer_size: int = 1
+    embedded: str | None = None
+    """A model of the package that is measured in place of one trained here."""
 
     def params(self, threshold: float) -> GenerationParams:
         """How it decodes at one of its thresholds."""
@@ -74,6 +76,9 @@ _GROUPS = {"kind": "oput", "block_length": 32}
 TRAININGS = (
     Training("oput", _OPUT),
     Training("multi-tf", {**_GROUPS, "group": {"size": 2}}),
+    Training("multi-tf-random-cuts", {**_GROUPS, "group": {"size": 2, "layout": "random"}}, every_seed=False),
+    Training("multi-tf-monotonic", {**_GROUPS, "group": {"size": 2, "schedule": "monotonic"}}, every_seed=False),
+    Training("multi-tf-independent", {**_GROUPS, "group": {"size": 2, "schedule": "random"}}, every_seed=False),
     Training("masked", {"kind": "masked", "block_length": 32, "noise": [0.3, 0.8]}),
     Training("uniform", {"kind": "uniform", **_SFT}),
     Training("dparallel", {"kind": "dparallel", **_SFT}),
@@ -84,9 +89,6 @@ TRAININGS = (
     Training("oput-pred-only", {**_OPUT, "losses": ["pred"]}, every_seed=False),
     Training("oput-block-8", {**_OPUT, "block_length": 8}, every_seed=False),
     Training("oput-block-16", {**_OPUT, "block_length": 16}, every_seed=False),
-    Training("multi-tf-random-cuts", {**_GROUPS, "group": {"size": 2, "layout": "random"}}, every_seed=False),
-    Training("multi-tf-monotonic", {**_GROUPS, "group": {"size": 2, "schedule": "monotonic"}}, every_seed=False),
-    Training("multi-tf-independent", {**_GROUPS, "group": {"size": 2, "schedule": "random"}}, every_seed=False),
 )
 """In the order of their training. dParallel's ``beta`` is its default, 2."""
 
@@ -105,6 +107,8 @@ SPD_ALONE = Method("SPD alone", None, "soft-parallel", _SOFT)
 DMAX = Method("DMax", "oput", "soft-parallel", _SOFT)
 TWO_BLOCKS = Method("DMax, two blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=2)
 MULTI_TF = Method("MultiTF, two blocks in flight", "multi-tf", "soft-parallel", _SOFT, buffer_size=2)
+NANO_ALONE = Method("nano", None, "soft-parallel", _SOFT, embedded="nano")
+NANO_TWO_BLOCKS = Method("nano, two blocks in flight", None, "soft-parallel", _SOFT, buffer_size=2, embedded="nano")
 
 TABLE = (
     BASE,
@@ -120,10 +124,13 @@ TABLE = (
     Method("DMax, four blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=4),
     Method("MultiTF, one block", "multi-tf", "soft-parallel", _SOFT),
     MULTI_TF,
+    NANO_ALONE,
+    NANO_TWO_BLOCKS,
 )
 """One curve each. The paper does not say how it decodes after uniform training; here as after OPUT, without a mix."""
 
 HARD = Method("hard states", "oput", "soft-parallel", _ENDS, {"soft": False})
+NANO_HARD = Method("nano, hard states", None, "soft-parallel", _ENDS, {"soft": False}, embedded="nano")
 ANYWHERE = Method("promotion anywhere", "oput", "soft-parallel", _ENDS, {"contiguous": False})
 ABLATIONS = (
     HARD,
@@ -148,6 +155,23 @@ GROUP_ABLATIONS = (
     Method("independent mask ratios", "multi-tf-independent", "soft-parallel", _ENDS, buffer_size=2),
 )
 """Each differs from MultiTF in one thing."""
+
+METHODS = (*TABLE, *ABLATIONS, *GROUP_ABLATIONS, NANO_HARD)
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The methods of one model that OPUT has trained."""
+
+    one_block: Method
+    two_blocks: Method
+    hard: Method
+
+
+TRAINED = Repaired(DMAX, TWO_BLOCKS, HARD)
+"""From the base, for as many steps as its baselines."""
+EMBEDDED = Repaired(NANO_ALONE, NANO_TWO_BLOCKS, NANO_HARD)
+"""The package's own, which was trained for much longer: what the shortness of the trainings here explains."""
 
 GSM8K_METHODS = (BASE, DMAX)
 """Also asked real GSM8K, at the thresholds below."""

@@ -150,8 +150,7 @@ class Work:
         """A method on a task, measured into ``folder`` unless it is there."""
         if not (folder / RESULTS_FILE).exists():
             self._on_step(f"measure {folder.relative_to(self._folder / 'measured')}")
-            model = self._plan.base if seed is None else self._trained(str(method.training), seed)
-            answerer = self._answerer(model, method.params(threshold))
+            answerer = self._answerer(self._model(method, seed), method.params(threshold))
             evaluate([self._data(task)], answerer, folder, seed=0, command=self._command)
         metrics = read_results(folder)["tasks"][task]["metrics"]
         return Setting(method.name, threshold, seed, metrics, tuple(read_samples(folder, task)))
@@ -174,8 +173,11 @@ class Work:
         name, llm, weights = self._loaded
         return LocalAnswerer(llm, params, name, weights)
 
-    def _trained(self, training: str, seed: int) -> str:
-        return str(self._folder / "trained" / run_name(training, seed) / "model")
+    def _model(self, method: Method, seed: int | None) -> str:
+        """Where the weights of a method are."""
+        if seed is None:
+            return method.embedded or self._plan.base
+        return str(self._folder / "trained" / run_name(str(method.training), seed) / "model")
 
     def training_cost(self, training: Training, seed: int) -> dict[str, Any]:
         """Steps and hours of a training, as its metrics say."""

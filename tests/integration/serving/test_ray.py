@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, Event
 from typing import Any
@@ -122,11 +123,12 @@ def running() -> list[int]:
 
 def replica_processes() -> list[int]:
     title = f"ray::ServeReplica:{APP}:{MODEL}".encode()
-    return [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(title)
-    ]
+    found = []
+    for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may end meanwhile
+            if command_line.read_bytes().startswith(title):
+                found.append(int(command_line.parent.name))
+    return found
 
 
 def until(condition: Any, seconds: float = 60) -> None:

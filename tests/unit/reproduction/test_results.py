@@ -11,7 +11,19 @@ from dmax.evaluation.metrics import summarize
 from dmax.reproduction.claims import CLAIMS
 from dmax.reproduction.page import to_markdown, write_page
 from dmax.reproduction.results import Results, Setting
-from dmax.reproduction.study import ABLATIONS, BASE, DMAX, GROUP_ABLATIONS, TABLE, TWO_BLOCKS
+from dmax.reproduction.study import (
+    ABLATIONS,
+    BASE,
+    DMAX,
+    EMBEDDED,
+    METHODS,
+    NANO_ALONE,
+    NANO_HARD,
+    NANO_TWO_BLOCKS,
+    TRAINED,
+    TWO_BLOCKS,
+    Repaired,
+)
 
 ROWS = 40
 RECORD: dict[str, Any] = {
@@ -46,7 +58,7 @@ def study(
     Each threshold below is a tenth faster, and loses as many answers as ``falls`` says (none).
     """
     settings = []
-    for method in (*TABLE, *ABLATIONS, *GROUP_ABLATIONS):
+    for method in METHODS:
         for seed in (None,) if method.training is None else (1, 2):
             for place, threshold in enumerate(method.thresholds):
                 speed = (tpf or {}).get(method.name, 2.0) * (1 + place / 10)
@@ -80,8 +92,9 @@ def test_areas_rank_by_speed_where_accuracy_is_the_same() -> None:
     assert not {method.name for method in ABLATIONS} & set(areas), "two points make no curve"
 
 
-def verdicts(results: Results) -> dict[str, bool]:
-    return {claim.key: claim.decide(results).holds for claim in CLAIMS}
+def verdicts(results: Results, model: Repaired = TRAINED) -> dict[str, bool]:
+    claims = [claim for claim in CLAIMS if claim.of_any_model or model is TRAINED]
+    return {claim.key: claim.decide(results, model).holds for claim in claims}
 
 
 def test_claims_hold_where_the_figures_are_as_the_papers() -> None:
@@ -90,6 +103,16 @@ def test_claims_hold_where_the_figures_are_as_the_papers() -> None:
     }  # fmt: skip
     tpf = {DMAX.name: 6.0, "dParallel SFT": 3.0, "base, hierarchical": 2.4, TWO_BLOCKS.name: 8.0}
     assert all(verdicts(study(right, tpf, falls={BASE.name: 4})).values())
+
+
+def test_the_embedded_model_decides_for_itself_what_is_about_decoding() -> None:
+    right = {NANO_HARD.name: 25, NANO_TWO_BLOCKS.name: 29}
+    results = study(right, {NANO_ALONE.name: 6.0, NANO_TWO_BLOCKS.name: 8.0}, falls={BASE.name: 4})
+    embedded = verdicts(results, EMBEDDED)
+    assert all(embedded.values())
+    assert len(embedded) > 1
+    trained = verdicts(results)
+    assert [key for key in embedded if trained[key]] == ["collapse", "flat"], "nothing else is"
 
 
 def test_claims_fail_where_nothing_differs() -> None:
@@ -101,7 +124,7 @@ def test_the_page_states_every_claim_method_and_note(tmp_path: Path) -> None:
     text = to_markdown(results, {"flat": "Because it is."})
     for claim in CLAIMS:
         assert claim.text in text
-    for method in (*TABLE, *ABLATIONS, *GROUP_ABLATIONS):
+    for method in METHODS:
         assert method.name in text
     assert "Because it is." in text
     assert "does not hold" in text

@@ -16,8 +16,8 @@ from dmax.reproduction.study import (
     GROUP_ABLATIONS,
     GSM8K_METHODS,
     GSM8K_THRESHOLDS,
+    METHODS,
     MULTI_TF,
-    TABLE,
     TRAININGS,
     Method,
     Training,
@@ -25,7 +25,6 @@ from dmax.reproduction.study import (
 from dmax.training.recipe import ObjectiveSection
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "nano" / "3-oput.yaml"
-METHODS = (*TABLE, *ABLATIONS, *GROUP_ABLATIONS)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.folder_name)
