@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from run_record import describe_model, describe_run, parse_arguments, report
+from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2
 from dmax.decoding import BlockState, Decoder, input_embeddings
-from dmax.engine.kv_cache import PackedSpans, PagedCache
+from dmax.engine.runner import SpanRunner
 from dmax.evaluation.grading import same_number
 from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.word_problems import fresh_problems
@@ -59,7 +59,7 @@ class PartialDecoding:
         self.patience, self.confidence, self.step = patience, confidence, step
         pages = model.config.max_position_embeddings // LENGTH
         self.pages = list(range(pages))
-        self.cache = PagedCache(model.config, pages, LENGTH, device=model.device, dtype=model.dtype)
+        self.runner = SpanRunner(model, pages, LENGTH)
 
     @torch.inference_mode()
     def answer(self, prompt: list[int], gen_length: int) -> Answer:
@@ -111,8 +111,8 @@ class PartialDecoding:
                 frozen = min(max(frozen, settled // self.step * self.step), LENGTH - self.step)
 
     def _forward(self, embeds_1ND: Tensor, start: int, end: int) -> Tensor:
-        packed = PackedSpans(self.cache, [self.cache.span(self.pages[: end // LENGTH], start, end, LENGTH)])
-        return self.model(embeds_1ND, packed.position_ids, None, packed)
+        span = self.runner.cache.span(self.pages[: end // LENGTH], start, end, LENGTH)
+        return self.runner.over([span])(embeds_1ND[0])[None]
 
 
 def main() -> None:
@@ -121,8 +121,11 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--confidence", type=float, default=0.9)
     parser.add_argument("--step", type=int, default=4, help="positions that are frozen at a time")
+    parser.add_argument("--plain", action="store_true", help="do not compile first what `dmax compile` does")
     arguments = parse_arguments(parser)
     llm = LLM(arguments.model)
+    if not arguments.plain:
+        compile_first(llm.model)
     rows = fresh_problems("test", arguments.problems, arguments.seed)
     prompts = [llm.tokenizer.apply_chat_template(LLM.chat_prompt(row["question"])) for row in rows]
     params = GenerationParams(gen_length=GsmSymbolic.gen_length)

@@ -90,7 +90,7 @@ class SpanRunner:
     def __init__(self, model: LLaDA2, pages: int, page_length: int) -> None:
         self._model = model
         attention = compiled.load_attention(model)
-        self._cache = PagedCache(
+        self.cache = PagedCache(
             model.config, pages, page_length, device=model.device, dtype=model.dtype, attention=attention
         )
         self._stack = LayerStack(model)
@@ -112,7 +112,7 @@ class SpanRunner:
             at += part.end - part.start
             if in_flight:
                 kept.append((at - (part.end - part.blocks_start), at))
-        forward = self._over([self._span(part) for part in parts])
+        forward = self.over([self._span(part) for part in parts])
         hidden_1ND = forward(embeds[0] if len(embeds) == 1 else torch.cat(embeds))[None]
         if at == sum(end - start for start, end in kept):
             return hidden_1ND
@@ -129,18 +129,18 @@ class SpanRunner:
     def prepare(self, block_length: int) -> None:
         """Nothing: every forward is made afresh."""
 
-    def _embed(self, token_ids: abc.Sequence[int]) -> Tensor:
-        return self._model.embed(torch.tensor(token_ids, device=self._model.device))
-
-    def _over(self, spans: list[Span]) -> Forward:
+    def over(self, spans: list[Span]) -> Forward:
         """The model over these spans, which passes that refine the same blocks share."""
         if self._packed is None or self._packed[0] != spans:
-            packed = self._cache.pack(spans)
+            packed = self.cache.pack(spans)
             through = None
             if isinstance(packed, FusedSpans) and self._layers is not None:
                 through = packed.through(self._layers, self._stack)
             self._packed = spans, through or partial(self._by_modules, packed)
         return self._packed[1]
+
+    def _embed(self, token_ids: abc.Sequence[int]) -> Tensor:
+        return self._model.embed(torch.tensor(token_ids, device=self._model.device))
 
     def _by_modules(self, packed: PackedSpans | FusedSpans, embeds_ND: Tensor) -> Tensor:
         return self._model(embeds_ND[None], packed.position_ids, None, packed)[0]
@@ -151,7 +151,7 @@ class SpanRunner:
         known = self._spans.get(id(row))
         if known is not None and known[0] == bounds:
             return known[1]
-        pages = row.pages[: -(-part.end // self._cache.page_length)]
-        span = self._cache.span(pages, part.start, part.end, row.params.block_length)
+        pages = row.pages[: -(-part.end // self.cache.page_length)]
+        span = self.cache.span(pages, part.start, part.end, row.params.block_length)
         self._spans[id(row)] = bounds, span
         return span

@@ -21,7 +21,7 @@ from dmax.models.packing import usable
 from dmax.models.quantized import QuantizedLinear, wide_weight
 
 _PLAIN = {
-    *(Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
+    *(LLaDA2, Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
     *(Linear, QuantizedLinear, nn.Embedding, nn.ModuleList),
 }
 _BESIDE = ("expert_bias", "_scale")
@@ -40,8 +40,8 @@ class LayerStack:
 
     def __init__(self, model: LLaDA2) -> None:
         self._backbone = model.model
-        self._modules = tuple(model.model.modules())
-        own = [module for module in self._modules if not isinstance(module, nn.Embedding)]
+        self._called = (model, *model.model.modules())
+        own = [module for module in self._called if not isinstance(module, nn.Embedding)]
         kept = [(place, name) for module in own for place in (module._parameters, module._buffers) for name in place]
         self._weights = [at for at in kept if not at[1].endswith(_BESIDE)]
         self._beside = [at for at in kept if at[1].endswith(_BESIDE)]
@@ -58,7 +58,7 @@ class LayerStack:
         They are copied when first asked for, and again when one of them has changed.
         """
         packed = self._backbone.packed
-        if not packed.on or not all(map(_is_plain, self._modules)):
+        if not packed.on or not all(map(_is_plain, self._called)):
             return None
         weights, beside = _present(self._weights), _present(self._beside)
         if not usable(x, *weights) or any(tensor.is_inference() for tensor in beside):

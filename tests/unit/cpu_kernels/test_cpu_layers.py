@@ -155,11 +155,15 @@ def put_another(model: LLaDA2) -> None:
     model.model.layers[0].attention.dense = Other(64, 32, bias=False)
 
 
-def watch(model: LLaDA2) -> None:
+def watch_a_part(model: LLaDA2) -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("change", [put_another, watch, turn_off], ids=["another kind", "watched", "no copies"])
+def watch_all(model: LLaDA2) -> None:
+    model.register_forward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [put_another, watch_a_part, watch_all, turn_off])
 def test_modules_that_have_to_be_called_are(
     cpu_library: Path, build: Build, change: Callable[[LLaDA2], object]
 ) -> None:
