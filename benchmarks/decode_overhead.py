@@ -28,6 +28,7 @@ from run_record import compile_first, describe_model, describe_run, parse_argume
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
+from dmax.engine.compiled import attach
 from dmax.engine.core import EngineCore
 from dmax.engine.kv_cache import Span
 from dmax.engine.requests import RequestReader, output_of
@@ -47,6 +48,7 @@ class RecordingRunner(SpanRunner):
     """Remembers what its forwards computed, and from what."""
 
     def __init__(self, model: LLaDA2, pages: int) -> None:
+        attach(model)
         super().__init__(model, pages, LENGTH)
         self.forwards: list[tuple[Forward, Tensor]] = []
 
@@ -104,6 +106,7 @@ def time_bare(model: LLaDA2, forwards: list[tuple[Forward, Tensor]]) -> float:
 
 def measure(llm: LLM, prompt: Any, params: GenerationParams, repeats: int) -> dict[str, Any]:
     forwards = record(llm, prompt, params)
+    assert len(forwards) == decode(llm, prompt, params)[1], "both sides have to do the same passes"
     plain = [forward for forward in forwards if len(forward[1]) == LENGTH]
     fused = [forward for forward in forwards if len(forward[1]) != LENGTH]
     tasks: dict[str, Callable[[], float]] = {
