@@ -1,13 +1,14 @@
 """What a decoded pass costs beyond the forward it is made of.
 
-Decodes one prompt at batch 1, and replays the very forwards of that decoding (same embeddings, positions, masks and
-cache, language-model head included) without anything around them. Both are timed turn by turn in one process:
+Decodes one prompt at batch 1 on a CPU, and replays the very forwards of that decoding (same embeddings, positions and
+cache, language-model head of the block included, by the same kernels) without anything around them. Both are timed turn
+by turn in one process:
 
     overhead = (time from the end of the prefill to the answer) / (time of the same forwards, bare)
 
 so the mix of plain passes (L positions) and passes that also store the block before (2L positions) is the one that
-the decoding had. Tokenization and the prefill are left out on both sides; everything else that `LLM.generate` does is
-counted.
+the decoding had. Tokenization and the prefill are left out on both sides; everything else that an engine does for an
+answer is counted.
 
     python benchmarks/decode_overhead.py [--model M] [--plain] [--threads N] [--repeats N] [--json FILE]
 
@@ -20,7 +21,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,15 @@ from run_record import compile_first, describe_model, describe_run, parse_argume
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
+from dmax.engine.compiled import attach
+from dmax.engine.core import EngineCore
+from dmax.engine.kv_cache import Span
+from dmax.engine.requests import RequestReader, output_of
+from dmax.engine.runner import Forward, SpanRunner
+from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.models.llada2 import initialize
+
+LENGTH = 32
 
 QUESTION = (
     "Nadia packs 14 boxes with 6 jars each. She gives 9 jars to a neighbour, and a friend brings her 3 boxes more of "
@@ -36,20 +44,22 @@ QUESTION = (
 )
 
 
-@dataclass(frozen=True)
-class Forward:
-    """One forward of a decoding, ready to be run again."""
+class RecordingRunner(SpanRunner):
+    """Remembers what its forwards computed, and from what."""
 
-    inputs: tuple[Any, ...]
-    rows: int
+    def __init__(self, model: LLaDA2, pages: int) -> None:
+        attach(model)
+        super().__init__(model, pages, LENGTH)
+        self.forwards: list[tuple[Forward, Tensor]] = []
 
-    def run(self, model: LLaDA2) -> Tensor:
-        return model.head(model(*self.inputs)[-self.rows :])
+    def over(self, spans: list[Span]) -> Forward:
+        forward = super().over(spans)
 
-    @property
-    def positions(self) -> int:
-        embeds = self.inputs[0]
-        return embeds.shape[0] * embeds.shape[1]
+        def recorded(embeds_ND: Tensor) -> Tensor:
+            self.forwards.append((forward, embeds_ND))
+            return forward(embeds_ND)
+
+        return recorded
 
 
 def random_model(seed: int) -> LLaDA2:
@@ -61,53 +71,46 @@ def random_model(seed: int) -> LLaDA2:
     return initialize(LLaDA2(config), torch.Generator().manual_seed(seed))
 
 
-def record(llm: LLM, prompt: Any, params: GenerationParams) -> tuple[list[Forward], int]:
-    """The forwards of the passes of one decoding, and how many prefill forwards went before them."""
-    calls: list[tuple[Any, ...]] = []
-    handle = llm.model.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
-    output = llm.generate(prompt, params)[0]
-    handle.remove()
-    prefills = len(calls) - output.passes
-    return [Forward(inputs, rows=1) for inputs in calls[prefills:]], prefills
-
-
-def time_decoding(llm: LLM, prompt: Any, params: GenerationParams, prefills: int) -> float:
-    """Seconds from the end of the prefill to the answer."""
-    forwards_done = 0
-    started = 0.0
-
-    def after_forward(*_: Any) -> None:
-        nonlocal forwards_done, started
-        forwards_done += 1
-        if forwards_done == prefills:
-            started = time.perf_counter()
-
-    handle = llm.model.register_forward_hook(after_forward)
+def decode(llm: LLM, prompt: Any, params: GenerationParams, runner: SpanRunner | None = None) -> tuple[float, int]:
+    """Seconds from the end of the prefill to the answer, and passes."""
+    row = RequestReader(llm.model.config, llm.tokenizer).read("0", prompt, params, time.perf_counter())
+    pages = row.furthest_end // LENGTH
+    core = EngineCore(
+        llm.model, pages=pages, page_length=LENGTH, max_batch_size=1, prefill_tokens=IDLE_PREFILL_TOKENS, runner=runner
+    )
+    core.add(row)
     started = time.perf_counter()
-    llm.generate(prompt, params)
-    seconds = time.perf_counter() - started
-    handle.remove()
-    return seconds
+    while core.busy():
+        core.step()
+        if not core.counters.decoded:
+            started = time.perf_counter()
+    output = output_of(row)
+    return time.perf_counter() - started, output.passes
+
+
+def record(llm: LLM, prompt: Any, params: GenerationParams) -> list[tuple[Forward, Tensor]]:
+    """The forwards of the passes of one decoding, without those of the prefill."""
+    runner = RecordingRunner(llm.model, llm.model.config.max_position_embeddings // LENGTH)
+    _, passes = decode(llm, prompt, params, runner)
+    return runner.forwards[-passes:]
 
 
 @torch.inference_mode()
-def time_bare(model: LLaDA2, forwards: list[Forward]) -> float:
+def time_bare(model: LLaDA2, forwards: list[tuple[Forward, Tensor]]) -> float:
     """Seconds of these forwards, one after another."""
     started = time.perf_counter()
-    for forward in forwards:
-        forward.run(model)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+    for forward, embeds_ND in forwards:
+        model.head(forward(embeds_ND)[None, -LENGTH:])
     return time.perf_counter() - started
 
 
 def measure(llm: LLM, prompt: Any, params: GenerationParams, repeats: int) -> dict[str, Any]:
-    forwards, prefills = record(llm, prompt, params)
-    shortest = min(forward.positions for forward in forwards)
-    plain = [forward for forward in forwards if forward.positions == shortest]
-    fused = [forward for forward in forwards if forward.positions != shortest]
+    forwards = record(llm, prompt, params)
+    assert len(forwards) == decode(llm, prompt, params)[1], "both sides have to do the same passes"
+    plain = [forward for forward in forwards if len(forward[1]) == LENGTH]
+    fused = [forward for forward in forwards if len(forward[1]) != LENGTH]
     tasks: dict[str, Callable[[], float]] = {
-        "decoded": lambda: time_decoding(llm, prompt, params, prefills) / len(forwards),
+        "decoded": lambda: decode(llm, prompt, params)[0] / len(forwards),
         "bare": lambda: time_bare(llm.model, forwards) / len(forwards),
         "bare_plain": lambda: time_bare(llm.model, plain) / max(len(plain), 1),
         "bare_fused": lambda: time_bare(llm.model, fused) / max(len(fused), 1),

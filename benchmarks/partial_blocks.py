@@ -14,17 +14,18 @@ positions a token, and tokens per second at batch 1. Full passes are checked aga
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from run_record import describe_model, describe_run, parse_arguments, report
+from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2
 from dmax.decoding import BlockState, Decoder, input_embeddings
-from dmax.engine.kv_cache import PackedSpans, PagedCache
+from dmax.engine.runner import SpanRunner
 from dmax.evaluation.grading import same_number
 from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.word_problems import fresh_problems
@@ -32,6 +33,10 @@ from dmax.evaluation.word_problems import fresh_problems
 LENGTH = 32
 PATIENCES = (None, 1, 2, 3, 4, 6)
 """Passes that a token has to stay before it is frozen; None freezes nothing."""
+
+
+TURNS = 3
+"""In which every patience answers all problems, so that all of them see the same machine."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class PartialDecoding:
         self.patience, self.confidence, self.step = patience, confidence, step
         pages = model.config.max_position_embeddings // LENGTH
         self.pages = list(range(pages))
-        self.cache = PagedCache(model.config, pages, LENGTH, device=model.device, dtype=model.dtype)
+        self.runner = SpanRunner(model, pages, LENGTH)
 
     @torch.inference_mode()
     def answer(self, prompt: list[int], gen_length: int) -> Answer:
@@ -111,8 +116,8 @@ class PartialDecoding:
                 frozen = min(max(frozen, settled // self.step * self.step), LENGTH - self.step)
 
     def _forward(self, embeds_1ND: Tensor, start: int, end: int) -> Tensor:
-        packed = PackedSpans(self.cache, [self.cache.span(self.pages[: end // LENGTH], start, end, LENGTH)])
-        return self.model(embeds_1ND, packed.position_ids, None, packed)
+        span = self.runner.cache.span(self.pages[: end // LENGTH], start, end, LENGTH)
+        return self.runner.over([span])(embeds_1ND[0])[None]
 
 
 def main() -> None:
@@ -121,23 +126,33 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--confidence", type=float, default=0.9)
     parser.add_argument("--step", type=int, default=4, help="positions that are frozen at a time")
+    parser.add_argument("--plain", action="store_true", help="do not compile first what `dmax compile` does")
     arguments = parse_arguments(parser)
     llm = LLM(arguments.model)
+    if not arguments.plain:
+        compile_first(llm.model)
     rows = fresh_problems("test", arguments.problems, arguments.seed)
     prompts = [llm.tokenizer.apply_chat_template(LLM.chat_prompt(row["question"])) for row in rows]
     params = GenerationParams(gen_length=GsmSymbolic.gen_length)
-    engine = [output.token_ids for output in llm.generate(prompts, params)]
+    eos = llm.model.config.eos_token_id
+    engine = [[token for token in output.token_ids if token != eos] for output in llm.generate(prompts, params)]
     decoder = params.with_defaults(llm.model.config.decoder_defaults).build_decoder()
-    whole: list[list[int]] = []
+    decodings = {
+        patience: PartialDecoding(llm.model, decoder, patience, arguments.confidence, arguments.step)
+        for patience in PATIENCES
+    }
+    answers: dict[int | None, list[Answer]] = {}
+    seconds: dict[int | None, list[float]] = {patience: [] for patience in PATIENCES}
+    for _ in range(TURNS):
+        for patience, decoding in decodings.items():
+            decoding.answer(prompts[0], params.gen_length)  # warm-up
+            started = time.perf_counter()
+            answers[patience] = [decoding.answer(prompt, params.gen_length) for prompt in prompts]
+            seconds[patience].append(time.perf_counter() - started)
+    whole = [answer.token_ids for answer in answers[None]]
     records: list[dict[str, Any]] = []
-    for patience in PATIENCES:
-        decoding = PartialDecoding(llm.model, decoder, patience, arguments.confidence, arguments.step)
-        decoding.answer(prompts[0], params.gen_length)  # warm-up
-        started = time.perf_counter()
-        answers = [decoding.answer(prompt, params.gen_length) for prompt in prompts]
-        seconds = time.perf_counter() - started
-        ids = [answer.token_ids for answer in answers]
-        whole = whole or ids
+    for patience, found in answers.items():
+        ids = [answer.token_ids for answer in found]
         count = sum(map(len, ids))
         right = [same_number(llm.tokenizer.decode(i), row["answer"]) for i, row in zip(ids, rows, strict=True)]
         records.append({
@@ -145,9 +160,10 @@ def main() -> None:
             "changed_answers": sum(a != b for a, b in zip(ids, whole, strict=True)) / len(ids),
             "differ_from_engine": sum(a != b for a, b in zip(ids, engine, strict=True)) / len(ids),
             "accuracy": sum(right) / len(right),
-            "tokens_per_forward": count / sum(answer.nfe for answer in answers),
-            "positions_per_token": sum(answer.positions for answer in answers) / count,
-            "tokens_per_second": count / seconds,
+            "tokens_per_forward": count / sum(answer.nfe for answer in found),
+            "positions_per_token": sum(answer.positions for answer in found) / count,
+            "tokens_per_second": count / statistics.median(seconds[patience]),
+            "tokens_per_second_turns": [count / taken for taken in seconds[patience]],
         })  # fmt: skip
         print(records[-1])
     result = {

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -27,9 +27,11 @@ from dmax.kernels import ahead
 from dmax.kernels.ahead import Chain, CompileError, Library, compile_chain, load_library, require_compiler
 from dmax.kernels.cpu import attention as cpu_attention
 from dmax.kernels.cpu import experts as cpu_experts
+from dmax.kernels.cpu import layers as cpu_layers
 from dmax.kernels.cpu import library as cpu_library
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.experts import CpuExperts
+from dmax.kernels.cpu.layers import CpuLayers, LayersSize
 from dmax.kernels.steps import Step
 from dmax.models import attention, layers, moe
 from dmax.models.chains import model_chains, model_steps
@@ -110,6 +112,14 @@ def load_attention(model: LLaDA2) -> CpuAttention | None:
     return CpuAttention(path, model.dtype) if path.is_file() else None
 
 
+def load_layers(model: LLaDA2, size: LayersSize) -> CpuLayers | None:
+    """What runs all layers of a model in one call; None where there is none."""
+    if model.device.type != "cpu" or not cpu_layers.serves(size, model.dtype):
+        return None
+    path = steps_folder(model.config, model.dtype) / _KERNELS
+    return CpuLayers(path, model.dtype) if path.is_file() else None
+
+
 def attached(model: LLaDA2) -> bool:
     """Whether passes of a model use compiled steps."""
     return any(step.filled for step in model_steps(model))
@@ -123,6 +133,13 @@ def detach(model: LLaDA2) -> None:
 
 def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
     """Where the libraries for this model, dtype and machine are or would be."""
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # never raises, unlike Path.home
+    return Path(folder) / "dmax" / "compiled" / _digest(config, dtype)
+
+
+@cache
+def _digest(config: ModelConfig, dtype: torch.dtype) -> str:
+    """Tells everything that a library depends on; nothing of it changes while a process runs."""
     depends_on = {
         "functions": [inspect.getsource(module) for module in _DEFINE_CHAINS],
         "kernels": cpu_library.source(),
@@ -137,9 +154,7 @@ def steps_folder(config: ModelConfig, dtype: torch.dtype) -> Path:
         "torch": torch.__version__,
         "processor": _processor(),
     }
-    digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # never raises, unlike Path.home
-    return Path(cache) / "dmax" / "compiled" / digest
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
 
 
 def _compile_kernels(path: Path) -> None:

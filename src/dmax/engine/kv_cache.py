@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from dmax.kernels.cpu.attention import CpuAttention, SpanPlace
+from dmax.kernels.cpu.layers import CpuLayers, LayersPass
 from dmax.models.attention import KeyValueStore, attend
 from dmax.models.config import ModelConfig
 from dmax.models.masks import block_causal_mask
+from dmax.models.stack import LayerStack
 
 
 def page_bytes(config: ModelConfig, page_length: int, dtype: torch.dtype) -> int:
@@ -183,3 +185,11 @@ class FusedSpans(KeyValueStore):
         q_NHC, k_NKC, v_NKC = (heads[0].transpose(0, 1) for heads in (q_1HNC, k_1KNC, v_1KNC))
         keys_1KPC, values_1KPC = self._cache.layers[layer]
         return self._attend(q_NHC, k_NKC, v_NKC, keys_1KPC[0], values_1KPC[0]).transpose(0, 1)[None]
+
+    def through(self, layers: CpuLayers, stack: LayerStack) -> LayersPass | None:
+        """All layers over these spans in one call; None where the modules have to be called."""
+        keys, values = self._cache.keys, self._cache.values
+        weights = stack.weights(keys)
+        if weights is None:
+            return None
+        return layers.plan(stack.size, weights, self._attend, stack.angles(self.position_ids), (keys, values))

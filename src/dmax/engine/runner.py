@@ -6,7 +6,9 @@ Shape suffixes: B blocks, L block positions, N packed positions, D hidden.
 from __future__ import annotations
 
 from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,6 +19,10 @@ from dmax.engine import compiled
 from dmax.engine.kv_cache import FusedSpans, PackedSpans, PagedCache, Span
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
+from dmax.models.stack import LayerStack
+
+Forward = Callable[[Tensor], Tensor]
+"""From input embeddings of packed positions, ``(N, D)``, to hidden states after the final norm."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,13 @@ class SpanRunner:
     def __init__(self, model: LLaDA2, pages: int, page_length: int) -> None:
         self._model = model
         attention = compiled.load_attention(model)
-        self._cache = PagedCache(
+        self.cache = PagedCache(
             model.config, pages, page_length, device=model.device, dtype=model.dtype, attention=attention
         )
+        self._stack = LayerStack(model)
+        self._layers = None if attention is None else compiled.load_layers(model, self._stack.size)
         self._spans: dict[int, tuple[tuple[int, int], Span]] = {}
-        self._packed: tuple[list[Span], PackedSpans | FusedSpans] | None = None
+        self._packed: tuple[list[Span], Forward] | None = None
 
     def forward(self, parts: list[Part], blocks: list[Tensor]) -> Tensor:
         """One forward; see :class:`Runner`."""
@@ -104,9 +112,8 @@ class SpanRunner:
             at += part.end - part.start
             if in_flight:
                 kept.append((at - (part.end - part.blocks_start), at))
-        packed = self._pack([self._span(part) for part in parts])
-        embeds_1ND = embeds[0][None] if len(embeds) == 1 else torch.cat(embeds)[None]
-        hidden_1ND = self._model(embeds_1ND, packed.position_ids, None, packed)
+        forward = self.over([self._span(part) for part in parts])
+        hidden_1ND = forward(embeds[0] if len(embeds) == 1 else torch.cat(embeds))[None]
         if at == sum(end - start for start, end in kept):
             return hidden_1ND
         return torch.cat([hidden_1ND[:, start:end] for start, end in kept] or [hidden_1ND[:, :0]], 1)
@@ -122,13 +129,21 @@ class SpanRunner:
     def prepare(self, block_length: int) -> None:
         """Nothing: every forward is made afresh."""
 
+    def over(self, spans: list[Span]) -> Forward:
+        """The model over these spans, which passes that refine the same blocks share."""
+        if self._packed is None or self._packed[0] != spans:
+            packed = self.cache.pack(spans)
+            through = None
+            if isinstance(packed, FusedSpans) and self._layers is not None:
+                through = packed.through(self._layers, self._stack)
+            self._packed = spans, through or partial(self._by_modules, packed)
+        return self._packed[1]
+
     def _embed(self, token_ids: abc.Sequence[int]) -> Tensor:
         return self._model.embed(torch.tensor(token_ids, device=self._model.device))
 
-    def _pack(self, spans: list[Span]) -> PackedSpans | FusedSpans:
-        if self._packed is None or self._packed[0] != spans:
-            self._packed = spans, self._cache.pack(spans)
-        return self._packed[1]
+    def _by_modules(self, packed: PackedSpans | FusedSpans, embeds_ND: Tensor) -> Tensor:
+        return self._model(embeds_ND[None], packed.position_ids, None, packed)[0]
 
     def _span(self, part: Part) -> Span:
         """The span of these positions; passes that refine the same block share one."""
@@ -136,7 +151,7 @@ class SpanRunner:
         known = self._spans.get(id(row))
         if known is not None and known[0] == bounds:
             return known[1]
-        pages = row.pages[: -(-part.end // self._cache.page_length)]
-        span = self._cache.span(pages, part.start, part.end, row.params.block_length)
+        pages = row.pages[: -(-part.end // self.cache.page_length)]
+        span = self.cache.span(pages, part.start, part.end, row.params.block_length)
         self._spans[id(row)] = bounds, span
         return span

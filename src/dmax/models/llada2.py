@@ -13,6 +13,7 @@ from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
 from dmax.models.masks import block_causal_mask
 from dmax.models.moe import Experts, Router, SparseMLP
+from dmax.models.packing import Packed
 
 
 class DecoderLayer(nn.Module):
@@ -50,6 +51,8 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(config.rotary_dim, config.rope_theta)
+        self.packed = Packed()
+        """All layers, for :class:`dmax.models.stack.LayerStack`."""
 
     def forward(
         self, embeds_BTD: Tensor, position_ids: Tensor, mask_BTS: Tensor | None, store: KeyValueStore | None = None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmax import kernels
-from dmax.kernels.cpu.experts import in_words
+from dmax.kernels.cpu.experts import down_in_panels, gate_up_in_panels
 from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU, gate
@@ -239,7 +239,7 @@ class SparseMLP(nn.Module):
             else None
         )
         self._gate_up, self._down = Packed(), Packed()
-        self._gate_up_words, self._down_words = Packed(), Packed()
+        self._gate_up_panels, self._down_panels = Packed(), Packed()
         self._weigh = Step("weigh")
         self._chosen = Step("experts")
 
@@ -299,16 +299,16 @@ class SparseMLP(nn.Module):
             downs.append(wide_weight(self.shared_experts.down_proj, dtype))
         return torch.cat(downs, 1)
 
-    def _gate_up_in_words(self, dtype: torch.dtype) -> Tensor:
-        """Gates and ups for the kernel of a CPU, the shared expert in parts of a routed one's width."""
-        width = self.experts.gate_proj.shape[1]
-        gates_XFD, ups_XFD = (matrix.unflatten(0, (-1, width)) for matrix in self._all_gate_up(dtype).chunk(2))
-        return in_words(torch.cat([gates_XFD, ups_XFD], 1))
+    def in_panels(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Gates and ups, and downs, for the kernel of a CPU, the shared expert in parts of a routed one's width."""
+        return self._gate_up_in_panels(dtype), self._down_in_panels(dtype)
 
-    def _down_in_words(self, dtype: torch.dtype) -> Tensor:
-        """Downs for the kernel of a CPU, the shared expert in parts of a routed one's width."""
-        width = self.experts.gate_proj.shape[1]
-        return in_words(self._all_down(dtype).unflatten(1, (-1, width)).transpose(0, 1))
+    def _gate_up_in_panels(self, dtype: torch.dtype) -> Tensor:
+        gates_WD, ups_WD = self._all_gate_up(dtype).chunk(2)
+        return gate_up_in_panels(gates_WD, ups_WD, self.experts.gate_proj.shape[1])
+
+    def _down_in_panels(self, dtype: torch.dtype) -> Tensor:
+        return down_in_panels(self._all_down(dtype), self.experts.gate_proj.shape[1])
 
     def _by_all_experts(self, x_ND: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
         """Every expert, the shared one included, side by side as one wide feed-forward; or by a kernel that needs only
@@ -320,9 +320,9 @@ class SparseMLP(nn.Module):
         """
         weights_NE = self.gate(x_ND, by_expert=True)
         if self._chosen.usable(x_ND, x_ND):
-            gate_up_XWOP = self._gate_up_words.copy(x_ND.dtype, gate_up, self._gate_up_in_words)
-            down_XWOP = self._down_words.copy(x_ND.dtype, down, self._down_in_words)
-            return self._chosen(x_ND, weights_NE, gate_up_XWOP, down_XWOP)[0]
+            gate_up_XN = self._gate_up_panels.copy(x_ND.dtype, gate_up, self._gate_up_in_panels)
+            down_XN = self._down_panels.copy(x_ND.dtype, down, self._down_in_panels)
+            return self._chosen(x_ND, weights_NE, gate_up_XN, down_XN)[0]
         gate_up_NX = self._gate_up.linear(x_ND, gate_up, self._all_gate_up)
         width = down[0].shape[-1]
         if self._weigh.usable(gate_up_NX, gate_up_NX):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmax.kernels.cpu.experts import CpuExperts, in_words, serves
+from dmax.kernels.cpu.experts import CpuExperts, in_panels, serves
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -38,7 +38,7 @@ class Layer:
         self.weights_NE = torch.zeros(tokens, routed).scatter(1, picked, weights)
 
     def run(self, library: Path, rows: slice = slice(None)) -> Tensor:
-        tensors = [self.x_ND[rows], self.weights_NE[rows], in_words(self.gate_up), in_words(self.down)]
+        tensors = [self.x_ND[rows], self.weights_NE[rows], in_panels(self.gate_up), in_panels(self.down)]
         return CpuExperts(library, self.dtype)(tensors)[0]
 
     def expected(self) -> Tensor:

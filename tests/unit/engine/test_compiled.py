@@ -18,6 +18,7 @@ from dmax.engine import compiled as compiled_steps
 from dmax.engine.compiled import attach, attached, compile_steps, detach, load_attention, steps_folder
 from dmax.engine.kv_cache import FusedSpans
 from dmax.kernels.ahead import CompileError, Library
+from dmax.kernels.cpu.layers import LayersPass
 from dmax.kernels.steps import Step
 from dmax.models import LLaDA2
 from dmax.models.chains import model_steps
@@ -63,6 +64,11 @@ def compiled(cache: Path, build: Callable[..., LLaDA2]) -> Iterator[LLaDA2]:
     detach(model)
 
 
+def watch(model: LLaDA2) -> None:
+    """Let modules be called one by one."""
+    model.model.norm.register_forward_hook(lambda *_: None)
+
+
 def rule_steps(model: LLaDA2) -> list[Step]:
     config, table = model.config, model.model.word_embeddings.weight
     decide = soft_parallel.STEPS.at(config.vocab_size, config.mask_token_id, table.dtype)
@@ -94,6 +100,7 @@ def test_no_step_is_passed_by(compiled: LLaDA2) -> None:
                 return run(tensors)
 
             step.fill(note, torch.float32)
+    watch(compiled)
     for params in (PARAMS, replace(PARAMS, decoder="threshold")):
         LLM(compiled).generate([3, 4, 5], params)
     assert called == MODEL_STEPS | RULE_STEPS
@@ -176,12 +183,34 @@ def test_all_spans_of_a_forward_are_attended_to_at_once(
         return attend(spans, layer, *heads)
 
     monkeypatch.setattr(FusedSpans, "attend", note)
+    watch(compiled)
     LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
     assert set(seen) == set(range(compiled.config.num_hidden_layers))
     number = len(seen)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
     assert len(seen) == number, "there is none in an empty cache"
+
+
+@needs_compiler
+def test_a_forward_is_one_call_unless_somebody_watches_modules(
+    compiled: LLaDA2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    run = LayersPass.__call__
+
+    def note(layers: LayersPass, embeds_ND: Tensor) -> Tensor:
+        calls.append(len(embeds_ND))
+        return run(layers, embeds_ND)
+
+    monkeypatch.setattr(LayersPass, "__call__", note)
+    outputs = LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
+    assert len(calls) == max(output.passes for output in outputs), "no prompt fills a block, so there is no prefill"
+    calls.clear()
+    watch(compiled)
+    watched = LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
+    assert not calls
+    assert [output.token_ids for output in watched] == [output.token_ids for output in outputs]
 
 
 @needs_compiler

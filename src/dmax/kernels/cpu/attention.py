@@ -1,4 +1,4 @@
-"""Attention of packed spans over a paged pool on a CPU: ``attention.cpp``.
+"""Attention of packed spans over a paged pool on a CPU: ``attention.h``.
 
 PyTorch's attention takes one sequence a call and gets a fraction of a core's speed out of 32 queries. This one takes
 all sequences of a forward at once, stores their keys and values where they belong, and reads pages where they lie.
@@ -67,6 +67,11 @@ class SpanAttention:
         self._num_spans = len(spans)
         self._spans = (ctypes.c_int64 * len(numbers))(*numbers)
         self._pages = (ctypes.c_int32 * len(pages))(*pages)
+
+    @property
+    def places(self) -> tuple[int, int, int, int]:
+        """Page length, and addresses for a kernel: pages, spans; and how many spans."""
+        return self._page_length, ctypes.addressof(self._pages), ctypes.addressof(self._spans), self._num_spans
 
     def __call__(self, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, keys_KPC: Tensor, values_KPC: Tensor) -> Tensor:
         """Store the new keys and values in the pool, and attend to all that every span may see.

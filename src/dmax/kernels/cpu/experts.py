@@ -1,9 +1,9 @@
-"""The chosen experts of a layer and its shared one on a CPU: ``experts.cpp``.
+"""The chosen experts of a layer and its shared one on a CPU: ``experts.h``.
 
 Every token is computed for the experts it was sent to alone, and gets the same bits whatever the other tokens are.
 
 Shape suffixes: N tokens, D hidden, E routed experts, X experts with the parts of the shared one, F expert width,
-O outputs of a matrix, I its inputs, W words of 32 bits, P numbers of a word.
+O outputs of a matrix, I its inputs, W words of 32 bits or all widths side by side, P numbers of a word.
 """
 
 from __future__ import annotations
@@ -15,16 +15,30 @@ from torch import Tensor
 
 from dmax.kernels.cpu.library import DTYPES, LANES, Function
 
+_PANEL = 64
+"""Outputs of a matrix that lie side by side."""
+
 
 def serves(hidden: int, width: int, shared_width: int, dtype: torch.dtype) -> bool:
     """Whether the kernel is written for experts of this shape, in this dtype."""
     return dtype in DTYPES and hidden % LANES == 0 and width % LANES == 0 and shared_width % width == 0
 
 
-def in_words(matrices_XOI: Tensor) -> Tensor:
-    """Matrices as the kernel reads them: inputs by outputs, inputs in words of 32 bits: ``(X, W, O, P)``."""
+def in_panels(matrices_XOI: Tensor) -> Tensor:
+    """Matrices as the kernels read them: panel behind panel of some outputs, words by outputs: ``(X, numbers)``."""
     per_word = 4 // matrices_XOI.element_size()
-    return matrices_XOI.unflatten(-1, (-1, per_word)).permute(0, 2, 1, 3).contiguous()
+    panels = (panel.unflatten(-1, (-1, per_word)) for panel in matrices_XOI.split(_PANEL, 1))
+    return torch.cat([panel_XOWP.permute(0, 2, 1, 3).flatten(1) for panel_XOWP in panels], 1)
+
+
+def gate_up_in_panels(gates_WD: Tensor, ups_WD: Tensor, width: int) -> Tensor:
+    """Gates and ups of experts that lie side by side, each ``width`` wide: :func:`in_panels` of ``(X, 2 F, D)``."""
+    return in_panels(torch.cat([matrix.unflatten(0, (-1, width)) for matrix in (gates_WD, ups_WD)], 1))
+
+
+def down_in_panels(down_DW: Tensor, width: int) -> Tensor:
+    """Downs of experts that lie side by side, each ``width`` wide: :func:`in_panels` of ``(X, D, F)``."""
+    return in_panels(down_DW.unflatten(1, (-1, width)).transpose(0, 1))
 
 
 class CpuExperts:
@@ -43,7 +57,7 @@ class CpuExperts:
 
         Args:
             tensors: contiguous: tokens ``(N, D)``; the weight of every routed expert, 0 where it was not chosen, ``(N,
-                E)`` float32; gates and ups ``(X, 2 F, D)`` and downs ``(X, D, F)``, both :func:`in_words`.
+                E)`` float32; gates and ups ``(X, 2 F, D)`` and downs ``(X, D, F)``, both :func:`in_panels`.
 
         Returns:
             ``(N, D)``, alone in a list.
@@ -52,6 +66,6 @@ class CpuExperts:
         assert x_ND.dtype == gate_up.dtype == down.dtype == self._run.dtype and weights_NE.dtype == torch.float32
         out_ND = torch.empty_like(x_ND)
         addresses = (tensor.data_ptr() for tensor in (x_ND, weights_NE, gate_up, down, out_ND))
-        width = gate_up.shape[2] // 2
+        width = gate_up.shape[1] // (2 * x_ND.shape[1])
         self._run((*addresses, *x_ND.shape, width, weights_NE.shape[1], gate_up.shape[0]))
         return [out_ND]

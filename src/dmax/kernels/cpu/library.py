@@ -13,7 +13,7 @@ import torch
 from dmax.kernels.ahead import CompileError, require_compiler
 
 _FOLDER = Path(__file__).parent
-_UNITS = ("attention.cpp", "experts.cpp")
+_UNIT = "library.cpp"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LANES = 16
@@ -22,7 +22,7 @@ LANES = 16
 
 def source() -> str:
     """All of it; a library is only good for what it was made of."""
-    return "".join((_FOLDER / name).read_text(encoding="utf-8") for name in (*_UNITS, "vectors.h"))
+    return "".join(path.read_text(encoding="utf-8") for path in sorted([_FOLDER / _UNIT, *_FOLDER.glob("*.h")]))
 
 
 def compile_library(path: Path) -> None:
@@ -32,7 +32,7 @@ def compile_library(path: Path) -> None:
         CompileError: there is no compiler, or it cannot compile this; the message has its first complaint.
     """
     compiler = require_compiler()
-    command = [compiler, *_FLAGS, *(str(_FOLDER / name) for name in _UNITS), "-o", str(path)]
+    command = [compiler, *_FLAGS, str(_FOLDER / _UNIT), "-o", str(path)]
     made = subprocess.run(command, check=False, capture_output=True, text=True)
     if made.returncode:
         complaint = next((line for line in made.stderr.splitlines() if "error" in line), made.stderr[:200])

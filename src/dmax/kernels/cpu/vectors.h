@@ -120,6 +120,7 @@ struct Kind<float> {
     sum += x * (Floats)right;
   }
   static inline void put(float* to, Floats v) { store(to, v); }
+  static inline Floats get(const float* from) { return load<Floats>(from); }
 };
 
 struct Bfloat {
@@ -141,10 +142,17 @@ struct Kind<Bfloat> {
     const Words bits = (Words)v;
     store(to, __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves));
   }
+  static inline Floats get(const Bfloat* from) {
+    return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
+  }
 };
 
-// A tile of out (M x N) += left (M x words) times right (words x N).
-template <typename T, int kRows, int kColumns>
+constexpr int64_t kPanel = 64;  // columns of a matrix that lie side by side, panel behind panel
+constexpr int64_t kAhead = 32;  // words between what is read and what is asked for
+
+// A tile of out (M x N) += left (M x words) times right (words x N). The first tile that reads a part of right asks for
+// what comes behind it: with all of a model's weights in turn, much of it is no longer in the nearest caches.
+template <typename T, int kRows, int kColumns, bool kFirst>
 inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
                           int64_t words, float* out, int64_t out_stride) {
   Floats sums[kRows][kColumns];
@@ -152,7 +160,11 @@ inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint3
     for (int c = 0; c < kColumns; ++c) sums[r][c] = load<Floats>(out + r * out_stride + c * kLanes);
   for (int64_t w = 0; w < words; ++w) {
     Words columns[kColumns];
-    for (int c = 0; c < kColumns; ++c) columns[c] = load<Words>(right + w * right_stride + c * kLanes);
+    for (int c = 0; c < kColumns; ++c) {
+      const uint32_t* const from = right + w * right_stride + c * kLanes;
+      columns[c] = load<Words>(from);
+      if constexpr (kFirst) __builtin_prefetch(from + kAhead * right_stride);
+    }
     for (int r = 0; r < kRows; ++r) {
       const uint32_t x = left[r * left_stride + w];
       for (int c = 0; c < kColumns; ++c) Kind<T>::multiply_add(sums[r][c], x, columns[c]);
@@ -168,9 +180,11 @@ void multiply_columns(const uint32_t* left, int64_t left_stride, const uint32_t*
   int64_t row = 0;
   const auto tiles = [&](auto height) {
     constexpr int kRows = decltype(height)::value;
-    for (; row + kRows <= rows; row += kRows)
-      multiply_tile<T, kRows, kColumns>(left + row * left_stride, left_stride, right, right_stride, words,
-                                        out + row * out_stride, out_stride);
+    const auto tile = [&](auto first) {
+      multiply_tile<T, kRows, kColumns, decltype(first)::value>(left + row * left_stride, left_stride, right,
+                                                                right_stride, words, out + row * out_stride, out_stride);
+    };
+    for (; row + kRows <= rows; row += kRows) row ? tile(std::false_type()) : tile(std::true_type());
   };
   tiles(std::integral_constant<int, 6>());  // with 4 columns, as many sums as the registers of AVX-512 hold
   tiles(std::integral_constant<int, 5>());
@@ -188,6 +202,16 @@ void multiply(const uint32_t* left, int64_t left_stride, const uint32_t* right, 
     multiply_columns<T, 4>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows);
   for (; at < columns; at += kLanes)
     multiply_columns<T, 1>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows);
+}
+
+// The same where right lies in panels.
+template <typename T>
+void multiply_panels(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t words, float* out,
+                     int64_t out_stride, int64_t rows, int64_t columns) {
+  for (int64_t at = 0; at < columns; at += kPanel) {
+    const int64_t width = std::min(kPanel, columns - at);
+    multiply<T>(left, left_stride, right + at * words, width, words, out + at, out_stride, rows, width);
+  }
 }
 
 }  // namespace

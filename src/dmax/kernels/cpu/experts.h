@@ -5,11 +5,13 @@
 //
 // Letters: N tokens, D hidden, E experts (the shared one's parts come last), F expert width.
 
+#pragma once
+
 #include <vector>
 
 #include "vectors.h"
 
-namespace {
+namespace experts {
 
 constexpr int64_t kRowsOfATask = 48;
 
@@ -42,6 +44,9 @@ struct Plan {
       for (int64_t row = begins[expert]; row < begins[expert + 1]; row += kRowsOfATask)
         tasks.push_back({expert, row, std::min(row + kRowsOfATask, begins[expert + 1])});
     }
+    // The largest first, so that no thread is left with one while the others wait.
+    std::stable_sort(tasks.begin(), tasks.end(),
+                     [](const Task& a, const Task& b) { return a.last - a.first > b.last - b.first; });
   }
 };
 
@@ -54,8 +59,7 @@ template <typename T>
 struct Layer {
   const T* x;
   const float* weights;           // (N, routed)
-  const uint32_t *gate_up, *down;  // (E, D / per word, 2 F) and (E, F / per word, D), in words
-  T* out;
+  const uint32_t *gate_up, *down;  // E times (D / per word, 2 F) and (F / per word, D), in panels of words
 };
 
 template <typename T>
@@ -71,8 +75,8 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
   for (int64_t i = 0; i < count; ++i)
     std::memcpy(rows.data() + i * in_words, layer.x + plan.tokens[task.first + i] * n.hidden, n.hidden * sizeof(T));
   std::fill_n(gate_up.begin(), count * 2 * n.width, 0.0f);
-  multiply<T>(rows.data(), in_words, layer.gate_up + task.expert * in_words * 2 * n.width, 2 * n.width, in_words,
-              gate_up.data(), 2 * n.width, count, 2 * n.width);
+  multiply_panels<T>(rows.data(), in_words, layer.gate_up + task.expert * in_words * 2 * n.width, in_words,
+                     gate_up.data(), 2 * n.width, count, 2 * n.width);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t token = plan.tokens[task.first + i];
     const float weight = task.expert < n.routed ? layer.weights[token * n.routed + task.expert] : 1.0f;
@@ -83,8 +87,8 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
   }
   static thread_local std::vector<float> added;
   added.assign(count * n.hidden, 0.0f);
-  multiply<T>(hidden.data(), mid_words, layer.down + task.expert * mid_words * n.hidden, n.hidden, mid_words,
-              added.data(), n.hidden, count, n.hidden);
+  multiply_panels<T>(hidden.data(), mid_words, layer.down + task.expert * mid_words * n.hidden, mid_words,
+                     added.data(), n.hidden, count, n.hidden);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = task.first + i;
     std::memcpy(parts + (plan.tokens[row] * most + plan.slots[row]) * n.hidden, added.data() + i * n.hidden,
@@ -92,43 +96,55 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
   }
 }
 
-template <typename T>
-void run_layer(const Layer<T>& layer, const Sizes& n) {
-  static thread_local Plan own_plan;
-  static thread_local std::vector<float> own_parts;
-  own_plan.make(layer.weights, n);
-  const Plan& plan = own_plan;
-  const int64_t most = *std::max_element(plan.counts.begin(), plan.counts.end());
-  own_parts.resize(std::max<size_t>(own_parts.size(), n.tokens * most * n.hidden));
-  float* const parts = own_parts.data();
-  const int64_t num_tasks = (int64_t)plan.tasks.size();
-#pragma omp parallel
+// What the threads of a team share.
+struct Shared {
+  Plan plan;
+  std::vector<float> parts;
+  int64_t most;  // parts of a token
+};
+
+// One layer. Every thread of a team calls this with the same arguments; `emit` is given a token, a column and the 16
+// numbers of the layer's result that begin there.
+template <typename T, typename Emit>
+void run_layer(const Layer<T>& layer, const Sizes& n, Shared& shared, const Emit& emit) {
+  const Plan& plan = shared.plan;
+#pragma omp single
   {
-#pragma omp for schedule(dynamic)
-    for (int64_t t = 0; t < num_tasks; ++t) run_task<T>(plan.tasks[t], plan, layer, n, most, parts);
-#pragma omp for schedule(static)
-    for (int64_t token = 0; token < n.tokens; ++token)
-      for (int64_t d = 0; d < n.hidden; d += kLanes) {
-        const float* own = parts + token * most * n.hidden + d;
-        Floats sum = all(0);
-        for (int64_t slot = 0; slot < plan.counts[token]; ++slot) sum += load<Floats>(own + slot * n.hidden);
-        Kind<T>::put(layer.out + token * n.hidden + d, sum);
-      }
+    shared.plan.make(layer.weights, n);
+    shared.most = *std::max_element(plan.counts.begin(), plan.counts.end());
+    shared.parts.resize(std::max<size_t>(shared.parts.size(), n.tokens * shared.most * n.hidden));
   }
+  const int64_t most = shared.most, num_tasks = (int64_t)plan.tasks.size();
+  float* const parts = shared.parts.data();
+#pragma omp for schedule(dynamic)
+  for (int64_t t = 0; t < num_tasks; ++t) run_task<T>(plan.tasks[t], plan, layer, n, most, parts);
+#pragma omp for schedule(static)
+  for (int64_t token = 0; token < n.tokens; ++token)
+    for (int64_t d = 0; d < n.hidden; d += kLanes) {
+      const float* own = parts + token * most * n.hidden + d;
+      Floats sum = all(0);
+      for (int64_t slot = 0; slot < plan.counts[token]; ++slot) sum += load<Floats>(own + slot * n.hidden);
+      emit(token, d, sum);
+    }
 }
 
 template <typename T>
 void run(const int64_t* numbers) {
   // Addresses and sizes, in the order in which dmax.kernels.cpu.experts gives them.
   const Layer<T> layer{
-      reinterpret_cast<const T*>(numbers[0]),        reinterpret_cast<const float*>(numbers[1]),
-      reinterpret_cast<const uint32_t*>(numbers[2]), reinterpret_cast<const uint32_t*>(numbers[3]),
-      reinterpret_cast<T*>(numbers[4]),
+      reinterpret_cast<const T*>(numbers[0]),
+      reinterpret_cast<const float*>(numbers[1]),
+      reinterpret_cast<const uint32_t*>(numbers[2]),
+      reinterpret_cast<const uint32_t*>(numbers[3]),
   };
-  run_layer<T>(layer, Sizes{numbers[5], numbers[6], numbers[7], numbers[8], numbers[9]});
+  T* const out = reinterpret_cast<T*>(numbers[4]);
+  const Sizes sizes{numbers[5], numbers[6], numbers[7], numbers[8], numbers[9]};
+  static thread_local Shared own;
+  Shared& shared = own;
+#pragma omp parallel
+  run_layer<T>(layer, sizes, shared, [&](int64_t token, int64_t column, Floats result) {
+    Kind<T>::put(out + token * sizes.hidden + column, result);
+  });
 }
 
-}  // namespace
-
-extern "C" void dmax_experts_float32(const int64_t* numbers) { run<float>(numbers); }
-extern "C" void dmax_experts_bfloat16(const int64_t* numbers) { run<Bfloat>(numbers); }
+}  // namespace experts

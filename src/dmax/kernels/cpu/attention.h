@@ -8,12 +8,14 @@
 // Letters: N packed positions, H query heads, K key/value heads, C channels, M rows of a task (heads x positions),
 // S keys of a chunk.
 
+#pragma once
+
 #include <limits>
 #include <vector>
 
 #include "vectors.h"
 
-namespace {
+namespace attention {
 
 constexpr int64_t kChunk = 256;       // keys between two rescalings
 constexpr int64_t kRowsOfATask = 64;  // about as many; heads are never cut
@@ -168,12 +170,9 @@ void attend_task(const Task& task, const Span& span, const Heads<const T>& queri
     }
 }
 
-template <typename T>
-void attend(const Heads<const T>& queries, const Heads<const T>& new_keys, const Heads<const T>& new_values,
-            const Pool<T>& pool, const Heads<T>& out, const Span* spans, int64_t num_spans, int64_t num_heads,
-            int64_t num_kv_heads) {
-  static thread_local std::vector<Task> tasks;
-  tasks.clear();
+// The tasks of a forward, the same in every layer.
+inline std::vector<Task> make_tasks(const Span* spans, int64_t num_spans, int64_t num_heads, int64_t num_kv_heads) {
+  std::vector<Task> tasks;
   const int64_t group = num_heads / num_kv_heads;
   for (int64_t s = 0; s < num_spans; ++s) {
     const Span& span = spans[s];
@@ -185,22 +184,26 @@ void attend(const Heads<const T>& queries, const Heads<const T>& new_keys, const
           tasks.push_back({s, first, last, head / group, head + of_group, std::min(together, group - of_group)});
     }
   }
-  const Task* const begin = tasks.data();
+  return tasks;
+}
+
+// One layer. Every thread of a team calls this with the same arguments.
+template <typename T>
+void attend(const Heads<const T>& queries, const Heads<const T>& new_keys, const Heads<const T>& new_values,
+            const Pool<T>& pool, const Heads<T>& out, const Span* spans, int64_t num_spans,
+            const std::vector<Task>& tasks, int64_t num_kv_heads) {
   const int64_t num_tasks = (int64_t)tasks.size(), bytes = pool.channels * sizeof(T);
-#pragma omp parallel
-  {
 #pragma omp for schedule(static)
-    for (int64_t s = 0; s < num_spans; ++s)
-      for (int64_t head = 0; head < num_kv_heads; ++head)
-        for (int64_t position = spans[s].start; position < spans[s].end; ++position) {
-          const int64_t packed = spans[s].packed + position - spans[s].start;
-          const int64_t place = pool.place(spans[s], head, position);
-          std::memcpy(pool.keys + place, new_keys.at(packed, head), bytes);
-          std::memcpy(pool.values + place, new_values.at(packed, head), bytes);
-        }
+  for (int64_t s = 0; s < num_spans; ++s)
+    for (int64_t head = 0; head < num_kv_heads; ++head)
+      for (int64_t position = spans[s].start; position < spans[s].end; ++position) {
+        const int64_t packed = spans[s].packed + position - spans[s].start;
+        const int64_t place = pool.place(spans[s], head, position);
+        std::memcpy(pool.keys + place, new_keys.at(packed, head), bytes);
+        std::memcpy(pool.values + place, new_values.at(packed, head), bytes);
+      }
 #pragma omp for schedule(dynamic)
-    for (int64_t t = 0; t < num_tasks; ++t) attend_task<T>(begin[t], spans[begin[t].span], queries, pool, out);
-  }
+  for (int64_t t = 0; t < num_tasks; ++t) attend_task<T>(tasks[t], spans[tasks[t].span], queries, pool, out);
 }
 
 template <typename T>
@@ -213,11 +216,10 @@ void run(const int64_t* numbers) {
   const Pool<T> pool{pointer(9), pointer(10), numbers[11], numbers[12], channels,
                      reinterpret_cast<const int32_t*>(numbers[13])};
   const Heads<T> out{pointer(14), num_heads * channels, channels};
-  attend<T>(queries, keys, values, pool, out, reinterpret_cast<const Span*>(numbers[15]), numbers[16], num_heads,
-            num_kv_heads);
+  const Span* const spans = reinterpret_cast<const Span*>(numbers[15]);
+  const std::vector<Task> tasks = make_tasks(spans, numbers[16], num_heads, num_kv_heads);
+#pragma omp parallel
+  attend<T>(queries, keys, values, pool, out, spans, numbers[16], tasks, num_kv_heads);
 }
 
-}  // namespace
-
-extern "C" void dmax_attend_float32(const int64_t* numbers) { run<float>(numbers); }
-extern "C" void dmax_attend_bfloat16(const int64_t* numbers) { run<Bfloat>(numbers); }
+}  // namespace attention

@@ -1,0 +1,134 @@
+"""All layers of a small model in one call on a CPU: ``layers.h``.
+
+Between the matmuls of a pass over a block stand hundreds of small steps, and getting from Python to one of them takes
+longer than doing it. Here Python is left once a pass.
+
+Shape suffixes: N packed positions, D hidden, R rotary channels, L layers, K key/value heads, P positions of the pool,
+C head channels, O outputs of a matrix, I its inputs, W words of 32 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmax.kernels.cpu.attention import SpanAttention
+from dmax.kernels.cpu.library import DTYPES, LANES, Function
+
+
+class FeedForwardSize(NamedTuple):
+    """A feed-forward as the kernel sees it: narrow parts, the first ``routed`` of which are chosen from."""
+
+    routed: int
+    """0: all parts are for every position."""
+    parts: int
+    width: int
+    """Of a part."""
+
+
+class LayersSize(NamedTuple):
+    """What the kernel has to know of a model."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    channels: int
+    rotary: int
+    eps: float
+    routing: tuple[int, int, int, float]
+    """Groups of experts, groups kept, experts of a position, the factor of their sum."""
+    feed_forwards: tuple[FeedForwardSize, ...]
+    """One a layer."""
+
+    @property
+    def routed(self) -> int:
+        """Experts that a position may be sent to; the same in all layers that have any."""
+        return max(size.routed for size in self.feed_forwards)
+
+
+def serves(size: LayersSize, dtype: torch.dtype) -> bool:
+    """Whether the kernel is written for such a model, in this dtype."""
+    widths = (size.hidden, size.channels, *(part.width for part in size.feed_forwards))
+    return (
+        dtype in DTYPES
+        and all(width % LANES == 0 for width in widths)
+        and {part.routed for part in size.feed_forwards} <= {0, size.routed}
+    )
+
+
+def padded(weight_E: Tensor) -> Tensor:
+    """float32, with zeros behind up to a whole number of lanes."""
+    missing = -weight_E.shape[0] % LANES
+    return torch.cat([weight_E.float(), torch.zeros(missing, *weight_E.shape[1:])])
+
+
+def one_behind_the_other(tensors: Sequence[Tensor]) -> Tensor:
+    """The bytes of tensors, in one."""
+    return torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors])
+
+
+class CpuLayers:
+    """The kernel.
+
+    Args:
+        path: of the compiled library.
+        dtype: of embeddings, weights, keys and values.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self.run = Function(path, "layers", dtype)
+
+    def plan(
+        self, size: LayersSize, weights: Tensor, spans: SpanAttention, angles: tuple[Tensor, Tensor],
+        pool: tuple[Tensor, Tensor],
+    ) -> LayersPass:  # fmt: skip
+        """What passes over the same spans call.
+
+        Args:
+            size: of the model.
+            weights: layer by layer :func:`one_behind_the_other`: norm, queries, keys and values, the norms of queries
+                and keys, what follows attention, norm; where there are experts to choose from, router and bias, both
+                :func:`padded`; gates and ups, then downs, of all parts. Behind the last layer the final norm. Matrices
+                are :func:`dmax.kernels.cpu.experts.in_panels`.
+            spans: where positions stand.
+            angles: cosines and sines of the rotary angles, ``(N, R)`` float32.
+            pool: keys and values, ``(L, K, P, C)`` contiguous.
+        """
+        return LayersPass(self.run, size, weights, spans, angles, pool)
+
+
+class LayersPass:
+    """All layers, over the same spans, in any number of passes."""
+
+    def __init__(
+        self, run: Function, size: LayersSize, weights: Tensor, spans: SpanAttention, angles: tuple[Tensor, Tensor],
+        pool: tuple[Tensor, Tensor],
+    ) -> None:  # fmt: skip
+        self._run = run
+        groups, kept, chosen, scale = size.routing
+        constants = torch.tensor([size.eps, scale])
+        sizes = torch.tensor(
+            [len(size.feed_forwards), size.hidden, size.heads, size.kv_heads, size.channels, size.rotary, size.routed,
+             groups, kept, chosen]
+        )  # fmt: skip
+        feed_forwards = torch.tensor(size.feed_forwards)
+        cos_NR, sin_NR = (table.contiguous() for table in angles)
+        keys, values = pool
+        self._alive = (weights, spans, cos_NR, sin_NR, constants, sizes, feed_forwards, keys, values)
+        self._numbers = (
+            *(cos_NR.shape[0], weights.data_ptr(), cos_NR.data_ptr(), sin_NR.data_ptr(), constants.data_ptr()),
+            *(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)),
+            *spans.places,
+            *(sizes.data_ptr(), feed_forwards.data_ptr()),
+        )
+
+    def __call__(self, embeds_ND: Tensor) -> Tensor:
+        """Hidden states after the final norm, ``(N, D)``, of embeddings that lie side by side; fills the pool."""
+        assert embeds_ND.dtype == self._run.dtype and embeds_ND.is_contiguous()
+        out_ND = torch.empty_like(embeds_ND)
+        self._run((embeds_ND.data_ptr(), out_ND.data_ptr(), *self._numbers))
+        return out_ND

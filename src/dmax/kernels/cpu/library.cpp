@@ -1,0 +1,12 @@
+// The functions of the library: each takes addresses and sizes, in the order that its namespace says.
+
+#include "layers.h"
+
+extern "C" {
+void dmax_attend_float32(const int64_t* numbers) { attention::run<float>(numbers); }
+void dmax_attend_bfloat16(const int64_t* numbers) { attention::run<Bfloat>(numbers); }
+void dmax_experts_float32(const int64_t* numbers) { experts::run<float>(numbers); }
+void dmax_experts_bfloat16(const int64_t* numbers) { experts::run<Bfloat>(numbers); }
+void dmax_layers_float32(const int64_t* numbers) { layers::run<float>(numbers); }
+void dmax_layers_bfloat16(const int64_t* numbers) { layers::run<Bfloat>(numbers); }
+}

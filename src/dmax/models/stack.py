@@ -1,0 +1,119 @@
+"""A small model's layers as the kernel sees them that runs all of them in one call (:mod:`dmax.kernels.cpu.layers`).
+
+Shape suffixes: O outputs, I inputs, E experts, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dmax.kernels.cpu.experts import down_in_panels, gate_up_in_panels, in_panels
+from dmax.kernels.cpu.layers import FeedForwardSize, LayersSize, one_behind_the_other, padded
+from dmax.kernels.cpu.library import LANES
+from dmax.models.attention import Attention
+from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
+from dmax.models.llada2 import Backbone, DecoderLayer, LLaDA2
+from dmax.models.moe import Experts, Router, RoutingRule, SparseMLP
+from dmax.models.packing import usable
+from dmax.models.quantized import QuantizedLinear, wide_weight
+
+_PLAIN = {
+    *(LLaDA2, Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
+    *(Linear, QuantizedLinear, nn.Embedding, nn.ModuleList),
+}
+_BESIDE = ("expert_bias", "_scale")
+"""Ends of the names of what stands beside weights, in float32 whatever the model's dtype."""
+_WIDEST = 128
+"""A dense feed-forward is cut into parts of at most this width, so that threads can share it."""
+
+
+class LayerStack:
+    """The layers of a model, for the kernel.
+
+    Args:
+        model: whose modules may still change; what has to be called, because it is of another kind or somebody watches
+            it, is found by :meth:`weights`.
+    """
+
+    def __init__(self, model: LLaDA2) -> None:
+        self._backbone = model.model
+        self._called = (model, *model.model.modules())
+        own = [module for module in self._called if not isinstance(module, nn.Embedding)]
+        kept = [(place, name) for module in own for place in (module._parameters, module._buffers) for name in place]
+        self._weights = [at for at in kept if not at[1].endswith(_BESIDE)]
+        self._beside = [at for at in kept if at[1].endswith(_BESIDE)]
+        config = model.config
+        rule = RoutingRule.of(config) if config.num_experts is not None else RoutingRule(1, 1, 1, 1.0)
+        self.size = LayersSize(
+            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+            config.rotary_dim, config.rms_norm_eps, rule, tuple(map(_feed_forward_size, model.model.layers)),
+        )  # fmt: skip
+
+    def weights(self, x: Tensor) -> Tensor | None:
+        """All weights, for passes over tensors like ``x``; None where the modules have to be called.
+
+        They are copied when first asked for, and again when one of them has changed.
+        """
+        packed = self._backbone.packed
+        if not packed.on or not all(map(_is_plain, self._called)):
+            return None
+        weights, beside = _present(self._weights), _present(self._beside)
+        if not usable(x, *weights) or any(tensor.is_inference() for tensor in beside):
+            return None
+        return packed.copy(x.dtype, (*weights, *beside), self._make)
+
+    def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary angles, ``(N, R)``, of ``(1, N)`` positions."""
+        cos_11NR, sin_11NR = self._backbone.rotary(position_ids)
+        return cos_11NR[0, 0], sin_11NR[0, 0]
+
+    def _make(self, dtype: torch.dtype) -> Tensor:
+        arrays = [array for layer in self._backbone.layers for array in _arrays(layer, dtype)]
+        return one_behind_the_other([*arrays, self._backbone.norm.weight])
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether nothing is missed if a module is not called."""
+    return type(module) in _PLAIN and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def _present(places: Iterable[tuple[Mapping[str, Tensor | None], str]]) -> list[Tensor]:
+    """What stands at the places of a model that have anything."""
+    found = (place[name] for place, name in places)
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _feed_forward_size(layer: nn.Module) -> FeedForwardSize:
+    mlp = layer.mlp
+    if isinstance(mlp, SparseMLP):
+        routed, width = mlp.experts.gate_proj.shape[:2]
+        shared = 0 if mlp.shared_experts is None else mlp.shared_experts.gate_proj.weight.shape[0]
+        return FeedForwardSize(routed, routed + shared // width, width)
+    assert isinstance(mlp, SwiGLU)
+    width = mlp.gate_proj.weight.shape[0]
+    part = next((size for size in range(_WIDEST, 0, -LANES) if width % size == 0), width)
+    return FeedForwardSize(0, width // part, part)
+
+
+def _arrays(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    """A layer's weights in the order in which the kernel reads them."""
+    assert isinstance(layer, DecoderLayer)
+    attention, mlp = layer.attention, layer.mlp
+    yield layer.input_layernorm.weight
+    yield in_panels(wide_weight(attention.query_key_value, dtype)[None])
+    yield attention.query_layernorm.weight
+    yield attention.key_layernorm.weight
+    yield in_panels(wide_weight(attention.dense, dtype)[None])
+    yield layer.post_attention_layernorm.weight
+    if isinstance(mlp, SparseMLP):
+        yield in_panels(padded(mlp.gate.weight)[None])
+        yield padded(mlp.gate.expert_bias)
+        yield from mlp.in_panels(dtype)
+        return
+    assert isinstance(mlp, SwiGLU)
+    width = _feed_forward_size(layer).width
+    yield gate_up_in_panels(wide_weight(mlp.gate_proj, dtype), wide_weight(mlp.up_proj, dtype), width)
+    yield down_in_panels(wide_weight(mlp.down_proj, dtype), width)

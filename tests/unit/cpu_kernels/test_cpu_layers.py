@@ -1,0 +1,208 @@
+"""All layers in one call: against the modules in float32, and every position as if it were alone."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dmax.engine.kv_cache import FusedSpans, PackedSpans, PagedCache, Span
+from dmax.kernels.cpu.attention import CpuAttention
+from dmax.kernels.cpu.layers import CpuLayers, FeedForwardSize, serves
+from dmax.models import LLaDA2, ModelConfig
+from dmax.models.llada2 import initialize, routers
+from dmax.models.packing import turn_off
+from dmax.models.quantized import dequantize, hold_quantized, part_of, quantize, scale_name, scales_of
+from dmax.models.stack import LayerStack
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+PAGES, PAGE = 24, 8
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15}
+SHAPES: dict[str, dict[str, Any]] = {
+    "dense": {"moe": False, "intermediate_size": 176},
+    "experts": {"moe": True},
+    "groups": {"moe": True, "num_experts": 12, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
+    "groups of one": {"moe": True, "num_experts": 4, "n_group": 4, "topk_group": 2, "num_shared_experts": 3},
+    "many experts": {"moe": True, "num_experts": 20, "num_experts_per_tok": 3, "num_shared_experts": 0},
+    "wide": {"moe": True, "hidden_size": 80, "head_dim": 48, "num_attention_heads": 3, "num_key_value_heads": 1},
+}
+SPANS = [((7, 2, 9), 16, 24), ((1, 4), 0, 16), ((11, 12, 13, 14, 15), 24, 40), ((20,), 0, 8)]
+"""Pages, and from where to where."""
+
+Build = Callable[..., LLaDA2]
+
+
+@pytest.fixture
+def build(tiny_config: Callable[..., ModelConfig]) -> Build:
+    """A dtype and changes to a tiny model -> that model, random."""
+
+    def make(dtype: torch.dtype = torch.float32, **changes: Any) -> LLaDA2:
+        config = tiny_config(**{"moe": True, "partial_rotary_factor": 0.5, "num_hidden_layers": 3, **changes})
+        model = initialize(LLaDA2(config), torch.Generator().manual_seed(3)).eval()
+        for router in routers(model):
+            router.expert_bias.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(4))
+        return model.to(dtype)
+
+    return make
+
+
+class Case:
+    """Spans over a pool of random keys and values, and passes over them."""
+
+    def __init__(self, model: LLaDA2, spans: list[tuple[tuple[int, ...], int, int]] = SPANS) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.model, self.spans = model, spans
+        self._pool = torch.randn(self._cache(model).keys.shape, generator=generator).to(model.dtype)
+        length = sum(end - start for _, start, end in spans)
+        self.embeds_ND = torch.randn(length, model.config.hidden_size, generator=generator).to(model.dtype)
+
+    def _cache(self, model: LLaDA2, attention: CpuAttention | None = None) -> PagedCache:
+        return PagedCache(
+            model.config, PAGES, PAGE, device=torch.device("cpu"), dtype=model.dtype, attention=attention
+        )  # fmt: skip
+
+    def _open(self, cache: PagedCache) -> list[Span]:
+        cache.keys.copy_(self._pool)
+        cache.values.copy_(-self._pool)
+        return [cache.span(pages, start, end, PAGE) for pages, start, end in self.spans]
+
+    @torch.no_grad()
+    def in_one_call(self, library: Path) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Hidden states, keys and values; None where the modules have to be called."""
+        dtype = self.model.dtype
+        cache = self._cache(self.model, CpuAttention(library, dtype))
+        packed = cache.pack(self._open(cache))
+        assert isinstance(packed, FusedSpans)
+        run = packed.through(CpuLayers(library, dtype), LayerStack(self.model))
+        return None if run is None else (run(self.embeds_ND), cache.keys, cache.values)
+
+    @torch.no_grad()
+    def by_modules(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in float32."""
+        model = copy.deepcopy(self.model).float()
+        cache = self._cache(model)
+        packed = cache.pack(self._open(cache))
+        assert isinstance(packed, PackedSpans)
+        hidden_1ND = model(self.embeds_ND.float()[None], packed.position_ids, None, packed)
+        return hidden_1ND[0], cache.keys, cache.values
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_it_is_the_model(cpu_library: Path, build: Build, dtype: torch.dtype, shape: dict[str, Any]) -> None:
+    case = Case(build(dtype, **shape))
+    found, expected = case.in_one_call(cpu_library), case.by_modules()
+    assert found is not None
+    for one, other in zip(found, expected, strict=True):
+        close = torch.isclose(one.float(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        # Rounding to bfloat16 may send a token to another expert.
+        assert close.float().mean() > (0.95 if dtype == torch.bfloat16 else 0.9999)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_span_gets_the_same_bits_alone_and_among_others(cpu_library: Path, build: Build, dtype: torch.dtype) -> None:
+    together = Case(build(dtype))
+    found = together.in_one_call(cpu_library)
+    assert found is not None
+    at = 0
+    for span in together.spans:
+        own = slice(at, at + span[2] - span[1])
+        at = own.stop
+        alone = Case(together.model, [span])
+        alone.embeds_ND = together.embeds_ND[own]
+        result = alone.in_one_call(cpu_library)
+        assert result is not None and torch.equal(result[0], found[0][own])
+
+
+def test_ties_between_experts_go_to_the_first(cpu_library: Path, build: Build) -> None:
+    model = build(num_experts=8, n_group=4, topk_group=2)
+    for router in routers(model):
+        router.weight.data.zero_()
+        router.expert_bias.zero_()
+    case = Case(model)
+    found = case.in_one_call(cpu_library)
+    assert found is not None
+    torch.testing.assert_close(found[0], case.by_modules()[0], rtol=1e-4, atol=1e-4)
+
+
+def test_changed_weights_are_read_anew(cpu_library: Path, build: Build) -> None:
+    model = build()
+    before = Case(model).in_one_call(cpu_library)
+    assert before is not None
+    last = before[0]
+    for tensor in (model.model.layers[1].mlp.experts.up_proj, routers(model)[0].expert_bias, model.model.norm.weight):
+        with torch.no_grad():
+            tensor.copy_(tensor.flip(0) * 1.5)
+        after = Case(model).in_one_call(cpu_library)
+        assert after is not None and not torch.equal(after[0], last)
+        last = after[0]
+    torch.testing.assert_close(last, Case(model).by_modules()[0], rtol=1e-4, atol=1e-4)
+
+
+class Other(nn.Linear):
+    """What somebody may put in a linear map's place."""
+
+
+def put_another(model: LLaDA2) -> None:
+    model.model.layers[0].attention.dense = Other(64, 32, bias=False)
+
+
+def watch_a_part(model: LLaDA2) -> None:
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+
+
+def watch_all(model: LLaDA2) -> None:
+    model.register_forward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [put_another, watch_a_part, watch_all, turn_off])
+def test_modules_that_have_to_be_called_are(
+    cpu_library: Path, build: Build, change: Callable[[LLaDA2], object]
+) -> None:
+    model = build()
+    change(model)
+    assert Case(model).in_one_call(cpu_library) is None
+
+
+def test_weights_whose_changes_nobody_counts_are_left_alone(cpu_library: Path, build: Build) -> None:
+    with torch.inference_mode():
+        model = build()
+    assert Case(model).in_one_call(cpu_library) is None
+
+
+@pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn])
+def test_weights_in_8_bits_are_widened(cpu_library: Path, build: Build, stored: torch.dtype) -> None:
+    wide = build()
+    weights = {name: weight for name, weight in wide.state_dict().items() if part_of(name)}
+    scales = {name: scales_of(weight, stored) for name, weight in weights.items()}
+    narrow = {name: quantize(weight, scales[name], stored) for name, weight in weights.items()}
+    with torch.device("meta"):
+        model = LLaDA2(wide.config)
+    hold_quantized(model, weights, stored)
+    model.load_state_dict(
+        {**wide.state_dict(), **narrow, **{scale_name(name): scale for name, scale in scales.items()}}, assign=True
+    )
+    wide.load_state_dict(
+        {name: dequantize(weight, scales[name], torch.float32) for name, weight in narrow.items()}, strict=False
+    )
+    found, expected = (Case(each).in_one_call(cpu_library) for each in (model.eval(), wide))
+    assert found is not None and expected is not None
+    assert torch.equal(found[0], expected[0])
+
+
+def test_what_it_is_not_written_for(build: Build) -> None:
+    size = LayerStack(build()).size
+    assert serves(size, torch.float32) and serves(size, torch.bfloat16)
+    assert not serves(size, torch.float16)
+    assert not serves(size._replace(channels=24), torch.float32)
+    two_kinds = (FeedForwardSize(4, 5, 16), FeedForwardSize(8, 9, 16))
+    assert not serves(size._replace(feed_forwards=two_kinds), torch.float32)
+    assert not serves(LayerStack(build(intermediate_size=72)).size, torch.float32)
