@@ -21,8 +21,8 @@ from answered import GEN_LENGTH, Problems
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams, LLaDA2
-from dmax.engine.compiled import attach, load_attention
-from dmax.engine.kv_cache import PagedCache
+from dmax.engine.compiled import attach
+from dmax.engine.runner import SpanRunner
 
 BUFFER_SIZES = (1, 2, 4)
 VARIED: tuple[dict[str, float], ...] = (
@@ -40,17 +40,16 @@ TURNS = 5
 
 
 def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
-    """Median milliseconds of a bare forward of so many blocks behind a context."""
+    """Median milliseconds of a bare forward of so many blocks behind a context, as the engine runs it."""
     end = CONTEXT + blocks * LENGTH
-    attention = load_attention(model)
-    cache = PagedCache(model.config, end // LENGTH, LENGTH, device=model.device, dtype=model.dtype, attention=attention)
-    packed = cache.pack([cache.span(range(end // LENGTH), CONTEXT, end, LENGTH)])
-    embeds_1ND = model.embed(torch.arange(3, 3 + blocks * LENGTH) % model.config.vocab_size)[None]
+    runner = SpanRunner(model, end // LENGTH, LENGTH)
     seconds = []
     with torch.inference_mode():
+        forward = runner.over([runner.cache.span(range(end // LENGTH), CONTEXT, end, LENGTH)])
+        embeds_ND = model.embed(torch.arange(3, 3 + blocks * LENGTH) % model.config.vocab_size)
         for _ in range(repeats + 5):
             started = time.perf_counter()
-            model.head(model(embeds_1ND, packed.position_ids, None, packed))
+            model.head(forward(embeds_ND)[None])
             seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[5:])
 
