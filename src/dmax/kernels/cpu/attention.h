@@ -156,17 +156,17 @@ void attend_task(const Task& task, const Span& span, const Heads<const T>& queri
     const int64_t count = std::min(kChunk, seen - from), padded = (count + kLanes - 1) / kLanes * kLanes;
     gather_keys(pool, span, task.kv_head, from, count, own.keys.data());
     gather_values(pool, span, task.kv_head, from, count, padded, own.values.data());
-    std::fill_n(own.scores.begin(), rows * kChunk, 0.0f);
     multiply<T>(own.queries.data(), words, own.keys.data(), kChunk, words, own.scores.data(), kChunk, rows, padded);
     for (int64_t row = 0; row < rows; ++row) soften<T>(own, row, count, padded, channels, scale);
     multiply<T>(own.weights.data(), kChunk, own.values.data(), channels, padded / Kind<T>::per_word,
-                own.mixed.data(), channels, rows, channels);
+                own.mixed.data(), channels, rows, channels, Result::kAdded);
   }
   for (int64_t head = 0, row = 0; head < task.heads; ++head)
     for (int64_t i = 0; i < length; ++i, ++row) {
       T* to = out.at(packed + i, task.head + head);
       const float* mixed = own.mixed.data() + row * channels;
-      for (int64_t c = 0; c < channels; c += kLanes) Kind<T>::put(to + c, load<Floats>(mixed + c) / own.total[row]);
+      const float share = 1.0f / own.total[row];
+      for (int64_t c = 0; c < channels; c += kLanes) Kind<T>::put(to + c, load<Floats>(mixed + c) * share);
     }
 }
 
