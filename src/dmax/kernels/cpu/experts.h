@@ -83,7 +83,7 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
   } else {
     x += tokens[0] * in_words;  // the shared one has them all, in their order
   }
-  multiply_panels<T>(x, in_words, layer.gate_up + task.expert * in_words * 2 * n.width, in_words, gate_up.data(),
+  multiply_panels<T>({x, in_words}, layer.gate_up + task.expert * in_words * 2 * n.width, in_words, gate_up.data(),
                      2 * n.width, count, 2 * n.width);
   for (int64_t i = 0; i < count; ++i) {
     const float weight = chosen ? layer.weights[tokens[i] * n.routed + task.expert] : 1.0f;
@@ -92,7 +92,7 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
     for (int64_t f = 0; f < n.width; f += kLanes)
       Kind<T>::put(to + f, silu(load<Floats>(gates + f)) * load<Floats>(gates + n.width + f) * weight);
   }
-  multiply_panels<T>(hidden.data(), mid_words, layer.down + task.expert * mid_words * n.hidden, mid_words,
+  multiply_panels<T>({hidden.data(), mid_words}, layer.down + task.expert * mid_words * n.hidden, mid_words,
                      parts + task.first * n.hidden, n.hidden, count, n.hidden);
 }
 

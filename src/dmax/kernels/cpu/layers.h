@@ -108,7 +108,7 @@ void linear(const T* x, int64_t rows, int64_t inputs, const uint32_t* panels, in
     for (int64_t row = 0; row < rows; row += kRowsOfATask) {
       alignas(64) float sums[kRowsOfATask * kPanel];
       const int64_t width = std::min(kPanel, outputs - column), count = std::min(kRowsOfATask, rows - row);
-      multiply<T>(left + row * words, words, panels + column * words, width, words, sums, kPanel, count, width);
+      multiply<T>({left + row * words, words}, panels + column * words, width, words, sums, kPanel, count, width);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = 0; c < width; c += kLanes) emit(row + i, column + c, load<Floats>(sums + i * kPanel + c));
     }
@@ -152,7 +152,7 @@ void route(const Pass<T>& pass, Buffers<T>& own, const T* norm_weight, const uin
       norm(own.stream.data() + (first + i) * n.hidden, norm_weight, n.hidden, n.eps, normed);
       for (int64_t d = 0; d < n.hidden; d += kLanes) store(x.data() + i * n.hidden + d, Kind<T>::get(normed + d));
     }
-    multiply_panels<float>(reinterpret_cast<const uint32_t*>(x.data()), n.hidden, router, n.hidden, logits.data(),
+    multiply_panels<float>({reinterpret_cast<const uint32_t*>(x.data()), n.hidden}, router, n.hidden, logits.data(),
                            padded, count, padded);
     for (int64_t i = 0; i < count; ++i)
       routing::weigh(logits.data() + i * padded, bias, pass.rule, own.chosen.data() + (first + i) * num_experts);

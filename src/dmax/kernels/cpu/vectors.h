@@ -131,6 +131,7 @@ struct Kind<float> {
     sum += x * (Floats)right;
   }
   static inline void put(float* to, Floats v) { store(to, v); }
+  static inline Words words(const Floats (&numbers)[1]) { return (Words)numbers[0]; }
   static inline Floats get(const float* from) { return load<Floats>(from); }
 };
 
@@ -157,6 +158,13 @@ struct Kind<Bfloat> {
     store(to, __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves));
 #endif
   }
+  static inline Words words(const Floats (&numbers)[2]) {
+    Bfloat pairs[2][kLanes];
+    put(pairs[0], numbers[0]);
+    put(pairs[1], numbers[1]);
+    const auto widened = [](const Bfloat* from) { return __builtin_convertvector(load<Halves>(from), Words); };
+    return widened(pairs[0]) | widened(pairs[1]) << 16;
+  }
   static inline Floats get(const Bfloat* from) {
     return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
   }
@@ -168,10 +176,16 @@ constexpr int64_t kAhead = 32;  // words between what is read and what is asked 
 // Whether a product takes the place of what stands there, or is added to it.
 enum class Result { kInPlace, kAdded };
 
+// A left matrix; neighbouring words of a row may stand apart.
+struct Left {
+  const uint32_t* words;
+  int64_t row_stride, word_stride = 1;
+};
+
 // A tile of out (M x N): left (M x words) times right (words x N). The first tile that reads a part of right asks for
 // what comes behind it: with all of a model's weights in turn, much of it is no longer in the nearest caches.
 template <typename T, int kRows, int kColumns, bool kFirst>
-inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
+inline void multiply_tile(const Left& left, const uint32_t* right, int64_t right_stride,
                           int64_t words, float* out, int64_t out_stride, Result result) {
   Floats sums[kRows][kColumns];
   for (int r = 0; r < kRows; ++r)
@@ -185,7 +199,7 @@ inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint3
       if constexpr (kFirst) __builtin_prefetch(from + kAhead * right_stride);
     }
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t x = left[r * left_stride + w];
+      const uint32_t x = left.words[r * left.row_stride + w * left.word_stride];
       for (int c = 0; c < kColumns; ++c) Kind<T>::multiply_add(sums[r][c], x, columns[c]);
     }
   }
@@ -194,15 +208,15 @@ inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint3
 }
 
 template <typename T, int kColumns>
-void multiply_columns(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
-                      int64_t words, float* out, int64_t out_stride, int64_t rows, Result result) {
+void multiply_columns(const Left& left, const uint32_t* right, int64_t right_stride, int64_t words, float* out,
+                      int64_t out_stride, int64_t rows, Result result) {
   int64_t row = 0;
   const auto tiles = [&](auto height) {
     constexpr int kRows = decltype(height)::value;
     const auto tile = [&](auto first) {
-      multiply_tile<T, kRows, kColumns, decltype(first)::value>(left + row * left_stride, left_stride, right,
-                                                                right_stride, words, out + row * out_stride,
-                                                                out_stride, result);
+      const Left part{left.words + row * left.row_stride, left.row_stride, left.word_stride};
+      multiply_tile<T, kRows, kColumns, decltype(first)::value>(part, right, right_stride, words,
+                                                                out + row * out_stride, out_stride, result);
     };
     for (; row + kRows <= rows; row += kRows) row ? tile(std::false_type()) : tile(std::true_type());
   };
@@ -215,22 +229,22 @@ void multiply_columns(const uint32_t* left, int64_t left_stride, const uint32_t*
 
 // out (M x N): left times right; N is a multiple of the lanes.
 template <typename T>
-void multiply(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride, int64_t words,
-              float* out, int64_t out_stride, int64_t rows, int64_t columns, Result result = Result::kInPlace) {
+void multiply(const Left& left, const uint32_t* right, int64_t right_stride, int64_t words, float* out,
+              int64_t out_stride, int64_t rows, int64_t columns, Result result = Result::kInPlace) {
   int64_t at = 0;
   for (; at + 4 * kLanes <= columns; at += 4 * kLanes)
-    multiply_columns<T, 4>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows, result);
+    multiply_columns<T, 4>(left, right + at, right_stride, words, out + at, out_stride, rows, result);
   for (; at < columns; at += kLanes)
-    multiply_columns<T, 1>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows, result);
+    multiply_columns<T, 1>(left, right + at, right_stride, words, out + at, out_stride, rows, result);
 }
 
 // The same where right lies in panels.
 template <typename T>
-void multiply_panels(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t words, float* out,
-                     int64_t out_stride, int64_t rows, int64_t columns) {
+void multiply_panels(const Left& left, const uint32_t* right, int64_t words, float* out, int64_t out_stride,
+                     int64_t rows, int64_t columns) {
   for (int64_t at = 0; at < columns; at += kPanel) {
     const int64_t width = std::min(kPanel, columns - at);
-    multiply<T>(left, left_stride, right + at * words, width, words, out + at, out_stride, rows, width);
+    multiply<T>(left, right + at * words, width, words, out + at, out_stride, rows, width);
   }
 }
 
