@@ -3,6 +3,8 @@
 // Every span (a chunk of a prompt, a block being decoded, a block to be stored) first puts its keys and values into the
 // pages of its sequence, then attends to what the sequence holds up to the end of its own block. A task is one block of
 // queries with a few heads of one key/value head: softmax over chunks of keys, as in FlashAttention (arXiv 2205.14135).
+// Scores are keys x rows: the lanes of a vector are rows of the task, and softmax runs down the keys without a sum
+// across lanes.
 // Tasks know nothing of one another, so that what a sequence is given never depends on what else is in the forward.
 //
 // Letters: N packed positions, H query heads, K key/value heads, C channels, M rows of a task (heads x positions),
@@ -17,7 +19,7 @@
 
 namespace attention {
 
-constexpr int64_t kChunk = 128;       // keys between two rescalings
+constexpr int64_t kChunk = 256;       // keys between two rescalings
 constexpr int64_t kRowsOfATask = 64;  // about as many; heads are never cut
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
@@ -69,8 +71,8 @@ struct Scratch {
 
 // The queries of a task: words x rows.
 template <typename T>
-void turn_queries(const Task& task, int64_t packed, const Heads<const T>& queries, int64_t channels, int64_t padded_rows,
-                  Scratch& own) {
+void turn_queries(const Task& task, int64_t packed, const Heads<const T>& queries, int64_t channels,
+                  int64_t padded_rows, Scratch& own) {
   const int64_t length = task.last - task.first, words = channels / Kind<T>::per_word;
   const int64_t padded_words = (words + kLanes - 1) / kLanes * kLanes;
   std::fill_n(own.rows.begin(), padded_rows * padded_words, 0);
@@ -79,8 +81,8 @@ void turn_queries(const Task& task, int64_t packed, const Heads<const T>& querie
       std::memcpy(own.rows.data() + row * padded_words, queries.at(packed + i, task.head + head), channels * sizeof(T));
   for (int64_t row = 0; row < padded_rows; row += kLanes)
     for (int64_t word = 0; word < padded_words; word += kLanes)
-      transpose(own.rows.data() + row * padded_words + word, padded_words, own.queries.data() + word * padded_rows + row,
-                padded_rows);
+      transpose(own.rows.data() + row * padded_words + word, padded_words,
+                own.queries.data() + word * padded_rows + row, padded_rows);
 }
 
 // Keys `from` to `from + count` of a sequence, side by side.
@@ -175,7 +177,8 @@ void attend_task(const Task& task, const Span& span, const Heads<const T>& queri
   std::fill_n(own.total.begin(), padded_rows, 0.0f);
   std::fill_n(own.top.begin(), padded_rows, kLowest);
   for (int64_t from = 0; from < seen; from += kChunk) {
-    const int64_t count = std::min(kChunk, seen - from), value_words = (count + Kind<T>::per_word - 1) / Kind<T>::per_word;
+    const int64_t count = std::min(kChunk, seen - from);
+    const int64_t value_words = (count + Kind<T>::per_word - 1) / Kind<T>::per_word;
     gather_keys(pool, span, task.kv_head, from, count, own.keys.data());
     gather_values(pool, span, task.kv_head, from, count, own.values.data());
     multiply<T>({own.keys.data(), words}, own.queries.data(), padded_rows, words, own.scores.data(), padded_rows, count,
