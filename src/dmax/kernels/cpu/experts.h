@@ -23,26 +23,28 @@ struct Task {
   int64_t expert, first, last;  // rows of the expert's list
 };
 
-// Which tokens each expert has, and where its part of a token's sum goes.
+// Which tokens each expert has, one list behind the other, and which places of the lists are a token's.
 struct Plan {
-  std::vector<int64_t> begins, tokens, slots, counts;
+  std::vector<int64_t> tokens, places, counts;
   std::vector<Task> tasks;
+  int64_t most;  // places of a token
 
   void make(const float* weights, const Sizes& n) {
-    begins.assign(n.all + 1, 0);
+    most = n.all;
+    places.resize(n.tokens * most);
     counts.assign(n.tokens, 0);
     tokens.clear();
-    slots.clear();
     tasks.clear();
     for (int64_t expert = 0; expert < n.all; ++expert) {
+      const int64_t begin = (int64_t)tokens.size();
       for (int64_t token = 0; token < n.tokens; ++token) {
         if (expert < n.routed && weights[token * n.routed + expert] == 0) continue;
+        places[token * most + counts[token]++] = (int64_t)tokens.size();
         tokens.push_back(token);
-        slots.push_back(counts[token]++);
       }
-      begins[expert + 1] = (int64_t)tokens.size();
-      for (int64_t row = begins[expert]; row < begins[expert + 1]; row += kRowsOfATask)
-        tasks.push_back({expert, row, std::min(row + kRowsOfATask, begins[expert + 1])});
+      const int64_t end = (int64_t)tokens.size();
+      for (int64_t row = begin; row < end; row += kRowsOfATask)
+        tasks.push_back({expert, row, std::min(row + kRowsOfATask, end)});
     }
     // The largest first, so that no thread is left with one while the others wait.
     std::stable_sort(tasks.begin(), tasks.end(),
@@ -63,44 +65,41 @@ struct Layer {
 };
 
 template <typename T>
-void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const Sizes& n, int64_t most, float* parts) {
-  // `parts` holds `most` parts of every token, side by side.
+void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const Sizes& n, float* parts) {
   static thread_local std::vector<uint32_t> rows, hidden;
   static thread_local std::vector<float> gate_up;
   const int64_t count = task.last - task.first;
   const int64_t in_words = n.hidden / Kind<T>::per_word, mid_words = n.width / Kind<T>::per_word;
-  rows.resize(kRowsOfATask * in_words);
+  const int64_t* const tokens = plan.tokens.data() + task.first;
+  const bool chosen = task.expert < n.routed;
+  const uint32_t* x = reinterpret_cast<const uint32_t*>(layer.x);
   hidden.resize(kRowsOfATask * mid_words);
   gate_up.resize(kRowsOfATask * 2 * n.width);
-  for (int64_t i = 0; i < count; ++i)
-    std::memcpy(rows.data() + i * in_words, layer.x + plan.tokens[task.first + i] * n.hidden, n.hidden * sizeof(T));
-  std::fill_n(gate_up.begin(), count * 2 * n.width, 0.0f);
-  multiply_panels<T>(rows.data(), in_words, layer.gate_up + task.expert * in_words * 2 * n.width, in_words,
-                     gate_up.data(), 2 * n.width, count, 2 * n.width);
+  if (chosen) {
+    rows.resize(kRowsOfATask * in_words);
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(rows.data() + i * in_words, x + tokens[i] * in_words, n.hidden * sizeof(T));
+    x = rows.data();
+  } else {
+    x += tokens[0] * in_words;  // the shared one has them all, in their order
+  }
+  multiply_panels<T>({x, in_words}, layer.gate_up + task.expert * in_words * 2 * n.width, in_words, gate_up.data(),
+                     2 * n.width, count, 2 * n.width);
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t token = plan.tokens[task.first + i];
-    const float weight = task.expert < n.routed ? layer.weights[token * n.routed + task.expert] : 1.0f;
+    const float weight = chosen ? layer.weights[tokens[i] * n.routed + task.expert] : 1.0f;
     const float* gates = gate_up.data() + i * 2 * n.width;
     T* to = reinterpret_cast<T*>(hidden.data() + i * mid_words);
     for (int64_t f = 0; f < n.width; f += kLanes)
       Kind<T>::put(to + f, silu(load<Floats>(gates + f)) * load<Floats>(gates + n.width + f) * weight);
   }
-  static thread_local std::vector<float> added;
-  added.assign(count * n.hidden, 0.0f);
-  multiply_panels<T>(hidden.data(), mid_words, layer.down + task.expert * mid_words * n.hidden, mid_words,
-                     added.data(), n.hidden, count, n.hidden);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = task.first + i;
-    std::memcpy(parts + (plan.tokens[row] * most + plan.slots[row]) * n.hidden, added.data() + i * n.hidden,
-                n.hidden * sizeof(float));
-  }
+  multiply_panels<T>({hidden.data(), mid_words}, layer.down + task.expert * mid_words * n.hidden, mid_words,
+                     parts + task.first * n.hidden, n.hidden, count, n.hidden);
 }
 
 // What the threads of a team share.
 struct Shared {
   Plan plan;
-  std::vector<float> parts;
-  int64_t most;  // parts of a token
+  std::vector<float> parts;  // what experts add, in the order of their lists
 };
 
 // One layer. Every thread of a team calls this with the same arguments; `emit` is given a token, a column and the 16
@@ -111,21 +110,21 @@ void run_layer(const Layer<T>& layer, const Sizes& n, Shared& shared, const Emit
 #pragma omp single
   {
     shared.plan.make(layer.weights, n);
-    shared.most = *std::max_element(plan.counts.begin(), plan.counts.end());
-    shared.parts.resize(std::max<size_t>(shared.parts.size(), n.tokens * shared.most * n.hidden));
+    shared.parts.resize(std::max(shared.parts.size(), plan.tokens.size() * n.hidden));
   }
-  const int64_t most = shared.most, num_tasks = (int64_t)plan.tasks.size();
+  const int64_t num_tasks = (int64_t)plan.tasks.size();
   float* const parts = shared.parts.data();
 #pragma omp for schedule(dynamic)
-  for (int64_t t = 0; t < num_tasks; ++t) run_task<T>(plan.tasks[t], plan, layer, n, most, parts);
+  for (int64_t t = 0; t < num_tasks; ++t) run_task<T>(plan.tasks[t], plan, layer, n, parts);
 #pragma omp for schedule(static)
-  for (int64_t token = 0; token < n.tokens; ++token)
+  for (int64_t token = 0; token < n.tokens; ++token) {
+    const int64_t* const places = plan.places.data() + token * plan.most;
     for (int64_t d = 0; d < n.hidden; d += kLanes) {
-      const float* own = parts + token * most * n.hidden + d;
       Floats sum = all(0);
-      for (int64_t slot = 0; slot < plan.counts[token]; ++slot) sum += load<Floats>(own + slot * n.hidden);
+      for (int64_t i = 0; i < plan.counts[token]; ++i) sum += load<Floats>(parts + places[i] * n.hidden + d);
       emit(token, d, sum);
     }
+  }
 }
 
 template <typename T>

@@ -108,29 +108,32 @@ void linear(const T* x, int64_t rows, int64_t inputs, const uint32_t* panels, in
     for (int64_t row = 0; row < rows; row += kRowsOfATask) {
       alignas(64) float sums[kRowsOfATask * kPanel];
       const int64_t width = std::min(kPanel, outputs - column), count = std::min(kRowsOfATask, rows - row);
-      std::fill_n(sums, count * kPanel, 0.0f);
-      multiply<T>(left + row * words, words, panels + column * words, width, words, sums, kPanel, count, width);
+      multiply<T>({left + row * words, words}, panels + column * words, width, words, sums, kPanel, count, width);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = 0; c < width; c += kLanes) emit(row + i, column + c, load<Floats>(sums + i * kPanel + c));
     }
 }
 
-// Normalises a head, and turns its first channels by the position's angles.
+// Normalises a head, and turns its first channels by the position's angles; `own` has room for its channels.
 template <typename T>
-inline void turn(T* head, const T* weight, const float* cosines, const float* sines, const Sizes& n) {
-  static thread_local std::vector<float> own;
-  own.resize(n.channels);
+inline void turn(T* head, const T* weight, const float* cosines, const float* sines, const Sizes& n, float* own) {
   const int64_t half = n.rotary / 2;
-  float *const first = own.data(), *const second = first + half;
   const float scale = inverse_rms(head, n.channels, n.eps);
   for (int64_t c = 0; c < n.channels; c += kLanes)
-    store(first + c, Kind<T>::get(head + c) * scale * Kind<T>::get(weight + c));
-  for (int64_t c = 0; c < half; ++c) {
-    const float a = first[c], b = second[c];
-    first[c] = a * cosines[c] - b * sines[c];
-    second[c] = b * cosines[c] + a * sines[c];
+    store(own + c, Kind<T>::get(head + c) * scale * Kind<T>::get(weight + c));
+  int64_t c = 0;
+  for (; c + kLanes <= half; c += kLanes) {
+    const Floats a = load<Floats>(own + c), b = load<Floats>(own + c + half);
+    const Floats cosine = load<Floats>(cosines + c), sine = load<Floats>(sines + c);
+    store(own + c, a * cosine - b * sine);
+    store(own + c + half, b * cosine + a * sine);
   }
-  for (int64_t c = 0; c < n.channels; c += kLanes) Kind<T>::put(head + c, load<Floats>(first + c));
+  for (; c < half; ++c) {
+    const float a = own[c], b = own[c + half];
+    own[c] = a * cosines[c] - b * sines[c];
+    own[c + half] = b * cosines[c] + a * sines[c];
+  }
+  for (int64_t c = 0; c < n.channels; c += kLanes) Kind<T>::put(head + c, load<Floats>(own + c));
 }
 
 // The weights of every expert for every position, after the norm that stands before them.
@@ -143,13 +146,13 @@ void route(const Pass<T>& pass, Buffers<T>& own, const T* norm_weight, const uin
     static thread_local std::vector<float> x, logits;
     const int64_t count = std::min(kRowsToRoute, n.positions - first);
     x.resize(kRowsToRoute * n.hidden);
-    logits.assign(kRowsToRoute * padded, 0.0f);
+    logits.resize(kRowsToRoute * padded);
     for (int64_t i = 0; i < count; ++i) {
       T* const normed = own.normed.data() + (first + i) * n.hidden;
       norm(own.stream.data() + (first + i) * n.hidden, norm_weight, n.hidden, n.eps, normed);
       for (int64_t d = 0; d < n.hidden; d += kLanes) store(x.data() + i * n.hidden + d, Kind<T>::get(normed + d));
     }
-    multiply_panels<float>(reinterpret_cast<const uint32_t*>(x.data()), n.hidden, router, n.hidden, logits.data(),
+    multiply_panels<float>({reinterpret_cast<const uint32_t*>(x.data()), n.hidden}, router, n.hidden, logits.data(),
                            padded, count, padded);
     for (int64_t i = 0; i < count; ++i)
       routing::weigh(logits.data() + i * padded, bias, pass.rule, own.chosen.data() + (first + i) * num_experts);
@@ -176,11 +179,14 @@ void attend(const Pass<T>& pass, Buffers<T>& own, Reader& weights, const std::ve
             [&](int64_t row, int64_t column, Floats result) { Kind<T>::put(heads + row * width + column, result); });
   const T* const query = weights.next<T>(channels);
   const T* const key = weights.next<T>(channels);
+  static thread_local std::vector<float> turned;
+  turned.resize(channels);
+  float* const head_floats = turned.data();
 #pragma omp for schedule(static)
   for (int64_t row = 0; row < n.positions; ++row)
     for (int64_t head = 0; head < turning; ++head)
       turn(heads + row * width + head * channels, head < n.heads ? query : key, pass.cosines + row * n.rotary,
-           pass.sines + row * n.rotary, n);
+           pass.sines + row * n.rotary, n, head_floats);
   const auto from = [&](int64_t head) { return attention::Heads<const T>{heads + head * channels, width, channels}; };
   attention::Pool<T> pool = pass.pool;
   pool.keys += layer * pass.layer_stride;

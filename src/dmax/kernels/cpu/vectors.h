@@ -40,18 +40,6 @@ inline Floats all(float x) { return Floats{} + x; }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-inline float largest(Floats v) {
-  float found = v[0];
-  for (int i = 1; i < kLanes; ++i) found = std::max(found, v[i]);
-  return found;
-}
-
-inline float sum(Floats v) {
-  float found = 0;
-  for (int i = 0; i < kLanes; ++i) found += v[i];
-  return found;
-}
-
 // e^x for x <= 0, to about 2 units in the last place; 0 below the smallest normal number.
 inline Floats exp_of_negative(Floats x) {
   const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
@@ -77,6 +65,29 @@ inline Words pick(Words a, Words b, Words lanes) {
 #else
   return __builtin_shuffle(a, b, lanes);
 #endif
+}
+
+// Every lane changes places with the one that is kWidth away.
+template <int kWidth>
+inline Floats swap_lanes(Floats v) {
+  Words lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane ^ kWidth;
+  return (Floats)pick((Words)v, (Words)v, lanes);
+}
+
+// A number made of all lanes, joined two by two.
+template <typename Join>
+inline float join_lanes(Floats v, const Join& join) {
+  v = join(v, swap_lanes<8>(v));
+  v = join(v, swap_lanes<4>(v));
+  v = join(v, swap_lanes<2>(v));
+  return join(v, swap_lanes<1>(v))[0];
+}
+
+inline float largest(Floats v) { return join_lanes(v, larger); }
+
+inline float sum(Floats v) {
+  return join_lanes(v, [](Floats a, Floats b) { return a + b; });
 }
 
 // One of the four rounds of a transposition: tiles of kWidth x kWidth change places.
@@ -120,6 +131,7 @@ struct Kind<float> {
     sum += x * (Floats)right;
   }
   static inline void put(float* to, Floats v) { store(to, v); }
+  static inline Words words(const Floats (&numbers)[1]) { return (Words)numbers[0]; }
   static inline Floats get(const float* from) { return load<Floats>(from); }
 };
 
@@ -139,8 +151,19 @@ struct Kind<Bfloat> {
 #endif
   }
   static inline void put(Bfloat* to, Floats v) {  // to nearest, ties to even
+#ifdef __AVX512BF16__
+    store(to, _mm512_cvtneps_pbh((__m512)v));
+#else
     const Words bits = (Words)v;
     store(to, __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves));
+#endif
+  }
+  static inline Words words(const Floats (&numbers)[2]) {
+    Bfloat pairs[2][kLanes];
+    put(pairs[0], numbers[0]);
+    put(pairs[1], numbers[1]);
+    const auto widened = [](const Bfloat* from) { return __builtin_convertvector(load<Halves>(from), Words); };
+    return widened(pairs[0]) | widened(pairs[1]) << 16;
   }
   static inline Floats get(const Bfloat* from) {
     return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
@@ -150,14 +173,24 @@ struct Kind<Bfloat> {
 constexpr int64_t kPanel = 64;  // columns of a matrix that lie side by side, panel behind panel
 constexpr int64_t kAhead = 32;  // words between what is read and what is asked for
 
-// A tile of out (M x N) += left (M x words) times right (words x N). The first tile that reads a part of right asks for
+// Whether a product takes the place of what stands there, or is added to it.
+enum class Result { kInPlace, kAdded };
+
+// A left matrix; neighbouring words of a row may stand apart.
+struct Left {
+  const uint32_t* words;
+  int64_t row_stride, word_stride = 1;
+};
+
+// A tile of out (M x N): left (M x words) times right (words x N). The first tile that reads a part of right asks for
 // what comes behind it: with all of a model's weights in turn, much of it is no longer in the nearest caches.
 template <typename T, int kRows, int kColumns, bool kFirst>
-inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
-                          int64_t words, float* out, int64_t out_stride) {
+inline void multiply_tile(const Left& left, const uint32_t* right, int64_t right_stride,
+                          int64_t words, float* out, int64_t out_stride, Result result) {
   Floats sums[kRows][kColumns];
   for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kColumns; ++c) sums[r][c] = load<Floats>(out + r * out_stride + c * kLanes);
+    for (int c = 0; c < kColumns; ++c)
+      sums[r][c] = result == Result::kAdded ? load<Floats>(out + r * out_stride + c * kLanes) : all(0);
   for (int64_t w = 0; w < words; ++w) {
     Words columns[kColumns];
     for (int c = 0; c < kColumns; ++c) {
@@ -166,7 +199,7 @@ inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint3
       if constexpr (kFirst) __builtin_prefetch(from + kAhead * right_stride);
     }
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t x = left[r * left_stride + w];
+      const uint32_t x = left.words[r * left.row_stride + w * left.word_stride];
       for (int c = 0; c < kColumns; ++c) Kind<T>::multiply_add(sums[r][c], x, columns[c]);
     }
   }
@@ -175,14 +208,15 @@ inline void multiply_tile(const uint32_t* left, int64_t left_stride, const uint3
 }
 
 template <typename T, int kColumns>
-void multiply_columns(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
-                      int64_t words, float* out, int64_t out_stride, int64_t rows) {
+void multiply_columns(const Left& left, const uint32_t* right, int64_t right_stride, int64_t words, float* out,
+                      int64_t out_stride, int64_t rows, Result result) {
   int64_t row = 0;
   const auto tiles = [&](auto height) {
     constexpr int kRows = decltype(height)::value;
     const auto tile = [&](auto first) {
-      multiply_tile<T, kRows, kColumns, decltype(first)::value>(left + row * left_stride, left_stride, right,
-                                                                right_stride, words, out + row * out_stride, out_stride);
+      const Left part{left.words + row * left.row_stride, left.row_stride, left.word_stride};
+      multiply_tile<T, kRows, kColumns, decltype(first)::value>(part, right, right_stride, words,
+                                                                out + row * out_stride, out_stride, result);
     };
     for (; row + kRows <= rows; row += kRows) row ? tile(std::false_type()) : tile(std::true_type());
   };
@@ -193,24 +227,24 @@ void multiply_columns(const uint32_t* left, int64_t left_stride, const uint32_t*
   tiles(std::integral_constant<int, 1>());
 }
 
-// out (M x N) += left times right; N is a multiple of the lanes.
+// out (M x N): left times right; N is a multiple of the lanes.
 template <typename T>
-void multiply(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t right_stride, int64_t words,
-              float* out, int64_t out_stride, int64_t rows, int64_t columns) {
+void multiply(const Left& left, const uint32_t* right, int64_t right_stride, int64_t words, float* out,
+              int64_t out_stride, int64_t rows, int64_t columns, Result result = Result::kInPlace) {
   int64_t at = 0;
   for (; at + 4 * kLanes <= columns; at += 4 * kLanes)
-    multiply_columns<T, 4>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows);
+    multiply_columns<T, 4>(left, right + at, right_stride, words, out + at, out_stride, rows, result);
   for (; at < columns; at += kLanes)
-    multiply_columns<T, 1>(left, left_stride, right + at, right_stride, words, out + at, out_stride, rows);
+    multiply_columns<T, 1>(left, right + at, right_stride, words, out + at, out_stride, rows, result);
 }
 
 // The same where right lies in panels.
 template <typename T>
-void multiply_panels(const uint32_t* left, int64_t left_stride, const uint32_t* right, int64_t words, float* out,
-                     int64_t out_stride, int64_t rows, int64_t columns) {
+void multiply_panels(const Left& left, const uint32_t* right, int64_t words, float* out, int64_t out_stride,
+                     int64_t rows, int64_t columns) {
   for (int64_t at = 0; at < columns; at += kPanel) {
     const int64_t width = std::min(kPanel, columns - at);
-    multiply<T>(left, left_stride, right + at * words, width, words, out + at, out_stride, rows, width);
+    multiply<T>(left, right + at * words, width, words, out + at, out_stride, rows, width);
   }
 }
 
