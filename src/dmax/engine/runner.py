@@ -93,8 +93,8 @@ class SpanRunner:
         self.cache = PagedCache(
             model.config, pages, page_length, device=model.device, dtype=model.dtype, attention=attention
         )
-        self._stack = LayerStack(model)
-        self._layers = None if attention is None else compiled.load_layers(model, self._stack.size)
+        self._stack = None if attention is None else LayerStack.of(model)
+        self._layers = None if self._stack is None else compiled.load_layers(model, self._stack.size)
         self._spans: dict[int, tuple[tuple[int, int], Span]] = {}
         self._packed: tuple[list[Span], Forward] | None = None
 
@@ -134,7 +134,7 @@ class SpanRunner:
         if self._packed is None or self._packed[0] != spans:
             packed = self.cache.pack(spans)
             through = None
-            if isinstance(packed, FusedSpans) and self._layers is not None:
+            if isinstance(packed, FusedSpans) and self._layers is not None and self._stack is not None:
                 through = packed.through(self._layers, self._stack)
             self._packed = spans, through or partial(self._by_modules, packed)
         return self._packed[1]

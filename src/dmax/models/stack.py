@@ -34,13 +34,14 @@ class LayerStack:
     """The layers of a model, for the kernel.
 
     Args:
-        model: whose modules may still change; what has to be called, because it is of another kind or somebody watches
-            it, is found by :meth:`weights`.
+        model: of the package's own modules alone (see :meth:`of`). Should one be put in another's place later, or be
+            watched by somebody, :meth:`weights` finds it.
     """
 
     def __init__(self, model: LLaDA2) -> None:
         self._backbone = model.model
         self._called = (model, *model.model.modules())
+        self._children = [(module._modules, name, child) for module in self._called for name, child in _parts(module)]
         own = [module for module in self._called if not isinstance(module, nn.Embedding)]
         kept = [(place, name) for module in own for place in (module._parameters, module._buffers) for name in place]
         self._weights = [at for at in kept if not at[1].endswith(_BESIDE)]
@@ -52,18 +53,27 @@ class LayerStack:
             config.rotary_dim, config.rms_norm_eps, rule, tuple(map(_feed_forward_size, model.model.layers)),
         )  # fmt: skip
 
+    @classmethod
+    def of(cls, model: LLaDA2) -> LayerStack | None:
+        """The layers of a model; None where a module is of another kind than the package's own."""
+        return cls(model) if all(type(module) in _PLAIN for module in (model, *model.model.modules())) else None
+
     def weights(self, x: Tensor) -> Tensor | None:
         """All weights, for passes over tensors like ``x``; None where the modules have to be called.
 
         They are copied when first asked for, and again when one of them has changed.
         """
         packed = self._backbone.packed
-        if not packed.on or not all(map(_is_plain, self._called)):
+        if not packed.on or not all(map(_is_plain, self._called)) or not self._is_complete():
             return None
         weights, beside = _present(self._weights), _present(self._beside)
         if not usable(x, *weights) or any(tensor.is_inference() for tensor in beside):
             return None
         return packed.copy(x.dtype, (*weights, *beside), self._make)
+
+    def _is_complete(self) -> bool:
+        """Whether every module is where it was."""
+        return all(place[name] is child for place, name, child in self._children)
 
     def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles, ``(N, R)``, of ``(1, N)`` positions."""
@@ -76,8 +86,12 @@ class LayerStack:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether nothing is missed if a module is not called."""
-    return type(module) in _PLAIN and not module._forward_hooks and not module._forward_pre_hooks
+    """Whether nothing is missed if a module of the package's own is not called."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _parts(module: nn.Module) -> Iterable[tuple[str, nn.Module | None]]:
+    return module._modules.items()
 
 
 def _present(places: Iterable[tuple[Mapping[str, Tensor | None], str]]) -> list[Tensor]:

@@ -60,6 +60,7 @@ class Case:
     def __init__(self, model: LLaDA2, spans: list[tuple[tuple[int, ...], int, int]] = SPANS) -> None:
         generator = torch.Generator().manual_seed(5)
         self.model, self.spans = model, spans
+        self.stack: LayerStack | None = None
         self._pool = torch.randn(self._cache(model).keys.shape, generator=generator).to(model.dtype)
         length = sum(end - start for _, start, end in spans)
         self.embeds_ND = torch.randn(length, model.config.hidden_size, generator=generator).to(model.dtype)
@@ -81,7 +82,8 @@ class Case:
         cache = self._cache(self.model, CpuAttention(library, dtype))
         packed = cache.pack(self._open(cache))
         assert isinstance(packed, FusedSpans)
-        run = packed.through(CpuLayers(library, dtype), LayerStack(self.model))
+        stack = LayerStack.of(self.model) if self.stack is None else self.stack
+        run = None if stack is None else packed.through(CpuLayers(library, dtype), stack)
         return None if run is None else (run(self.embeds_ND), cache.keys, cache.values)
 
     @torch.no_grad()
@@ -155,6 +157,18 @@ def put_another(model: LLaDA2) -> None:
     model.model.layers[0].attention.dense = Other(64, 32, bias=False)
 
 
+def put_another_feed_forward(model: LLaDA2) -> None:
+    model.model.layers[1].mlp = nn.Identity()
+
+
+def put_another_backbone(model: LLaDA2) -> None:
+    model.model = copy.deepcopy(model.model)
+
+
+def replace_a_forward(model: LLaDA2) -> None:
+    model.model.layers[1].mlp.forward = lambda x: x  # type: ignore[method-assign]
+
+
 def watch_a_part(model: LLaDA2) -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
 
@@ -163,13 +177,27 @@ def watch_all(model: LLaDA2) -> None:
     model.register_forward_pre_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("change", [put_another, watch_a_part, watch_all, turn_off])
+CHANGES = [put_another, put_another_feed_forward, replace_a_forward, watch_a_part, watch_all, turn_off]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_modules_that_have_to_be_called_are(
     cpu_library: Path, build: Build, change: Callable[[LLaDA2], object]
 ) -> None:
     model = build()
     change(model)
     assert Case(model).in_one_call(cpu_library) is None
+
+
+@pytest.mark.parametrize("change", [*CHANGES, put_another_backbone])
+def test_modules_that_change_under_an_engine_are_called(
+    cpu_library: Path, build: Build, change: Callable[[LLaDA2], object]
+) -> None:
+    case = Case(build())
+    case.stack = LayerStack.of(case.model)
+    assert case.in_one_call(cpu_library) is not None
+    change(case.model)
+    assert case.in_one_call(cpu_library) is None
 
 
 def test_weights_whose_changes_nobody_counts_are_left_alone(cpu_library: Path, build: Build) -> None:
