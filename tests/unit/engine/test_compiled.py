@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmax import LLM, GenerationParams
 from dmax.decoding import BlockState, SoftParallelDecoder, mixing, prediction, soft_parallel
@@ -211,6 +211,26 @@ def test_a_forward_is_one_call_unless_somebody_watches_modules(
     watched = LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
     assert not calls
     assert [output.token_ids for output in watched] == [output.token_ids for output in outputs]
+
+
+@needs_compiler
+def test_a_module_of_another_kind_is_called(compiled: LLaDA2) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.inner(x)
+
+    before = LLM(compiled).generate([[3, 4, 5]], PARAMS)[0]
+    layer = compiled.model.layers[-1]
+    layer.mlp = wrapped = Wrapped(layer.mlp)
+    after = LLM(compiled).generate([[3, 4, 5]], PARAMS)[0]
+    assert wrapped.calls == after.passes
+    assert after.token_ids == before.token_ids
 
 
 @needs_compiler
