@@ -21,7 +21,6 @@ from answered import GEN_LENGTH, Problems
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams, LLaDA2
-from dmax.engine.compiled import attach
 from dmax.engine.runner import SpanRunner
 
 BUFFER_SIZES = (1, 2, 4)
@@ -40,7 +39,7 @@ TURNS = 5
 
 
 def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
-    """Median milliseconds of a bare forward of so many blocks behind a context, as the engine runs it."""
+    """Median milliseconds of a bare forward of so many blocks behind a context, as the engine that has run runs it."""
     end = CONTEXT + blocks * LENGTH
     runner = SpanRunner(model, end // LENGTH, LENGTH)
     seconds = []
@@ -88,28 +87,26 @@ def main() -> None:
     base = LLM(arguments.base, dtype=dtype)
     compile_first(base.model)
     reference = problems.point(arguments.base, base, GenerationParams("threshold", 0.95, gen_length=GEN_LENGTH))
+
+    def measure(name: str, llm: LLM, **options: Any) -> dict[str, Any]:
+        point = problems.point(name, llm, GenerationParams(gen_length=GEN_LENGTH, **options))
+        return {**point, "tpf_over_base": point["tpf"] / reference["tpf"]}
+
     points: list[dict[str, Any]] = []
     varied: list[dict[str, Any]] = []
     models: dict[str, Any] = {arguments.base: describe_model(arguments.base, base.model)}
     for name in arguments.models:
         llm = LLM(name, dtype=dtype)
         compile_first(llm.model)
-        attach(llm.model)
-        for blocks in BUFFER_SIZES:
-            point = problems.point(name, llm, GenerationParams(buffer_size=blocks, gen_length=GEN_LENGTH))
-            points.append({**point, "tpf_over_base": point["tpf"] / reference["tpf"]})
+        points += [measure(name, llm, buffer_size=blocks) for blocks in BUFFER_SIZES]
         for point, timed in zip(points[-len(BUFFER_SIZES) :], times(llm, problems, arguments.alone), strict=True):
             point |= timed
         if name == arguments.models[0]:
-            for thresholds in VARIED:
-                params = GenerationParams(buffer_size=2, gen_length=GEN_LENGTH, **thresholds)  # type: ignore[arg-type]
-                point = problems.point(name, llm, params)
-                varied.append({**thresholds, **point, "tpf_over_base": point["tpf"] / reference["tpf"]})
+            varied = [{**thresholds, **measure(name, llm, buffer_size=2, **thresholds)} for thresholds in VARIED]
         models[name] = describe_model(name, llm.model)
     for name in arguments.two_blocks:
         llm = LLM(name, dtype=dtype)
-        point = problems.point(name, llm, GenerationParams(buffer_size=2, gen_length=GEN_LENGTH))
-        points.append({**point, "tpf_over_base": point["tpf"] / reference["tpf"]})
+        points.append(measure(name, llm, buffer_size=2))
         models[name] = describe_model(name, llm.model)
     result = {
         "base": reference, "points": points, "thresholds_varied": varied,

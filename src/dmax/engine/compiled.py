@@ -106,18 +106,22 @@ def attach(model: LLaDA2) -> bool:
 
 def load_attention(model: LLaDA2) -> CpuAttention | None:
     """The attention that is compiled for a model on a CPU, its dtype and machine; None where there is none."""
-    if model.device.type != "cpu" or not cpu_attention.serves(model.config.head_dim, model.dtype):
-        return None
-    path = steps_folder(model.config, model.dtype) / _KERNELS
-    return CpuAttention(path, model.dtype) if path.is_file() else None
+    path = _kernels(model) if cpu_attention.serves(model.config.head_dim, model.dtype) else None
+    return None if path is None else CpuAttention(path, model.dtype)
 
 
 def load_layers(model: LLaDA2, size: LayersSize) -> CpuLayers | None:
     """What runs all layers of a model in one call; None where there is none."""
-    if model.device.type != "cpu" or not cpu_layers.serves(size, model.dtype):
+    path = _kernels(model) if cpu_layers.serves(size, model.dtype) else None
+    return None if path is None else CpuLayers(path, model.dtype)
+
+
+def _kernels(model: LLaDA2) -> Path | None:
+    """The library of kernels that is compiled for a model on a CPU; None where there is none."""
+    if model.device.type != "cpu":
         return None
     path = steps_folder(model.config, model.dtype) / _KERNELS
-    return CpuLayers(path, model.dtype) if path.is_file() else None
+    return path if path.is_file() else None
 
 
 def attached(model: LLaDA2) -> bool:

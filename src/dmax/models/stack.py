@@ -40,8 +40,10 @@ class LayerStack:
 
     def __init__(self, model: LLaDA2) -> None:
         self._backbone = model.model
-        self._called = (model, *model.model.modules())
-        self._children = [(module._modules, name, child) for module in self._called for name, child in _parts(module)]
+        self._called = _called_in(model)
+        self._children = [
+            (module._modules, name, child) for module in self._called for name, child in module._modules.items()
+        ]
         own = [module for module in self._called if not isinstance(module, nn.Embedding)]
         kept = [(place, name) for module in own for place in (module._parameters, module._buffers) for name in place]
         self._weights = [at for at in kept if not at[1].endswith(_BESIDE)]
@@ -56,7 +58,7 @@ class LayerStack:
     @classmethod
     def of(cls, model: LLaDA2) -> LayerStack | None:
         """The layers of a model; None where a module is of another kind than the package's own."""
-        return cls(model) if all(type(module) in _PLAIN for module in (model, *model.model.modules())) else None
+        return cls(model) if all(type(module) in _PLAIN for module in _called_in(model)) else None
 
     def weights(self, x: Tensor) -> Tensor | None:
         """All weights, for passes over tensors like ``x``; None where the modules have to be called.
@@ -90,8 +92,9 @@ def _is_plain(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _parts(module: nn.Module) -> Iterable[tuple[str, nn.Module | None]]:
-    return module._modules.items()
+def _called_in(model: LLaDA2) -> tuple[nn.Module, ...]:
+    """The modules that a pass through the layers calls."""
+    return model, *model.model.modules()
 
 
 def _present(places: Iterable[tuple[Mapping[str, Tensor | None], str]]) -> list[Tensor]:

@@ -60,7 +60,7 @@ def reproduce(
     recipe = _read_recipe(plan.recipe)
     settings = {
         "base": {"name": plan.base, "weights": weights_hash(plan.base)},
-        "embedded": {m.embedded: weights_hash(m.embedded) for m in methods if m.embedded is not None},
+        "embedded": {name: weights_hash(name) for name in sorted({m.embedded for m in methods if m.embedded})},
         "recipe": recipe,
         "scale": asdict(plan.scale),
         "dtype": plan.dtype,

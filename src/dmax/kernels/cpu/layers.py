@@ -10,6 +10,7 @@ C head channels, O outputs of a matrix, I its inputs, W words of 32 bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,17 @@ def one_behind_the_other(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors])
 
 
+@cache
+def _as_tensors(size: LayersSize) -> tuple[Tensor, Tensor, Tensor]:
+    """Its fractions, float32; its whole numbers; and those of its feed-forwards, both int64."""
+    groups, kept, chosen, scale = size.routing
+    numbers = (
+        len(size.feed_forwards), size.hidden, size.heads, size.kv_heads, size.channels, size.rotary, size.routed,
+        groups, kept, chosen,
+    )  # fmt: skip
+    return torch.tensor([size.eps, scale]), torch.tensor(numbers), torch.tensor(size.feed_forwards)
+
+
 class CpuLayers:
     """The kernel.
 
@@ -109,13 +121,7 @@ class LayersPass:
         pool: tuple[Tensor, Tensor],
     ) -> None:  # fmt: skip
         self._run = run
-        groups, kept, chosen, scale = size.routing
-        constants = torch.tensor([size.eps, scale])
-        sizes = torch.tensor(
-            [len(size.feed_forwards), size.hidden, size.heads, size.kv_heads, size.channels, size.rotary, size.routed,
-             groups, kept, chosen]
-        )  # fmt: skip
-        feed_forwards = torch.tensor(size.feed_forwards)
+        constants, sizes, feed_forwards = _as_tensors(size)
         cos_NR, sin_NR = (table.contiguous() for table in angles)
         keys, values = pool
         self._alive = (weights, spans, cos_NR, sin_NR, constants, sizes, feed_forwards, keys, values)
