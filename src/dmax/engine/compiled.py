@@ -29,9 +29,11 @@ from dmax.kernels.cpu import attention as cpu_attention
 from dmax.kernels.cpu import experts as cpu_experts
 from dmax.kernels.cpu import layers as cpu_layers
 from dmax.kernels.cpu import library as cpu_library
+from dmax.kernels.cpu import rule as cpu_rule
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.experts import CpuExperts
 from dmax.kernels.cpu.layers import CpuLayers, LayersSize
+from dmax.kernels.cpu.rule import CpuDecide, CpuSoften
 from dmax.kernels.steps import Step
 from dmax.models import attention, layers, moe
 from dmax.models.chains import model_chains, model_steps
@@ -68,9 +70,10 @@ def compile_steps(
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
         _compile_kernels(making / _KERNELS)
-        chains = _chains(config, dtype)
-        if (making / _KERNELS).is_file() and _has_expert_kernel(config, dtype):
-            chains = [chain for chain in chains if chain.name != "weigh"]  # which the kernel does itself
+        in_kernels = _in_kernels(config, dtype, making / _KERNELS)
+        if "experts" in in_kernels:
+            in_kernels["weigh"] = in_kernels["experts"]  # which weighs them itself
+        chains = [chain for chain in _chains(config, dtype) if chain.name not in in_kernels]
         for done, chain in enumerate(chains, 1):
             compile_chain(chain, making / f"{chain.name}.pt2")
             if progress is not None:
@@ -93,8 +96,7 @@ def attach(model: LLaDA2) -> bool:
     libraries: dict[str, Callable[[], Library]] = {
         path.stem: partial(load_library, path) for path in (folder.glob("*.pt2") if folder.is_dir() else ())
     }
-    if _has_expert_kernel(model.config, model.dtype) and (folder / _KERNELS).is_file():
-        libraries["experts"] = partial(CpuExperts, folder / _KERNELS, model.dtype)
+    libraries |= _in_kernels(model.config, model.dtype, folder / _KERNELS)
     loaded: dict[str, Library] = {}
     for step in _steps(model):
         if step.name in libraries and step.filled != model.dtype:
@@ -169,11 +171,19 @@ def _compile_kernels(path: Path) -> None:
         warnings.warn(f"{error}; passes go on with PyTorch's own operations", stacklevel=3)
 
 
-def _has_expert_kernel(config: ModelConfig, dtype: torch.dtype) -> bool:
-    width = config.moe_intermediate_size
-    if config.num_experts is None or width is None:
-        return False
-    return cpu_experts.serves(config.hidden_size, width, width * (config.num_shared_experts or 0), dtype)
+def _in_kernels(config: ModelConfig, dtype: torch.dtype, path: Path) -> dict[str, Callable[[], Library]]:
+    """The steps for which the library of kernels has functions, if it could be compiled."""
+    if not path.is_file():
+        return {}
+    mask_token_id, width = config.mask_token_id, config.moe_intermediate_size
+    steps: dict[str, Callable[[], Library]] = {"decide": partial(CpuDecide, path, dtype, mask_token_id)}
+    if cpu_rule.softens(config.hidden_size, dtype):
+        steps["soften"] = partial(CpuSoften, path, dtype, mask_token_id)
+    if config.num_experts is not None and width is not None:
+        shared_width = width * (config.num_shared_experts or 0)
+        if cpu_experts.serves(config.hidden_size, width, shared_width, dtype):
+            steps["experts"] = partial(CpuExperts, path, dtype)
+    return steps
 
 
 def _processor() -> str:

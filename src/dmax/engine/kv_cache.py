@@ -170,12 +170,18 @@ class FusedSpans(KeyValueStore):
 
     def __init__(self, cache: PagedCache, attention: CpuAttention, spans: Sequence[Span]) -> None:
         self._cache = cache
+        self._spans = spans
         places, at = [], 0
         for span in spans:
             places.append(SpanPlace(at, span.start, span.end, span.block_length, span.pages))
             at += span.end - span.start
+        self._num_positions = at
         self._attend = attention.plan(places, cache.page_length)
-        self.position_ids = packed_positions(spans, cache.keys.device)
+
+    @cached_property
+    def position_ids(self) -> Tensor:
+        """Positions in their sequences, ``(1, N)`` int64."""
+        return packed_positions(self._spans, self._cache.keys.device)
 
     def slots(self, layer: int) -> None:
         """None: :meth:`attend` stores keys and values."""
@@ -186,10 +192,8 @@ class FusedSpans(KeyValueStore):
         keys_1KPC, values_1KPC = self._cache.layers[layer]
         return self._attend(q_NHC, k_NKC, v_NKC, keys_1KPC[0], values_1KPC[0]).transpose(0, 1)[None]
 
-    def through(self, layers: CpuLayers, stack: LayerStack) -> LayersPass | None:
-        """All layers over these spans in one call; None where the modules have to be called."""
-        keys, values = self._cache.keys, self._cache.values
-        weights = stack.weights(keys)
-        if weights is None:
-            return None
-        return layers.plan(stack.size, weights, self._attend, stack.angles(self.position_ids), (keys, values))
+    def through(self, layers: CpuLayers, stack: LayerStack, weights: Tensor) -> LayersPass:
+        """All layers over these spans in one call, with what :meth:`LayerStack.weights` gave."""
+        angles = stack.angles(max(span.end for span in self._spans))
+        pool = self._cache.keys, self._cache.values
+        return layers.plan(stack.size, weights, self._num_positions, self._attend, angles, pool)

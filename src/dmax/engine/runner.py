@@ -95,6 +95,8 @@ class SpanRunner:
         )
         self._stack = None if attention is None else LayerStack.of(model)
         self._layers = None if self._stack is None else compiled.load_layers(model, self._stack.size)
+        self._weights: Tensor | None = None
+        self._looked = False
         self._spans: dict[int, tuple[tuple[int, int], Span]] = {}
         self._packed: tuple[list[Span], Forward] | None = None
 
@@ -121,6 +123,7 @@ class SpanRunner:
     def forget(self, sequence: Sequence) -> None:
         """A sequence has given its pages back."""
         self._spans.pop(id(sequence), None)
+        self._looked = False
 
     def serves(self, pages: int, page_length: int, rows: int) -> bool:
         """Never: the pool's memory goes back with its engine."""
@@ -133,11 +136,23 @@ class SpanRunner:
         """The model over these spans, which passes that refine the same blocks share."""
         if self._packed is None or self._packed[0] != spans:
             packed = self.cache.pack(spans)
-            through = None
-            if isinstance(packed, FusedSpans) and self._layers is not None and self._stack is not None:
-                through = packed.through(self._layers, self._stack)
-            self._packed = spans, through or partial(self._by_modules, packed)
+            weights = self._all_weights()
+            if weights is not None and isinstance(packed, FusedSpans):
+                assert self._layers is not None and self._stack is not None
+                self._packed = spans, packed.through(self._layers, self._stack, weights)
+            else:
+                self._packed = spans, partial(self._by_modules, packed)
         return self._packed[1]
+
+    def _all_weights(self) -> Tensor | None:
+        """What passes through all layers in one call read; None where the modules have to be called.
+
+        Looking through all modules takes as long as a layer, so it is done anew only once a sequence has left.
+        """
+        if not self._looked and self._layers is not None and self._stack is not None:
+            self._weights = self._stack.weights(self.cache.keys)
+        self._looked = True
+        return self._weights
 
     def _embed(self, token_ids: abc.Sequence[int]) -> Tensor:
         return self._model.embed(torch.tensor(token_ids, device=self._model.device))

@@ -28,6 +28,8 @@ _BESIDE = ("expert_bias", "_scale")
 """Ends of the names of what stands beside weights, in float32 whatever the model's dtype."""
 _WIDEST = 128
 """A dense feed-forward is cut into parts of at most this width, so that threads can share it."""
+_ANGLES = 1024
+"""Positions whose angles are computed at a time."""
 
 
 class LayerStack:
@@ -48,6 +50,7 @@ class LayerStack:
         kept = [(place, name) for module in own for place in (module._parameters, module._buffers) for name in place]
         self._weights = [at for at in kept if not at[1].endswith(_BESIDE)]
         self._beside = [at for at in kept if at[1].endswith(_BESIDE)]
+        self._angles: tuple[Tensor, Tensor] = (torch.empty(0, 0), torch.empty(0, 0))
         config = model.config
         rule = RoutingRule.of(config) if config.num_experts is not None else RoutingRule(1, 1, 1, 1.0)
         self.size = LayersSize(
@@ -77,10 +80,13 @@ class LayerStack:
         """Whether every module is where it was."""
         return all(place[name] is child for place, name, child in self._children)
 
-    def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary angles, ``(N, R)``, of ``(1, N)`` positions."""
-        cos_11NR, sin_11NR = self._backbone.rotary(position_ids)
-        return cos_11NR[0, 0], sin_11NR[0, 0]
+    def angles(self, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary angles, ``(P, R)`` each, of positions from 0 up to ``end`` at least."""
+        if self._angles[0].shape[0] < end:
+            positions_1P = torch.arange(_ANGLES * -(-end // _ANGLES))[None]
+            cos_11PR, sin_11PR = self._backbone.rotary(positions_1P)
+            self._angles = cos_11PR[0, 0].contiguous(), sin_11PR[0, 0].contiguous()
+        return self._angles
 
     def _make(self, dtype: torch.dtype) -> Tensor:
         arrays = [array for layer in self._backbone.layers for array in _arrays(layer, dtype)]

@@ -83,8 +83,10 @@ class Case:
         packed = cache.pack(self._open(cache))
         assert isinstance(packed, FusedSpans)
         stack = LayerStack.of(self.model) if self.stack is None else self.stack
-        run = None if stack is None else packed.through(CpuLayers(library, dtype), stack)
-        return None if run is None else (run(self.embeds_ND), cache.keys, cache.values)
+        weights = None if stack is None else stack.weights(cache.keys)
+        if stack is None or weights is None:
+            return None
+        return packed.through(CpuLayers(library, dtype), stack, weights)(self.embeds_ND), cache.keys, cache.values
 
     @torch.no_grad()
     def by_modules(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,8 @@
 
 #pragma once
 
+#include <numeric>
+
 #include "attention.h"
 #include "experts.h"
 #include "routing.h"
@@ -56,7 +58,7 @@ struct Pass {
   const void* weights;
   const FeedForward* feed_forwards;
   routing::Rule rule;
-  const float *cosines, *sines;  // (N, R)
+  const float *cosines, *sines;  // R for every position of a sequence, from 0 on
   attention::Pool<T> pool;       // of the first layer
   int64_t layer_stride;          // from one layer's part of the pool to the next one's
   const attention::Span* spans;
@@ -68,6 +70,7 @@ template <typename T>
 struct Buffers {
   std::vector<float> stream, chosen;  // (N, D), (N, experts)
   std::vector<T> normed, heads, mixed;
+  std::vector<int64_t> standing;  // (N,), positions in their sequences
   experts::Shared experts;
   void fit(const Sizes& n, int64_t num_experts) {
     const auto grow = [](auto& numbers, int64_t size) {
@@ -78,6 +81,7 @@ struct Buffers {
     grow(heads, n.positions * (n.heads + 2 * n.kv_heads) * n.channels);
     grow(mixed, n.positions * n.heads * n.channels);
     grow(chosen, n.positions * num_experts);
+    grow(standing, n.positions);
   }
 };
 
@@ -174,6 +178,7 @@ void attend(const Pass<T>& pass, Buffers<T>& own, Reader& weights, const std::ve
   const int64_t turning = n.heads + n.kv_heads, channels = n.channels, width = (turning + n.kv_heads) * channels;
   T *const heads = own.heads.data(), *const mixed = own.mixed.data();
   float* const stream = own.stream.data();
+  const int64_t* const standing = own.standing.data();
   normalize(pass, own, weights.next<T>(n.hidden), own.normed.data());
   linear<T>(own.normed.data(), n.positions, n.hidden, weights.matrix<T>(n.hidden, width), width,
             [&](int64_t row, int64_t column, Floats result) { Kind<T>::put(heads + row * width + column, result); });
@@ -185,8 +190,8 @@ void attend(const Pass<T>& pass, Buffers<T>& own, Reader& weights, const std::ve
 #pragma omp for schedule(static)
   for (int64_t row = 0; row < n.positions; ++row)
     for (int64_t head = 0; head < turning; ++head)
-      turn(heads + row * width + head * channels, head < n.heads ? query : key, pass.cosines + row * n.rotary,
-           pass.sines + row * n.rotary, n, head_floats);
+      turn(heads + row * width + head * channels, head < n.heads ? query : key, pass.cosines + standing[row] * n.rotary,
+           pass.sines + standing[row] * n.rotary, n, head_floats);
   const auto from = [&](int64_t head) { return attention::Heads<const T>{heads + head * channels, width, channels}; };
   attention::Pool<T> pool = pass.pool;
   pool.keys += layer * pass.layer_stride;
@@ -229,6 +234,9 @@ void run_pass(const Pass<T>& pass) {
   const Sizes& n = pass.n;
   own.fit(n, pass.rule.experts);
   for (int64_t i = 0; i < n.positions * n.hidden; i += kLanes) store(own.stream.data() + i, Kind<T>::get(pass.embeds + i));
+  for (const attention::Span* span = pass.spans; span < pass.spans + pass.num_spans; ++span)
+    std::iota(own.standing.begin() + span->packed, own.standing.begin() + span->packed + span->end - span->start,
+              span->start);
   const std::vector<attention::Task> tasks = attention::make_tasks(pass.spans, pass.num_spans, n.heads, n.kv_heads);
 #pragma omp parallel
   {

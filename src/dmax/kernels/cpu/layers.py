@@ -95,8 +95,8 @@ class CpuLayers:
         self.run = Function(path, "layers", dtype)
 
     def plan(
-        self, size: LayersSize, weights: Tensor, spans: SpanAttention, angles: tuple[Tensor, Tensor],
-        pool: tuple[Tensor, Tensor],
+        self, size: LayersSize, weights: Tensor, num_positions: int, spans: SpanAttention,
+        angles: tuple[Tensor, Tensor], pool: tuple[Tensor, Tensor],
     ) -> LayersPass:  # fmt: skip
         """What passes over the same spans call.
 
@@ -106,27 +106,29 @@ class CpuLayers:
                 and keys, what follows attention, norm; where there are experts to choose from, router and bias, both
                 :func:`padded`; gates and ups, then downs, of all parts. Behind the last layer the final norm. Matrices
                 are :func:`dmax.kernels.cpu.experts.in_panels`.
+            num_positions: of all spans.
             spans: where positions stand.
-            angles: cosines and sines of the rotary angles, ``(N, R)`` float32.
+            angles: cosines and sines of the rotary angles of every position that a sequence may have, from 0 on, one
+                row each of R channels, contiguous float32.
             pool: keys and values, ``(L, K, P, C)`` contiguous.
         """
-        return LayersPass(self.run, size, weights, spans, angles, pool)
+        return LayersPass(self.run, size, weights, num_positions, spans, angles, pool)
 
 
 class LayersPass:
     """All layers, over the same spans, in any number of passes."""
 
     def __init__(
-        self, run: Function, size: LayersSize, weights: Tensor, spans: SpanAttention, angles: tuple[Tensor, Tensor],
-        pool: tuple[Tensor, Tensor],
+        self, run: Function, size: LayersSize, weights: Tensor, num_positions: int, spans: SpanAttention,
+        angles: tuple[Tensor, Tensor], pool: tuple[Tensor, Tensor],
     ) -> None:  # fmt: skip
         self._run = run
         constants, sizes, feed_forwards = _as_tensors(size)
-        cos_NR, sin_NR = (table.contiguous() for table in angles)
+        cosines, sines = angles
         keys, values = pool
-        self._alive = (weights, spans, cos_NR, sin_NR, constants, sizes, feed_forwards, keys, values)
+        self._alive = (weights, spans, angles, constants, sizes, feed_forwards, keys, values)
         self._numbers = (
-            *(cos_NR.shape[0], weights.data_ptr(), cos_NR.data_ptr(), sin_NR.data_ptr(), constants.data_ptr()),
+            *(num_positions, weights.data_ptr(), cosines.data_ptr(), sines.data_ptr(), constants.data_ptr()),
             *(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)),
             *spans.places,
             *(sizes.data_ptr(), feed_forwards.data_ptr()),

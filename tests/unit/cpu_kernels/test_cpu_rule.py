@@ -1,0 +1,118 @@
+"""The rule and what the next pass reads: against PyTorch's operations, and every block as if it were alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmax.decoding.mixing import soften
+from dmax.decoding.soft_parallel import decide
+from dmax.kernels.cpu.rule import CpuDecide, CpuSoften, softens
+from dmax.kernels.decision import Decision
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Pass:
+    """Blocks halfway through, of random tokens, flags and logits; some logits tie, and the mask often comes first."""
+
+    def __init__(self, vocabulary: int, mask: int, dtype: torch.dtype, blocks: int = 5, length: int = 7) -> None:
+        generator = torch.Generator().manual_seed(vocabulary + mask)
+        shape = blocks, length
+
+        def flags(share: float, *size: int) -> Tensor:
+            return torch.rand(size, generator=generator) < share
+
+        self.mask = mask
+        logits_BLV = torch.randn(*shape, vocabulary, generator=generator) * 3
+        logits_BLV[flags(0.3, *shape)] = logits_BLV[flags(0.3, *shape)][:1].round()
+        logits_BLV[..., mask] += 4
+        active_BL = flags(0.8, *shape)
+        masked_BL = active_BL & flags(0.6, *shape)
+        masked_BL[0] = False
+        tokens_BL = torch.randint(vocabulary, shape, generator=generator).masked_fill(masked_BL, mask)
+        passes_B = torch.randint(length, (blocks,), generator=generator)
+        self.arguments = [
+            logits_BLV.to(dtype), tokens_BL, active_BL, masked_BL, passes_B, flags(0.5, blocks),
+            torch.tensor(0.4), torch.tensor(0.6),
+        ]  # fmt: skip
+
+    def of(self, block: int) -> list[Tensor]:
+        return [*(tensor[block : block + 1].contiguous() for tensor in self.arguments[:6]), *self.arguments[6:]]
+
+    def by_operations(self) -> Decision:
+        return decide(*self.arguments, mask_token_id=self.mask)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocabulary", "mask"), [(48, 0), (48, 47), (5, 2), (201, 200), (1031, 640)])
+def test_it_is_the_rule(cpu_library: Path, vocabulary: int, mask: int, dtype: torch.dtype) -> None:
+    case = Pass(vocabulary, mask, dtype)
+    found, expected = Decision(*CpuDecide(cpu_library, dtype, mask)(case.arguments)), case.by_operations()
+    for name, one, other in zip(Decision._fields, found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_lowest_of_tokens_that_tie_is_taken(cpu_library: Path, dtype: torch.dtype) -> None:
+    case = Pass(100, 3, dtype)
+    case.arguments[0] = torch.zeros(5, 7, 100, dtype=dtype)
+    case.arguments[0][1:, :, 70:] = 2.0
+    case.arguments[0][2:, :, 22] = 2.0
+    candidates_BL = Decision(*CpuDecide(cpu_library, dtype, 3)(case.arguments)).candidates
+    assert candidates_BL[:, 0].tolist() == [0, 70, 22, 22, 22]
+    assert torch.equal(candidates_BL, case.by_operations().candidates)
+
+
+@pytest.mark.parametrize("logit", [float("nan"), float("-inf"), float("inf")])
+def test_logits_that_mean_nothing_give_a_token_of_the_vocabulary(cpu_library: Path, logit: float) -> None:
+    case = Pass(48, 0, torch.float32)
+    case.arguments[0].fill_(logit)
+    found = Decision(*CpuDecide(cpu_library, torch.float32, 0)(case.arguments))
+    assert (found.candidates >= 1).all() and (found.candidates < 48).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_block_gets_the_same_bits_alone_and_among_others(cpu_library: Path, dtype: torch.dtype) -> None:
+    run, case = CpuDecide(cpu_library, dtype, 7), Pass(311, 7, dtype)
+    together = run(case.arguments)
+    for block in range(5):
+        alone = run(case.of(block))
+        assert all(torch.equal(one[0], all_of_them[block]) for one, all_of_them in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("positions", [1, 9, 200])
+def test_embeddings_are_mixed(cpu_library: Path, positions: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(positions)
+    table_VD = torch.randn(40, 48, generator=generator).to(dtype)
+    tokens_N, candidates_N = torch.randint(40, (2, positions), generator=generator)
+    where_N = torch.rand(positions, generator=generator) < 0.7
+    weights_N = torch.rand(positions, generator=generator)
+    weights_N[::3] = 1.0
+    weights_N[1::3] = 0.0
+    arguments = [tokens_N, where_N, candidates_N, weights_N, table_VD]
+    [found_ND] = CpuSoften(cpu_library, dtype, 6)(arguments)
+    torch.testing.assert_close(found_ND, soften(*arguments, mask_token_id=6))
+    own_N = torch.where(where_N, candidates_N, tokens_N)
+    plain_N = ~where_N | (weights_N == 1)
+    assert torch.equal(found_ND[plain_N], table_VD[own_N][plain_N])
+
+
+def test_a_mix_of_length_0_is_0(cpu_library: Path) -> None:
+    table_VD = torch.stack([torch.ones(16), -torch.ones(16)])
+    arguments = [torch.tensor([1]), torch.tensor([True]), torch.tensor([1]), torch.tensor([0.5]), table_VD]
+    [found_ND] = CpuSoften(cpu_library, torch.float32, 0)(arguments)
+    assert torch.equal(found_ND, torch.zeros(1, 16))
+
+
+def test_what_it_is_not_written_for() -> None:
+    assert softens(64, torch.float32) and softens(64, torch.bfloat16)
+    assert not softens(64, torch.float16)
+    assert not softens(72, torch.float32)
