@@ -62,9 +62,24 @@ class SoftParallelDecoder:
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""
-        found = self._decide(logits, state) if self._is_common() else None
+        found = self._decide(logits, state) if self.is_common else None
         if found is None:
             return self._apply(logits, state, noise, self.threshold, self.acceptance_threshold)
+        return self.after(found, state)
+
+    @property
+    def is_common(self) -> bool:
+        """Whether the rule is the one of :func:`decide`, which leaves ``renormalize`` to the embeddings."""
+        return self.temperature == 0 and self.top_k == 1 and self.soft and self.contiguous and self.revise
+
+    def arguments(self, state: BlockState) -> tuple[Tensor, ...]:
+        """What :func:`decide` is given behind the logits, for blocks on a CPU."""
+        fallback_B = _constant(True, *state.passes.shape) if state.fallback is None else state.fallback
+        thresholds = _constant(self.threshold), _constant(self.acceptance_threshold)
+        return state.tokens, state.active, state.masked, state.passes, fallback_B, *thresholds
+
+    def after(self, found: Decision, state: BlockState) -> StepResult:
+        """The result of a pass over ``state`` that was decided elsewhere."""
         mix = SoftMix(found.candidates.unsqueeze(-1), found.confidence.unsqueeze(-1), found.mixed, self.renormalize)
         return StepResult(
             state=state.after(found.tokens, found.masked, found.passes, mix),
@@ -73,10 +88,6 @@ class SoftParallelDecoder:
             revised=found.revised,
             converged=found.converged,
         )
-
-    def _is_common(self) -> bool:
-        """Whether the rule is the one of :func:`decide`, which leaves ``renormalize`` to the embeddings."""
-        return self.temperature == 0 and self.top_k == 1 and self.soft and self.contiguous and self.revise
 
     def _decide(self, logits: Tensor, state: BlockState) -> Decision | None:
         """The pass in one go, where this device has the means."""
@@ -91,9 +102,7 @@ class SoftParallelDecoder:
         step = STEPS.at(logits.shape[-1], state.mask_token_id, logits.dtype)
         if not step.usable(logits, logits):
             return None
-        fallback_B = _constant(True, *state.passes.shape) if state.fallback is None else state.fallback
-        thresholds = _constant(self.threshold), _constant(self.acceptance_threshold)
-        return Decision(*step(logits, state.tokens, state.active, state.masked, state.passes, fallback_B, *thresholds))
+        return Decision(*step(logits, *self.arguments(state)))
 
     def _apply(
         self,

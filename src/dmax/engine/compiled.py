@@ -33,7 +33,7 @@ from dmax.kernels.cpu import rule as cpu_rule
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.experts import CpuExperts
 from dmax.kernels.cpu.layers import CpuLayers, LayersSize
-from dmax.kernels.cpu.rule import CpuDecide, CpuSoften
+from dmax.kernels.cpu.rule import CpuDecide, CpuRead, CpuSoften
 from dmax.kernels.steps import Step
 from dmax.models import attention, layers, moe
 from dmax.models.chains import model_chains, model_steps
@@ -116,6 +116,13 @@ def load_layers(model: LLaDA2, size: LayersSize) -> CpuLayers | None:
     """What runs all layers of a model in one call; None where there is none."""
     path = _kernels(model) if cpu_layers.serves(size, model.dtype) else None
     return None if path is None else CpuLayers(path, model.dtype)
+
+
+def load_readout(model: LLaDA2) -> CpuRead | None:
+    """What runs head and rule of a model in one call; None where there is none."""
+    config = model.config
+    path = _kernels(model) if cpu_rule.reads(config.vocab_size, config.hidden_size, model.dtype) else None
+    return None if path is None else CpuRead(path, model.dtype, config.mask_token_id)
 
 
 def _kernels(model: LLaDA2) -> Path | None:

@@ -19,6 +19,7 @@ from dmax.decoding import BlockState, Decoder, SlotView, StepResult, input_embed
 from dmax.decoding.contract import ContractError, check_result, tokens_or_none
 from dmax.decoding.registry import is_built_in
 from dmax.engine.outputs import PassRecord
+from dmax.engine.readout import Readout
 from dmax.engine.sequence import Sequence
 from dmax.engine.states import join_rows, select_rows
 from dmax.models.llada2 import LLaDA2
@@ -86,6 +87,8 @@ class DecodeGroup:
         self._recorded: list[bool] = []
         self._lanes: list[_Lane] = []
         self._state: BlockState | None = None
+        self._readout = Readout.of(model, decoder)
+        self._known: tuple[BlockState, Tensor] | None = None
 
     @property
     def positions(self) -> int:
@@ -148,6 +151,8 @@ class DecodeGroup:
     def embeddings(self) -> Tensor:
         """``(B, L, D)``, what the next pass reads at the blocks in flight."""
         assert self._state is not None
+        if self._known is not None and self._known[0] is self._state:
+            return self._known[1]
         return input_embeddings(self._state, self._model.model.word_embeddings.weight)
 
     def step(self, hidden_BLD: Tensor, record_all: bool) -> tuple[StepResult, Tensor]:
@@ -166,9 +171,7 @@ class DecodeGroup:
             ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
         """
         assert self._state is not None
-        logits_BLV = self._model.head(hidden_BLD)
-        noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
-        result = self.decoder.step(logits_BLV, _with_fallback(self._state, self._fallback()), noise_BLV)
+        result = self._decide(hidden_BLD, _with_fallback(self._state, self._fallback()))
         if self._checked:
             check_result(result, self._state, self.decoder.name)
             tokens_BL = tokens_or_none(result.state, self._model.config.vocab_size)
@@ -179,6 +182,16 @@ class DecodeGroup:
         if any(self._recorded):
             parts += [result.promoted, result.confidence.view(torch.int32)]
         return result, torch.cat(parts, 1)
+
+    def _decide(self, hidden_BLD: Tensor, state: BlockState) -> StepResult:
+        found = None if self._readout is None else self._readout(hidden_BLD, state)
+        if found is not None:
+            result, embeds_BLD = found
+            self._known = result.state, embeds_BLD
+            return result
+        logits_BLV = self._model.head(hidden_BLD)
+        noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
+        return self.decoder.step(logits_BLV, state, noise_BLV)
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""

@@ -75,6 +75,8 @@ class LLaDA2(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.word_embeddings.weight
+        self.packed = Packed()
+        """The head, for :class:`dmax.engine.readout.Readout`."""
 
     def forward(
         self,

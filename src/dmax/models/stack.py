@@ -69,7 +69,7 @@ class LayerStack:
         They are copied when first asked for, and again when one of them has changed.
         """
         packed = self._backbone.packed
-        if not packed.on or not all(map(_is_plain, self._called)) or not self._is_complete():
+        if not packed.on or not all(map(is_plain, self._called)) or not self._is_complete():
             return None
         weights, beside = _present(self._weights), _present(self._beside)
         if not usable(x, *weights) or any(tensor.is_inference() for tensor in beside):
@@ -93,7 +93,7 @@ class LayerStack:
         return one_behind_the_other([*arrays, self._backbone.norm.weight])
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether nothing is missed if a module of the package's own is not called."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 

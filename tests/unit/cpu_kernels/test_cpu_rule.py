@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dmax.decoding.mixing import soften
 from dmax.decoding.soft_parallel import decide
-from dmax.kernels.cpu.rule import CpuDecide, CpuSoften, softens
+from dmax.kernels.cpu.experts import in_panels
+from dmax.kernels.cpu.rule import CpuDecide, CpuRead, CpuSoften, reads, softens
 from dmax.kernels.decision import Decision
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -112,7 +113,55 @@ def test_a_mix_of_length_0_is_0(cpu_library: Path) -> None:
     assert torch.equal(found_ND, torch.zeros(1, 16))
 
 
+class Ending:
+    """Hidden states and a head of small whole numbers, whose logits are exact in every dtype and order."""
+
+    def __init__(self, vocabulary: int, mask: int, dtype: torch.dtype, blocks: int) -> None:
+        generator = torch.Generator().manual_seed(blocks)
+        case = Pass(vocabulary, mask, dtype, blocks)
+        self.mask, self.blocks = mask, tuple(case.arguments[1:])
+        self.hidden_BLD = torch.randint(-1, 2, (blocks, 7, 32), generator=generator).to(dtype)
+        self.head_VD = torch.randint(-1, 2, (vocabulary, 32), generator=generator).to(dtype)
+        self.table_VD = torch.randn(vocabulary, 32, generator=generator).to(dtype)
+
+    def in_one_call(self, library: Path, blocks: slice = slice(None)) -> tuple[Tensor, ...]:
+        run = CpuRead(library, self.hidden_BLD.dtype, self.mask)
+        arguments = (*(tensor[blocks] for tensor in self.blocks[:5]), *self.blocks[5:])
+        decision, embeds_BLD = run(self.hidden_BLD[blocks], in_panels(self.head_VD[None]), self.table_VD, arguments)
+        return *decision, embeds_BLD
+
+    def one_by_one(self, library: Path) -> tuple[Tensor, ...]:
+        logits_BLV = self.hidden_BLD @ self.head_VD.T
+        dtype, mask = logits_BLV.dtype, self.mask
+        found = Decision(*CpuDecide(library, dtype, mask)([logits_BLV, *self.blocks]))
+        mixes = [part.flatten() for part in (found.tokens, found.mixed, found.candidates, found.confidence)]
+        [embeds_ND] = CpuSoften(library, dtype, mask)([*mixes, self.table_VD])
+        return *found, embeds_ND.view_as(self.hidden_BLD)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocabulary", "mask"), [(16, 0), (48, 47), (208, 64), (1536, 1000)])
+@pytest.mark.parametrize("blocks", [1, 20])
+def test_head_rule_and_embeddings_in_one_call(
+    cpu_library: Path, vocabulary: int, mask: int, blocks: int, dtype: torch.dtype
+) -> None:
+    case = Ending(vocabulary, mask, dtype, blocks)
+    for one, other in zip(case.in_one_call(cpu_library), case.one_by_one(cpu_library), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.01 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_call_gives_a_block_the_same_bits_alone_and_among_others(cpu_library: Path, dtype: torch.dtype) -> None:
+    case = Ending(208, 3, dtype, 20)
+    case.hidden_BLD = torch.randn(case.hidden_BLD.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    together = case.in_one_call(cpu_library)
+    for block in (0, 7, 19):
+        alone = case.in_one_call(cpu_library, slice(block, block + 1))
+        assert all(torch.equal(one[0], all_of_them[block]) for one, all_of_them in zip(alone, together, strict=True))
+
+
 def test_what_it_is_not_written_for() -> None:
+    assert reads(48, 64, torch.bfloat16) and not reads(40, 64, torch.bfloat16) and not reads(48, 72, torch.bfloat16)
     assert softens(64, torch.float32) and softens(64, torch.bfloat16)
     assert not softens(64, torch.float16)
     assert not softens(72, torch.float32)

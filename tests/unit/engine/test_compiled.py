@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,12 @@ from dmax.engine.compiled import attach, attached, compile_steps, detach, load_a
 from dmax.engine.kv_cache import FusedSpans
 from dmax.kernels.ahead import CompileError, Library
 from dmax.kernels.cpu.layers import LayersPass
+from dmax.kernels.cpu.rule import CpuRead
+from dmax.kernels.decision import Decision
 from dmax.kernels.steps import Step
 from dmax.models import LLaDA2
 from dmax.models.chains import model_steps
+from dmax.models.layers import Linear
 from dmax.models.llada2 import initialize
 
 MODEL_STEPS = {"angles", "norm", "norm_of_sum", "turn", "gate", "route", "experts"}
@@ -66,7 +70,8 @@ def compiled(cache: Path, build: Callable[..., LLaDA2]) -> Iterator[LLaDA2]:
 
 def watch(model: LLaDA2) -> None:
     """Let modules be called one by one."""
-    model.model.norm.register_forward_hook(lambda *_: None)
+    for module in (model.model.norm, model.lm_head):
+        module.register_forward_hook(lambda *_: None)
 
 
 def rule_steps(model: LLaDA2) -> list[Step]:
@@ -79,6 +84,10 @@ def rule_steps(model: LLaDA2) -> list[Step]:
 def run(engine: LLMEngine) -> Iterator[RequestUpdate]:
     while engine.has_requests():
         yield from engine.step()
+
+
+class OtherLinear(Linear):
+    """A head that may do anything."""
 
 
 def token_ids(rows: int, length: int) -> Tensor:
@@ -216,6 +225,43 @@ def test_a_forward_is_one_call_unless_somebody_watches_modules(
     watched = LLM(compiled).generate([[3, 4, 5], [6, 7]], PARAMS)
     assert not calls
     assert [output.token_ids for output in watched] == [output.token_ids for output in outputs]
+
+
+@needs_compiler
+def test_head_and_rule_are_one_call_where_nobody_would_miss_anything(
+    compiled: LLaDA2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    run = CpuRead.__call__
+
+    def note(read: CpuRead, hidden_BLD: Tensor, *rest: Any) -> tuple[Decision, Tensor]:
+        calls.append(hidden_BLD.shape[0])
+        return run(read, hidden_BLD, *rest)
+
+    def answers(llm: LLM, **changes: Any) -> list[list[int]]:
+        outputs = llm.generate([[3, 4, 5], [6, 7]], replace(PARAMS, **changes))
+        return [output.token_ids for output in outputs]
+
+    monkeypatch.setattr(CpuRead, "__call__", note)
+    expected = answers(LLM(compiled))
+    assert set(calls) <= {1, 2} and calls
+    calls.clear()
+    for options in ({"top_k": 2}, {"renormalize": False}, {"soft": False}, {"revise": False}, {"contiguous": False}):
+        answers(LLM(compiled), decoder_options=options)
+    answers(LLM(compiled), temperature=0.5)
+    answers(LLM(compiled), decoder="threshold")
+    hook = compiled.lm_head.register_forward_hook(lambda *_: None)
+    assert answers(LLM(compiled)) == expected
+    hook.remove()
+    other = copy.deepcopy(compiled)
+    other.lm_head.__class__ = OtherLinear
+    assert answers(LLM(other)) == expected
+    assert not calls
+    with torch.no_grad():
+        compiled.lm_head.weight.copy_(compiled.lm_head.weight.flip(0))
+    changed = answers(LLM(compiled))
+    assert calls and changed != expected
+    assert changed == answers(LLM(copy.deepcopy(compiled)))
 
 
 @needs_compiler

@@ -14,4 +14,6 @@ void dmax_decide_float32(const int64_t* numbers) { rule::decide<float>(numbers);
 void dmax_decide_bfloat16(const int64_t* numbers) { rule::decide<Bfloat>(numbers); }
 void dmax_soften_float32(const int64_t* numbers) { rule::soften<float>(numbers); }
 void dmax_soften_bfloat16(const int64_t* numbers) { rule::soften<Bfloat>(numbers); }
+void dmax_read_float32(const int64_t* numbers) { rule::read<float>(numbers); }
+void dmax_read_bfloat16(const int64_t* numbers) { rule::read<Bfloat>(numbers); }
 }

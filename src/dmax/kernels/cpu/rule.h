@@ -1,10 +1,14 @@
 // The rule of soft-parallel decoding without options, and what the next pass reads, on a CPU (SPEC section 3).
 //
+// From logits, or from hidden states with the head before it and the embeddings behind it in the same call. There logits
+// are never written down: of every panel of the vocabulary a position keeps its best token and its part of the softmax.
+//
 // Letters: B blocks, L positions of a block, N positions (B L), V vocabulary, D hidden.
 
 #pragma once
 
 #include <limits>
+#include <vector>
 
 #include "vectors.h"
 
@@ -13,6 +17,7 @@ namespace rule {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr int64_t kPositionsWorthATeam = 8;     // of the vocabulary's length
 constexpr int64_t kEmbeddingsWorthATeam = 128;  // of the hidden size
+constexpr int64_t kRowsOfATask = 48;            // of the head
 constexpr float kTiny = 1e-12f;                 // keeps a mean of length 0 from being divided by it
 
 struct Best {
@@ -31,30 +36,64 @@ inline Floats lanes_of(const T* numbers, int64_t size, int64_t at) {
   return found;
 }
 
-// The most probable token but for the mask, the lowest of those that tie, and its share of the softmax over all.
-template <typename T>
-Best most_probable(const T* logits, int64_t size, int64_t mask) {
+// What some logits of a position say, the mask's being among the counted ones alone.
+struct Part {
+  float best, highest, total;  // of those that can be chosen; of all; the sum of e^(x - highest)
+  int32_t token;
+};
+
+// `get` gives 16 logits from a place on; the first of them is that of token `first`.
+template <typename Get>
+inline Part part_of(const Get& get, int64_t size, int64_t first, int64_t mask) {
   Ints numbers;
   for (int lane = 0; lane < kLanes; ++lane) numbers[lane] = lane;
   Floats best = all(kNever);
-  Ints where = Ints{} + (mask == 0);
+  Ints where = Ints{} + (int32_t)(first + (mask == first));
   float of_mask = kNever;
   for (int64_t at = 0; at < size; at += kLanes) {
-    Floats x = lanes_of(logits, size, at);
-    if (mask >= at && mask < at + kLanes) {
-      of_mask = x[mask - at];
-      x[mask - at] = kNever;
+    Floats x = get(at);
+    const int64_t lane = mask - first - at;
+    if (lane >= 0 && lane < kLanes) {
+      of_mask = x[lane];
+      x[lane] = kNever;
     }
-    where = x > best ? numbers + (int32_t)at : where;
+    where = x > best ? numbers + (int32_t)(first + at) : where;
     best = larger(x, best);
   }
   const float top = largest(best), highest = std::max(top, of_mask);
-  int64_t token = size;
+  int32_t token = (int32_t)(first + size);
   for (int lane = 0; lane < kLanes; ++lane)
-    if (best[lane] == top) token = std::min<int64_t>(token, where[lane]);
+    if (best[lane] == top) token = std::min(token, where[lane]);
   Floats total = all(0);
-  for (int64_t at = 0; at < size; at += kLanes) total += exp_of_negative(lanes_of(logits, size, at) - highest);
-  return {token == size ? where[0] : token, exp_of_negative(all(top - highest))[0] / sum(total)};
+  if (highest > kNever)
+    for (int64_t at = 0; at < size; at += kLanes) total += exp_of_negative(get(at) - highest);
+  return {top, highest, sum(total), token};
+}
+
+// The most probable token but for the mask, the lowest of those that tie, and its share of the softmax over all.
+template <typename T>
+Best most_probable(const T* logits, int64_t size, int64_t mask) {
+  const Part part = part_of([&](int64_t at) { return lanes_of(logits, size, at); }, size, 0, mask);
+  return {part.token, exp_of_negative(all(part.best - part.highest))[0] / part.total};
+}
+
+// The same from the parts of a vocabulary, in their order.
+inline Best joined(const Part* parts, int64_t count) {
+  Part whole = parts[0];
+  for (int64_t i = 1; i < count; ++i) {
+    if (parts[i].best > whole.best) whole.best = parts[i].best, whole.token = parts[i].token;
+    whole.highest = std::max(whole.highest, parts[i].highest);
+  }
+  Floats total = all(0);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Floats highest = all(kNever), totals = all(0);
+    for (int64_t lane = 0; lane < std::min(kLanes, count - i); ++lane) {
+      highest[lane] = parts[i + lane].highest;
+      totals[lane] = parts[i + lane].total;
+    }
+    total += totals * exp_of_negative(highest - whole.highest);
+  }
+  return {whole.token, exp_of_negative(all(whole.best - whole.highest))[0] / sum(total)};
 }
 
 // The blocks before and after a pass; what each array means is said in dmax.kernels.decision.
@@ -67,6 +106,10 @@ struct Blocks {
   int64_t *tokens_after, *passes_after, *candidates;
   bool *masked_after, *promoted, *revised, *mixed, *converged;
   float* confidence;
+  void tell(int64_t position, const Best& best) const {
+    candidates[position] = best.token;
+    confidence[position] = best.probability;
+  }
 };
 
 // One block, whose candidates and confidences are known.
@@ -100,25 +143,31 @@ inline void decide_block(const Blocks& all, int64_t block, int64_t length) {
   if (converged) std::fill(all.mixed + begin, all.mixed + end, false);
 }
 
+// Addresses and sizes, in the order in which dmax.kernels.cpu.rule gives them.
+struct Reader {
+  const int64_t* numbers;
+  template <typename P>
+  P* at(int i) const {
+    return reinterpret_cast<P*>(numbers[i]);
+  }
+  // Of the arrays of all blocks; the first of them has this place.
+  Blocks blocks(int i) const {
+    return {at<int64_t>(i),      at<bool>(i + 1),     at<bool>(i + 2),     at<int64_t>(i + 3),  at<bool>(i + 4),
+            *at<float>(i + 5),   *at<float>(i + 6),   at<int64_t>(i + 7),  at<int64_t>(i + 9),  at<int64_t>(i + 11),
+            at<bool>(i + 8),     at<bool>(i + 12),    at<bool>(i + 13),    at<bool>(i + 14),    at<bool>(i + 15),
+            at<float>(i + 10)};
+  }
+};
+
 template <typename T>
 void decide(const int64_t* numbers) {
-  // Addresses and sizes, in the order in which dmax.kernels.cpu.rule gives them.
-  const auto at = [&](int i, auto* kind) { return reinterpret_cast<decltype(kind)>(numbers[i]); };
-  const auto ids = [&](int i) { return at(i, (int64_t*)nullptr); };
-  const auto flags = [&](int i) { return at(i, (bool*)nullptr); };
-  const auto floats = [&](int i) { return at(i, (float*)nullptr); };
-  const T* const logits = at(0, (const T*)nullptr);
-  const Blocks all{ids(1),     flags(2), flags(3),   ids(4),    flags(5),  *floats(6), *floats(7),
-                   ids(8),     ids(10),  ids(12),    flags(9),  flags(13), flags(14),  flags(15),
-                   flags(16),  floats(11)};
+  const Reader reader{numbers};
+  const T* const logits = reader.at<const T>(0);
+  const Blocks all = reader.blocks(1);
   const int64_t blocks = numbers[17], length = numbers[18], vocabulary = numbers[19], mask = numbers[20];
   const int64_t positions = blocks * length;
 #pragma omp parallel for schedule(static) if (positions >= kPositionsWorthATeam)
-  for (int64_t n = 0; n < positions; ++n) {
-    const Best best = most_probable(logits + n * vocabulary, vocabulary, mask);
-    all.candidates[n] = best.token;
-    all.confidence[n] = best.probability;
-  }
+  for (int64_t n = 0; n < positions; ++n) all.tell(n, most_probable(logits + n * vocabulary, vocabulary, mask));
   for (int64_t block = 0; block < blocks; ++block) decide_block(all, block, length);
 }
 
@@ -149,24 +198,79 @@ void mix(const T* token, const T* mask, float norm_of_mask, float weight, int64_
   for (int64_t i = 0; i < size; i += kLanes) Kind<T>::put(to + i, mean(i) * scale);
 }
 
+// What positions read next.
+template <typename T>
+struct Softener {
+  const T *table, *mask;
+  int64_t hidden;
+  float norm_of_mask;
+  Softener(const T* table, int64_t hidden, int64_t mask_token)
+      : table(table), mask(table + mask_token * hidden), hidden(hidden), norm_of_mask(norm(mask, hidden)) {}
+  void operator()(int64_t token, bool mixed, int64_t candidate, float weight, T* to) const {
+    if (mixed)
+      mix(table + candidate * hidden, mask, norm_of_mask, weight, hidden, to);
+    else
+      std::memcpy(to, table + token * hidden, hidden * sizeof(T));
+  }
+};
+
 template <typename T>
 void soften(const int64_t* numbers) {
-  const auto at = [&](int i, auto* kind) { return reinterpret_cast<decltype(kind)>(numbers[i]); };
-  const int64_t* const tokens = at(0, (const int64_t*)nullptr);
-  const bool* const where = at(1, (const bool*)nullptr);
-  const int64_t* const candidates = at(2, (const int64_t*)nullptr);
-  const float* const weights = at(3, (const float*)nullptr);
-  const T* const table = at(4, (const T*)nullptr);
-  T* const out = at(5, (T*)nullptr);
+  const Reader reader{numbers};
+  const int64_t *const tokens = reader.at<const int64_t>(0), *const candidates = reader.at<const int64_t>(2);
+  const bool* const where = reader.at<const bool>(1);
+  const float* const weights = reader.at<const float>(3);
+  T* const out = reader.at<T>(5);
   const int64_t positions = numbers[6], hidden = numbers[7];
-  const T* const mask = table + numbers[8] * hidden;
-  const float norm_of_mask = norm(mask, hidden);
+  const Softener<T> soft(reader.at<const T>(4), hidden, numbers[8]);
 #pragma omp parallel for schedule(static) if (positions >= kEmbeddingsWorthATeam)
-  for (int64_t n = 0; n < positions; ++n) {
-    if (where[n])
-      mix(table + candidates[n] * hidden, mask, norm_of_mask, weights[n], hidden, out + n * hidden);
-    else
-      std::memcpy(out + n * hidden, table + tokens[n] * hidden, hidden * sizeof(T));
+  for (int64_t n = 0; n < positions; ++n) soft(tokens[n], where[n], candidates[n], weights[n], out + n * hidden);
+}
+
+// Rounded to what logits are kept in.
+template <typename T>
+inline Floats rounded(Floats x) {
+  T own[kLanes];
+  Kind<T>::put(own, x);
+  return Kind<T>::get(own);
+}
+
+// Head, rule and the embeddings of the next pass.
+template <typename T>
+void read(const int64_t* numbers) {
+  static thread_local std::vector<Part> kept;
+  const Reader reader{numbers};
+  const uint32_t *const hidden_words = reader.at<const uint32_t>(0), *const head = reader.at<const uint32_t>(1);
+  const Blocks all = reader.blocks(3);
+  T* const embeds = reader.at<T>(19);
+  const int64_t blocks = numbers[20], length = numbers[21], vocabulary = numbers[22], mask = numbers[23];
+  const int64_t hidden = numbers[24], words = hidden / Kind<T>::per_word;
+  const int64_t positions = blocks * length, panels = (vocabulary + kPanel - 1) / kPanel;
+  const Softener<T> soft(reader.at<const T>(2), hidden, mask);
+  kept.resize(std::max<size_t>(kept.size(), positions * panels));
+  Part* const parts = kept.data();
+#pragma omp parallel
+  {
+#pragma omp for schedule(dynamic) collapse(2)
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t row = 0; row < positions; row += kRowsOfATask) {
+        alignas(64) float logits[kRowsOfATask * kPanel];
+        const int64_t first = panel * kPanel, width = std::min(kPanel, vocabulary - first);
+        const int64_t count = std::min(kRowsOfATask, positions - row);
+        multiply<T>({hidden_words + row * words, words}, head + first * words, width, words, logits, kPanel, count,
+                    width);
+        for (int64_t i = 0; i < count; ++i) {
+          const auto get = [&](int64_t at) { return rounded<T>(load<Floats>(logits + i * kPanel + at)); };
+          parts[(row + i) * panels + panel] = part_of(get, width, first, mask);
+        }
+      }
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < positions; ++n) all.tell(n, joined(parts + n * panels, panels));
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < blocks; ++block) decide_block(all, block, length);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < positions; ++n)
+      soft(all.tokens_after[n], all.mixed[n], all.candidates[n], all.confidence[n], embeds + n * hidden);
   }
 }
 
