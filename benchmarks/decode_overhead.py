@@ -1,8 +1,9 @@
 """What a decoded pass costs beyond the forward it is made of.
 
 Decodes one prompt at batch 1 on a CPU, and replays the very forwards of that decoding (same embeddings, positions and
-cache, language-model head of the block included, by the same kernels) without anything around them. Both are timed turn
-by turn in one process:
+cache, layers by the same kernels) without anything around them, each with `LLaDA2.head` over its block; the engine has
+its head from that module, too, or from the kernel that decides the pass as well. Both are timed turn by turn in one
+process:
 
     overhead = (time from the end of the prefill to the answer) / (time of the same forwards, bare)
 
