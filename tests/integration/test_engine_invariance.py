@@ -1,5 +1,5 @@
 """A request's answer does not depend on what else the engine has to do: not on arrivals and aborts beside it, not on a
-pool too small for all, not on pages that others have left.
+pool too small for all, not on pages that others have left, not on passes that are launched ahead.
 
 All comparisons with answers made alone are exact, in float32.
 """
@@ -64,13 +64,14 @@ prompts = st.tuples(st.integers(0, 3), st.integers(0, 40)).map(
 requests = st.tuples(prompts, st.sampled_from(DECODERS), st.integers(1, 40), st.integers(0, 9), st.integers(0, 12))
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None)
 @given(
     st.lists(requests, min_size=2, max_size=8),
     st.integers(12, 40),
     st.sampled_from([2, 3, 8]),
     st.sampled_from([8, 24]),
     st.sets(st.integers(0, 7), max_size=2),
+    st.booleans(),
 )
 def test_answers_are_those_given_alone(
     drawn: list[tuple[list[int], dict[str, Any], int, int, int]],
@@ -78,6 +79,7 @@ def test_answers_are_those_given_alone(
     max_batch_size: int,
     prefill_tokens: int,
     aborted: set[int],
+    launch_ahead: bool,
 ) -> None:
     asked = []
     for prompt, decoder, gen_length, seed, arrival in drawn:
@@ -90,6 +92,7 @@ def test_answers_are_those_given_alone(
         max_batch_size=max_batch_size,
         prefill_tokens=prefill_tokens,
     )
+    engine._core._launches_ahead = launch_ahead
     answers: dict[str, GenerationOutput] = {}
     streamed: dict[str, list[int]] = {}
     for clock in range(2000):

@@ -4,6 +4,10 @@ A step is one forward. It carries the blocks in flight of every running sequence
 become final) and, within a budget, chunks of the prompts of sequences that wait to run. Sequences stand at
 different blocks and passes, under different decoders; each converges, commits and ends by itself.
 
+On a GPU the next pass is launched before the host has seen what the last one decided, where it is likely that every
+block goes on: it is computed from the state on the device. If a block has ended after all, the pass is thrown away;
+nothing that it wrote is read, since the passes that follow write the same positions again.
+
 Shape suffixes: B rows, L block positions, N packed positions, D hidden, W numbers for the host.
 """
 
@@ -39,6 +43,43 @@ class Counters:
     """Positions of blocks in flight among them, the only ones that have logits."""
     attended: int = 0
     """Positions that each of them attended to, itself included, summed."""
+    ahead: int = 0
+    """Forwards launched before the host had seen the one before them."""
+    discarded: int = 0
+    """Those of them that were in vain; no sequence counts them as passes."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass that is launched: what decoders made of it, and what of that is on its way to the host."""
+
+    results: list[tuple[DecodeGroup, StepResult]]
+    arriving: Arriving
+
+
+class Arriving:
+    """Tensors on their way to the host: the one place of a step where it waits for the device.
+
+    Args:
+        parts: int64, on one device.
+    """
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self._shapes = [part.shape for part in parts]
+        self._arrived: torch.cuda.Event | None = None
+        self._flat = torch.cat([part.flatten() for part in parts]) if parts else torch.empty(0)
+        if self._flat.is_cuda:
+            on_host = torch.empty(self._flat.shape, dtype=self._flat.dtype, pin_memory=True)
+            self._flat = on_host.copy_(self._flat, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> list[Tensor]:
+        """The tensors, on the CPU."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        parts = self._flat.cpu().split([shape.numel() for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 
 class EngineCore:
@@ -53,6 +94,7 @@ class EngineCore:
         reuse_prefixes: whether sequences that begin alike share pages.
         record_passes: whether every pass of every sequence is recorded, or only where params ask for it.
         runner: one that serves these pages and rows and that no other engine uses any more; a fresh one by default.
+        launch_ahead: whether passes are launched before the host has seen the last one; by default on a GPU.
     """
 
     def __init__(
@@ -66,6 +108,7 @@ class EngineCore:
         reuse_prefixes: bool = True,
         record_passes: bool = False,
         runner: Runner | None = None,
+        launch_ahead: bool | None = None,
     ) -> None:
         self.model = model
         self.record_passes = record_passes
@@ -74,6 +117,8 @@ class EngineCore:
         self.scheduler = Scheduler(self.pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes)
         self._runner = runner or make_runner(model, pages, page_length, max_batch_size)
         self._groups: dict[Hashable, DecodeGroup] = {}
+        self._launches_ahead = model.device.type == "cuda" if launch_ahead is None else launch_ahead
+        self._ahead: _Pass | None = None
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
@@ -81,6 +126,7 @@ class EngineCore:
 
     def abort(self, sequence: Sequence) -> None:
         """Forget a request, wherever it stands; its pages are free from now on."""
+        self._discard()
         self._leave([sequence])
         self.scheduler.remove(sequence)
 
@@ -99,18 +145,69 @@ class EngineCore:
         Returns:
             What it did to the sequences that decode, one update each.
         """
-        plan = self.scheduler.plan()
-        self._leave(plan.interrupted, pause=True)
-        given_up = self._start(plan.starting)
-        blocks = self._read(given_up)
-        if not blocks and not plan.chunks:
-            return given_up
-        hidden_1ND = self._forward(plan.chunks, blocks)
-        updates = self._decode(list(blocks), hidden_1ND, given_up)
-        for chunk in plan.chunks:
+        given_up: list[Update] = []
+        chunks: list[Chunk] = []
+        current, self._ahead = self._ahead, None
+        if current is None:
+            plan = self.scheduler.plan()
+            chunks = plan.chunks
+            self._leave(plan.interrupted, pause=True)
+            given_up = self._start(plan.starting)
+            blocks = self._read(given_up)
+            if not blocks and not chunks:
+                return given_up
+            current = self._launch(chunks, blocks, given_up)
+        if self._launches_ahead and not chunks and self._will_go_on(current):
+            self._launch_ahead(current)
+        updates = self._land(current, given_up)
+        for chunk in chunks:
             self.scheduler.stored(chunk.sequence, chunk.end)
         self._end([update.sequence for update in updates if update.finished])
         return given_up + updates
+
+    def _launch(self, chunks: list[Chunk], blocks: dict[DecodeGroup, Tensor], given_up: list[Update]) -> _Pass:
+        """Forward and decisions, of which the host sees nothing yet; failed sequences go to ``given_up``."""
+        hidden_1ND = self._forward(chunks, blocks)
+        results: list[tuple[DecodeGroup, StepResult]] = []
+        for_host: list[Tensor] = []
+        for group, hidden_BLD in zip(blocks, self._split(list(blocks), hidden_1ND), strict=True):
+            try:
+                result, for_host_BW = group.step(hidden_BLD, self.record_passes)
+            except Exception as error:
+                given_up += self._give_up(group.rows, error)
+                continue
+            results.append((group, result))
+            for_host.append(for_host_BW)
+        return _Pass(results, Arriving(for_host))
+
+    def _land(self, current: _Pass, given_up: list[Update]) -> list[Update]:
+        """Bring sequences up to date with a pass, once the host can see it."""
+        updates: list[Update] = []
+        for (group, result), on_host_BW in zip(current.results, current.arriving.wait(), strict=True):
+            try:
+                updates += group.take(result, on_host_BW)
+            except Exception as error:
+                given_up += self._give_up(group.rows, error)
+        if not all(group.stands_at(result) for group, result in current.results):
+            self._discard()
+        return updates
+
+    def _will_go_on(self, current: _Pass) -> bool:
+        """Whether nobody waits, and every block is likely to go on after this pass."""
+        return self.scheduler.settled() and all(group.will_go_on() for group, _ in current.results)
+
+    def _launch_ahead(self, current: _Pass) -> None:
+        """Launch the pass behind this one, as if all its blocks went on."""
+        for group, result in current.results:
+            group.assume(result)
+        self._ahead = self._launch([], {group: group.embeddings() for group, _ in current.results}, [])
+        self.counters.ahead += 1
+
+    def _discard(self) -> None:
+        """Forget the pass that was launched ahead, if there is one."""
+        if self._ahead is not None:
+            self.counters.discarded += 1
+            self._ahead = None
 
     def _start(self, starting: list[Sequence]) -> list[Update]:
         """Begin to decode sequences; gives those of which their decoder made that impossible."""
@@ -171,41 +268,11 @@ class EngineCore:
             # Every block sees up to its own end, so a position sees as many as the mean of the ends.
             counters.attended += size * (part.start + part.end + length) // 2
 
-    def _decode(self, groups: list[DecodeGroup], hidden_1ND: Tensor, given_up: list[Update]) -> list[Update]:
-        """Let the decoders read hidden states; sequences whose decoder fails go to ``given_up``."""
-        results: list[tuple[DecodeGroup, StepResult]] = []
-        for_host: list[Tensor] = []
-        for group, hidden_BLD in zip(groups, self._split(groups, hidden_1ND), strict=True):
-            try:
-                result, for_host_BW = group.step(hidden_BLD, self.record_passes)
-            except Exception as error:
-                given_up += self._give_up(group.rows, error)
-                continue
-            results.append((group, result))
-            for_host.append(for_host_BW)
-        updates: list[Update] = []
-        for (group, result), on_host_BW in zip(results, self._to_host(for_host), strict=True):
-            try:
-                updates += group.take(result, on_host_BW)
-            except Exception as error:
-                given_up += self._give_up(group.rows, error)
-        return updates
-
     @staticmethod
     def _split(groups: list[DecodeGroup], hidden_1ND: Tensor) -> Iterator[Tensor]:
         parts = [hidden_1ND] if len(groups) == 1 else hidden_1ND.split([group.positions for group in groups], 1)
         for group, part_1ND in zip(groups, parts, strict=True):
             yield part_1ND.reshape(-1, group.block_length, part_1ND.shape[-1])
-
-    @staticmethod
-    def _to_host(parts: list[Tensor]) -> Iterator[Tensor]:
-        """Every group's rows: the one place of a step where the host waits for the device."""
-        if len(parts) < 2:
-            yield from (part.cpu() for part in parts)
-            return
-        flat = torch.cat([part.flatten() for part in parts]).cpu()
-        for part, own in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
-            yield own.view(part.shape)
 
     def _group(self, key: Hashable, row: Sequence) -> DecodeGroup:
         """The group of sequences that decode like this one."""

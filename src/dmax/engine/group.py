@@ -155,6 +155,25 @@ class DecodeGroup:
             return self._known[1]
         return input_embeddings(self._state, self._model.model.word_embeddings.weight)
 
+    def will_go_on(self) -> bool:
+        """Whether no block is likely to end in the pass that is under way, by what is known of the one before it.
+
+        Half of a block's positions are still masks then. Nothing may depend on how often a pass is computed, as drawn
+        tokens do.
+        """
+        plain = self.decoder.temperature == 0 and not self._checked and not any(self._recorded)
+        return plain and all(
+            lane.sequence.params.buffer_size == 1 and 2 * lane.masks > lane.active for lane in self._lanes
+        )
+
+    def assume(self, result: StepResult) -> None:
+        """Stand where a pass has led to if all blocks go on, until :meth:`take` tells where they do stand."""
+        self._state = result.state
+
+    def stands_at(self, result: StepResult) -> bool:
+        """Whether all blocks have gone on after a pass that was taken."""
+        return self._state is result.state
+
     def step(self, hidden_BLD: Tensor, record_all: bool) -> tuple[StepResult, Tensor]:
         """Apply the decoder to hidden states of the blocks in flight.
 

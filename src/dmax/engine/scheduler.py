@@ -80,6 +80,10 @@ class Scheduler:
         """Whether any sequence is here."""
         return bool(self.waiting or self.admitted)
 
+    def settled(self) -> bool:
+        """Whether all sequences decode."""
+        return not self.waiting and not self._prefilling
+
     def pages_for(self, positions: int) -> int:
         """Pages that hold so many positions."""
         return -(-positions // self._page_length)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmax import LLM
 from dmax.decoding import BlockState, SoftMix, StepResult
 from dmax.decoding.contract import ContractError
 from dmax.engine.core import EngineCore
@@ -194,6 +195,36 @@ def test_positions_are_counted_by_what_is_computed_for_them(
     assert counters.positions == through
     assert counters.decoded == decoded < through - counters.prefilled, "blocks that are stored have no logits either"
     assert counters.attended * layers == attended
+
+
+@pytest.mark.parametrize("launch_ahead", [False, True])
+def test_a_pass_that_is_launched_ahead_counts_when_its_block_has_gone_on(
+    tiny_model: LLaDA2, launch_ahead: bool
+) -> None:
+    slow = GenerationParams(gen_length=24, block_length=8, threshold=1.0)
+    fast = GenerationParams(gen_length=24, block_length=8, threshold=0.0, acceptance_threshold=0.0)
+    rows = [
+        Sequence(str(index), [3 + index] * index, params, StopRule(EOS, 24), params.build_decoder())
+        for index, params in enumerate((slow, slow, fast))
+    ]
+    core = EngineCore(
+        tiny_model, pages=32, page_length=8, max_batch_size=2, prefill_tokens=8, launch_ahead=launch_ahead
+    )
+    for row in rows[:2]:
+        core.add(row)
+    for _ in range(3):
+        core.step()
+    core.abort(rows[0])
+    core.add(rows[2])
+    while core.busy():
+        core.step()
+    llm = LLM(tiny_model)
+    expected = [llm.generate(row.tokens[: row.prompt_length], row.params)[0] for row in rows[1:]]
+    for row, output in zip(rows[1:], expected, strict=True):
+        assert row.ending is not None and row.ending.token_ids == output.token_ids
+        assert (row.passes, row.revisions) == (output.passes, output.revisions)
+    counters = core.counters
+    assert 0 < counters.discarded < counters.ahead if launch_ahead else counters.ahead == counters.discarded == 0
 
 
 class OnDevice(Tensor):
