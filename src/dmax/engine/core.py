@@ -49,14 +49,6 @@ class Counters:
     """Those of them that were in vain; no sequence counts them as passes."""
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """A pass that is launched: what decoders made of it, and what of that is on its way to the host."""
-
-    results: list[tuple[DecodeGroup, StepResult]]
-    arriving: Arriving
-
-
 class Arriving:
     """Tensors on their way to the host: the one place of a step where it waits for the device.
 
@@ -67,7 +59,8 @@ class Arriving:
     def __init__(self, parts: list[Tensor]) -> None:
         self._shapes = [part.shape for part in parts]
         self._arrived: torch.cuda.Event | None = None
-        self._flat = torch.cat([part.flatten() for part in parts]) if parts else torch.empty(0)
+        flat = [part.flatten() for part in parts] or [torch.empty(0)]
+        self._flat = flat[0] if len(flat) == 1 else torch.cat(flat)
         if self._flat.is_cuda:
             on_host = torch.empty(self._flat.shape, dtype=self._flat.dtype, pin_memory=True)
             self._flat = on_host.copy_(self._flat, non_blocking=True)
@@ -80,6 +73,14 @@ class Arriving:
             self._arrived.synchronize()
         parts = self._flat.cpu().split([shape.numel() for shape in self._shapes])
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass that is launched: what decoders made of it, and what of that is on its way to the host."""
+
+    results: list[tuple[DecodeGroup, StepResult]]
+    arriving: Arriving
 
 
 class EngineCore:
