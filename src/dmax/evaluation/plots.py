@@ -25,6 +25,8 @@ _INK, _FAINT, _FRONT = "#1d2329", "#667079", "#c9d0d6"
 _COLUMNS = 2
 _SIZE_ALONE, _SIZE_TOGETHER = (6.6, 4.2), (4.4, 3.4)
 """Inches of a panel; at a README's width its smallest letters are still legible."""
+_LINES, _LINE = 2, 0.19
+"""Lines of names that a panel's size allows for, and inches that another one needs."""
 _DPI = 200
 _LABEL_POINTS = 7.0
 _LEAST_RANGE = 10.0
@@ -66,6 +68,7 @@ class Curve:
 
     name: str
     spots: tuple[Spot, ...]
+    """In the order in which a line joins them."""
 
 
 def require_matplotlib() -> None:
@@ -101,12 +104,12 @@ def draw_tradeoff(panels: Mapping[str, Sequence[Curve]], stem: Path, speed_label
 
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     with style.context(["default", _STYLE]):  # not the reader's own style: the layout is made for this one
-        figure, grid = _panels(len(panels))
+        figure, grid = _panels(len(panels), len(names))
         for axes, (task, curves) in zip(grid, panels.items(), strict=True):
             _draw_panel(axes, curves, names)
             axes.set_title(task, fontsize=10)
             axes.set(xlabel=speed_label, ylabel="accuracy (%), bars: 95 % interval")
-        _add_legend(figure, panels, names)
+        _add_legend(figure, panels, names, _legend_columns(len(panels)))
         # Labels are placed in the final geometry, which is only known once everything else is laid out.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -119,13 +122,15 @@ def draw_tradeoff(panels: Mapping[str, Sequence[Curve]], stem: Path, speed_label
     return files
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, names: int) -> tuple[Figure, list[Axes]]:
+    """A figure that has room for so many panels, and above them for so many names."""
     from matplotlib.figure import Figure
 
     columns = min(count, _COLUMNS)
     rows = math.ceil(count / columns)
     width, height = _SIZE_ALONE if count == 1 else _SIZE_TOGETHER
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    more_lines = max(0, math.ceil(names / _legend_columns(count)) - _LINES)
+    figure = Figure(figsize=(width * columns, height * rows + more_lines * _LINE), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 
@@ -140,16 +145,15 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], names: Sequence[str]) -> No
     )  # fmt: skip
     for curve in curves:
         colour, marker = _look(names.index(curve.name))
-        ordered = sorted(curve.spots, key=lambda spot: spot.speed)
-        speeds, accuracies = [spot.speed for spot in ordered], [spot.accuracy for spot in ordered]
+        speeds, accuracies = [spot.speed for spot in curve.spots], [spot.accuracy for spot in curve.spots]
         axes.plot(speeds, accuracies, color=colour, linewidth=1.6, zorder=3)
-        below = [spot.accuracy - spot.low for spot in ordered]
-        above = [spot.high - spot.accuracy for spot in ordered]
+        below = [spot.accuracy - spot.low for spot in curve.spots]
+        above = [spot.high - spot.accuracy for spot in curve.spots]
         axes.errorbar(
             speeds, accuracies, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, alpha=0.55,
             zorder=2,
         )  # fmt: skip
-        for spot in ordered:
+        for spot in curve.spots:
             face = colour if spot in front else "white"
             axes.plot(
                 spot.speed, spot.accuracy, marker, color=colour, markerfacecolor=face, markersize=6,
@@ -166,7 +170,11 @@ def _look(index: int) -> tuple[str, str]:
     return _COLOURS[index % len(_COLOURS)], _MARKERS[(index + index // len(_MARKERS)) % len(_MARKERS)]
 
 
-def _add_legend(figure: Figure, panels: Mapping[str, Sequence[Curve]], names: Sequence[str]) -> None:
+def _legend_columns(panels: int) -> int:
+    return 2 * min(panels, _COLUMNS)
+
+
+def _add_legend(figure: Figure, panels: Mapping[str, Sequence[Curve]], names: Sequence[str], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
@@ -178,7 +186,7 @@ def _add_legend(figure: Figure, panels: Mapping[str, Sequence[Curve]], names: Se
         written = Line2D([], [], linestyle="", marker="$0.5$", color=_FAINT, label="threshold")
         written.set(markersize=13, markeredgewidth=0)
         handles.append(written)
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
 
 
 def _label_spots(axes: Axes, curves: Sequence[Curve], names: Sequence[str]) -> None:
@@ -230,9 +238,8 @@ def _label_box(x: float, y: float, shift: tuple[float, float], label: str) -> Bo
 
 def _obstacles(curve: Curve, place: Callable[[float, float], tuple[float, float]]) -> Iterator[Box]:
     """Boxes over a curve's markers, error bars and line."""
-    ordered = sorted(curve.spots, key=lambda spot: spot.speed)
-    centres = [place(spot.speed, spot.accuracy) for spot in ordered]
-    for spot, (x, y) in zip(ordered, centres, strict=True):
+    centres = [place(spot.speed, spot.accuracy) for spot in curve.spots]
+    for spot, (x, y) in zip(curve.spots, centres, strict=True):
         yield x - 4, y - 4, x + 4, y + 4
         yield x - 1, place(spot.speed, spot.low)[1], x + 1, place(spot.speed, spot.high)[1]
     for (x0, y0), (x1, y1) in pairwise(centres):

@@ -18,6 +18,7 @@ from dmax.reproduction.study import (
     EMBEDDED,
     GROUP_ABLATIONS,
     MULTI_TF,
+    PICTURES,
     TABLE,
     TRAINED,
     Method,
@@ -25,7 +26,6 @@ from dmax.reproduction.study import (
 
 _PICTURE = "assets/reproduction"
 """Without its ending, as seen from the page's folder."""
-_DRAWN = tuple(method.name for method in TABLE)
 
 
 def write_page(results: Results, page: Path, notes: Mapping[str, str] | None = None) -> None:
@@ -38,8 +38,11 @@ def write_page(results: Results, page: Path, notes: Mapping[str, str] | None = N
     """
     picture = page.parent / _PICTURE
     picture.parent.mkdir(parents=True, exist_ok=True)
-    curves = [Curve(name, tuple(map(_spot, results.curve(name)))) for name in _DRAWN if name in results.methods]
-    draw_tradeoff({"fresh word problems": curves}, picture, "tokens per forward (TPF), mean over problems")
+    panels = {
+        title: [Curve(method.name, tuple(map(_spot, results.curve(method.name)))) for method in methods]
+        for title, methods in PICTURES.items()
+    }
+    draw_tradeoff(panels, picture, "tokens per forward (TPF), mean over problems")
     page.write_text(to_markdown(results, notes or {}), encoding="utf-8")
 
 
@@ -48,13 +51,15 @@ def to_markdown(results: Results, notes: Mapping[str, str]) -> str:
     record = results.record
     scale, hardware = record["scale"], record["hardware"]
     hours = sum(cost["hours"] for cost in record["trainings"].values())
+    answering = sum(point["metrics"]["wall_seconds"] for point in record["points"]) / 3600
     parts = [
         "# The paper, reproduced at nano scale",
         f"Written by `{' '.join(['dmax', *record['command'][1:]])}` on {hardware['processor']} ({hardware['cores']} "
         f"cores), torch {record['versions']['torch']}: {len(record['trainings'])} trainings from "
         f"`{record['base']['name']}` on {record['distilled']['kept']:,} of its own right answers ({hours:.1f} hours), "
-        f"every setting on the same {scale['problems']:,} fresh problems. Training seeds: "
-        f"{', '.join(map(str, scale['seeds']))}; ablations have the first alone.",
+        f"{len(record['points'])} settings on the same {scale['problems']:,} fresh problems ({answering:.1f} hours), "
+        f"{record['jobs']} at a time. Training seeds: {', '.join(map(str, scale['seeds']))}; ablations have the first "
+        "alone.",
         "## The paper's claims",
         _claims(results, notes).to_markdown(),
         f"A loss of up to {SAME:g} accuracy point counts as none, one above {CLEAR:g} as clear. "
@@ -62,8 +67,8 @@ def to_markdown(results: Results, notes: Mapping[str, str]) -> str:
         "## The table",
         _methods(results).to_markdown(),
         f"Each method at the threshold that the paper gives it ({CAUTIOUS:g}; soft-parallel {DEFAULT:g}); intervals "
-        "are 95 % bootstrap over problems, every problem's result being the mean over training seeds. Tokens per "
-        f"second were taken in {record['dtype'] or 'float32'}, {record['jobs']} measurements at one time.",
+        "are 95 % bootstrap over problems, every problem's result being the mean over training seeds. Answers were "
+        f"computed in {record['dtype'] or 'float32'}.",
         f"![Accuracy against tokens per forward]({_PICTURE}.png)",
         "## Ablations",
         _ablations(results, (DMAX, *ABLATIONS)).to_markdown(),
@@ -87,13 +92,12 @@ def _claims(results: Results, notes: Mapping[str, str]) -> Table:
         longer = _verdict(claim.decide(results, EMBEDDED)) if claim.of_any_model else ""
         ours = _verdict(claim.decide(results, TRAINED))
         rows.append((claim.text, claim.paper, ours, longer, notes.get(claim.key, "")))
-    return Table(
-        ("Claim", "Paper", "Trained here", f"{EMBEDDED.one_block.name}, trained longer", "Why, we think"), rows
-    )
+    header = ("Claim", "Paper", "Trained here", f"{EMBEDDED.one_block.name}, trained longer", "Why, we think")
+    return Table(header, rows, numbers=False)
 
 
 def _verdict(finding: Finding) -> str:
-    return f"**{'holds' if finding.holds else 'does not hold'}**: {finding.measured}"
+    return f"{'✓ holds' if finding.holds else '✗ does not hold'}: {finding.measured}"
 
 
 def _threshold(method: Method) -> float:
@@ -125,7 +129,9 @@ def _ablations(results: Results, methods: Sequence[Method]) -> Table:
 
 def _points(results: Results) -> Table:
     rows = [
-        (name, f"{point.threshold:g}", *_cells(point)) for name in _DRAWN for point in results.methods.get(name, [])
+        (method.name, f"{point.threshold:g}", *_cells(point))
+        for method in TABLE
+        for point in results.methods.get(method.name, [])
     ]
     return Table(("Method", "Threshold", "TPF [95 %]", "TPS, batch 32", "Accuracy, % [95 %]", "Seeds"), rows)
 

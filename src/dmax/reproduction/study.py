@@ -100,12 +100,15 @@ _ENDS = (0.5, 0.0)
 
 BASE = Method("base", None, "threshold", _FALLING)
 HIERARCHICAL = Method("base, hierarchical", None, "hierarchical", (0.95, 0.9, 0.8))
+JOINT = Method("base, joint-threshold", None, "joint-threshold", (0.95, 0.9, 0.8))
+MASKED = Method("masked SFT", "masked", "threshold", _FALLING)
 UNIFORM = Method("uniform training", "uniform", "soft-parallel", _SOFT, {"soft": False})
 DPARALLEL = Method("dParallel SFT", "dparallel", "threshold", _FALLING)
 OPUT_ALONE = Method("OPUT alone", "oput", "threshold", _FALLING)
 SPD_ALONE = Method("SPD alone", None, "soft-parallel", _SOFT)
 DMAX = Method("DMax", "oput", "soft-parallel", _SOFT)
 TWO_BLOCKS = Method("DMax, two blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=2)
+FOUR_BLOCKS = Method("DMax, four blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=4)
 MULTI_TF = Method("MultiTF, two blocks in flight", "multi-tf", "soft-parallel", _SOFT, buffer_size=2)
 NANO_ALONE = Method("nano", None, "soft-parallel", _SOFT, embedded="nano")
 NANO_TWO_BLOCKS = Method("nano, two blocks in flight", None, "soft-parallel", _SOFT, buffer_size=2, embedded="nano")
@@ -113,21 +116,29 @@ NANO_TWO_BLOCKS = Method("nano, two blocks in flight", None, "soft-parallel", _S
 TABLE = (
     BASE,
     HIERARCHICAL,
-    Method("base, joint-threshold", None, "joint-threshold", (0.95, 0.9, 0.8)),
-    Method("masked SFT", "masked", "threshold", _FALLING),
+    JOINT,
+    MASKED,
     DPARALLEL,
     UNIFORM,
     SPD_ALONE,
     OPUT_ALONE,
     DMAX,
     TWO_BLOCKS,
-    Method("DMax, four blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=4),
+    FOUR_BLOCKS,
     Method("MultiTF, one block", "multi-tf", "soft-parallel", _SOFT),
     MULTI_TF,
     NANO_ALONE,
     NANO_TWO_BLOCKS,
 )
 """One curve each. The paper does not say how it decodes after uniform training; here as after OPUT, without a mix."""
+
+PICTURES = {
+    "one block at a time, by training": (BASE, MASKED, DPARALLEL, UNIFORM, OPUT_ALONE, DMAX, NANO_ALONE),
+    "other decoders, and blocks in flight": (
+        BASE, HIERARCHICAL, JOINT, SPD_ALONE, DMAX, TWO_BLOCKS, FOUR_BLOCKS, MULTI_TF, NANO_TWO_BLOCKS,
+    ),
+}  # fmt: skip
+"""What is drawn together: by title, those curves of the table that one would compare."""
 
 HARD = Method("hard states", "oput", "soft-parallel", _ENDS, {"soft": False})
 NANO_HARD = Method("nano, hard states", None, "soft-parallel", _ENDS, {"soft": False}, embedded="nano")

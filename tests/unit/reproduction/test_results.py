@@ -128,6 +128,7 @@ def test_the_page_states_every_claim_method_and_note(tmp_path: Path) -> None:
         assert method.name in text
     assert "Because it is." in text
     assert "does not hold" in text
+    assert "\\*" not in text, "markup that a cell would show as it is"
     page = tmp_path / "docs" / "reproduction.md"
     write_page(results, page)
     assert (page.parent / "assets" / "reproduction.png").exists()
