@@ -36,6 +36,7 @@ RECORD: dict[str, Any] = {
     "dtype": None,
     "jobs": 2,
     "trainings": {"oput-seed-1": {"steps": 3, "hours": 0.5}},
+    "points": [{"metrics": {"wall_seconds": 1800.0}}] * 3,
 }
 
 
@@ -127,6 +128,8 @@ def test_the_page_states_every_claim_method_and_note(tmp_path: Path) -> None:
     for method in METHODS:
         assert method.name in text
     assert "Because it is." in text
+    assert "(0.5 hours), 3 settings" in text
+    assert "(1.5 hours), 2 at a time" in text
     assert "does not hold" in text
     assert "\\*" not in text, "markup that a cell would show as it is"
     page = tmp_path / "docs" / "reproduction.md"
