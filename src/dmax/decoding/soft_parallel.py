@@ -94,10 +94,10 @@ class SoftParallelDecoder:
         if kernels.usable(logits):
             from dmax.kernels import soft_parallel  # here, because it imports Triton
 
+            thresholds = soft_parallel.thresholds_on(logits.device, self.threshold, self.acceptance_threshold)
             return soft_parallel.decide(
-                logits, state.tokens, state.active, state.masked, state.passes, state.fallback,
-                mask_token_id=state.mask_token_id, threshold=self.threshold,
-                acceptance_threshold=self.acceptance_threshold,
+                logits, state.tokens, state.active, state.masked, state.passes, state.fallback, thresholds,
+                mask_token_id=state.mask_token_id,
             )  # fmt: skip
         step = STEPS.at(logits.shape[-1], state.mask_token_id, logits.dtype)
         if not step.usable(logits, logits):

@@ -278,7 +278,8 @@ class EngineCore:
     def _group(self, key: Hashable, row: Sequence) -> DecodeGroup:
         """The group of sequences that decode like this one."""
         if key not in self._groups:
-            self._groups[key] = DecodeGroup(self.model, row.decoder, row.params.block_length)
+            length = row.params.block_length
+            self._groups[key] = DecodeGroup(self.model, row.decoder, length, self._runner.readout(row.decoder, length))
         return self._groups[key]
 
     def _leave(self, rows: Iterable[Sequence], *, pause: bool = False) -> None:

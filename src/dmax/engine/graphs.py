@@ -9,6 +9,7 @@ Shape suffixes: S segments, T positions of a segment, N packed positions (S * T)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,19 @@ def captured_size(segments: int) -> int:
     """The size a forward is filled up to: exact up to 8 segments, then in four steps an octave."""
     step = 1 << max(segments.bit_length() - 3, 0)
     return segments if segments <= 8 else -(-segments // step) * step
+
+
+def capture(run: Callable[[], None], device: torch.device, memory_pool: Any) -> torch.cuda.CUDAGraph:
+    """Record what a function launches over static memory, which then holds what it gives for its present contents."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # kernels are compiled and workspaces made before anything is recorded
+        run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory_pool, capture_error_mode="thread_local"):
+        run()
+    return graph
 
 
 class PagedStore:
@@ -152,15 +166,9 @@ class StaticForwards:
     def _graph(self, size: int) -> torch.cuda.CUDAGraph:
         """The graph of a size, captured over what its inputs hold now."""
         if size not in self._graphs:
-            stream = torch.cuda.Stream(self._model.device)
-            stream.wait_stream(torch.cuda.current_stream(self._model.device))
-            with torch.cuda.stream(stream):  # kernels are compiled and workspaces made before anything is recorded
-                self._forward(self._memory, size)
-            torch.cuda.current_stream(self._model.device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"):
-                self._forward(self._memory, size)
-            self._graphs[size] = graph
+            self._graphs[size] = capture(
+                lambda: self._forward(self._memory, size), self._model.device, self._memory_pool
+            )
         return self._graphs[size]
 
     def _forward(self, memory: _Memory, segments: int) -> None:

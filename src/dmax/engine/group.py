@@ -76,9 +76,10 @@ class DecodeGroup:
         model: in eval mode.
         decoder: the rule; it is given all blocks at once.
         block_length: of all sequences.
+        readout: head and rule at once; None where there is none for this decoder.
     """
 
-    def __init__(self, model: LLaDA2, decoder: Decoder, block_length: int) -> None:
+    def __init__(self, model: LLaDA2, decoder: Decoder, block_length: int, readout: Readout | None = None) -> None:
         self.decoder = decoder
         self.block_length = block_length
         self.rows: list[Sequence] = []
@@ -87,7 +88,7 @@ class DecodeGroup:
         self._recorded: list[bool] = []
         self._lanes: list[_Lane] = []
         self._state: BlockState | None = None
-        self._readout = Readout.of(model, decoder)
+        self._readout = readout
         self._known: tuple[BlockState, Tensor] | None = None
 
     @property
@@ -190,27 +191,27 @@ class DecodeGroup:
             ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
         """
         assert self._state is not None
-        result = self._decide(hidden_BLD, _with_fallback(self._state, self._fallback()))
+        result, for_host_BW = self._decide(hidden_BLD, _with_fallback(self._state, self._fallback()))
         if self._checked:
             check_result(result, self._state, self.decoder.name)
             tokens_BL = tokens_or_none(result.state, self._model.config.vocab_size)
         else:
             tokens_BL = result.state.tokens
-        parts = [tokens_BL, result.revised, result.converged[:, None]]
+        parts = [tokens_BL, result.revised, result.converged[:, None]] if for_host_BW is None else [for_host_BW]
         self._recorded = [record_all or lane.sequence.params.trace for lane in self._lanes]
         if any(self._recorded):
             parts += [result.promoted, result.confidence.view(torch.int32)]
-        return result, torch.cat(parts, 1)
+        return result, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _decide(self, hidden_BLD: Tensor, state: BlockState) -> StepResult:
+    def _decide(self, hidden_BLD: Tensor, state: BlockState) -> tuple[StepResult, Tensor | None]:
+        """The pass, and what the host needs of every pass where that is together already."""
         found = None if self._readout is None else self._readout(hidden_BLD, state)
         if found is not None:
-            result, embeds_BLD = found
-            self._known = result.state, embeds_BLD
-            return result
+            self._known = found.result.state, found.embeds_BLD
+            return found.result, found.for_host_BW
         logits_BLV = self._model.head(hidden_BLD)
         noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
-        return self.decoder.step(logits_BLV, state, noise_BLV)
+        return self.decoder.step(logits_BLV, state, noise_BLV), None
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""

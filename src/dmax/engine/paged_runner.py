@@ -1,5 +1,7 @@
 """Forwards on a GPU: every block is a segment, all segments attend in one call, and a whole forward is one graph.
 
+What follows the forward, from the head to the embeddings of the next pass, is a second one.
+
 Shape suffixes: B blocks, L block positions, S segments, T positions of a segment, N packed positions, D hidden.
 """
 
@@ -10,9 +12,12 @@ import math
 import torch
 from torch import Tensor
 
+from dmax.decoding import Decoder
+from dmax.engine.graph_readout import GraphReadout, StaticReadouts
 from dmax.engine.graphs import Segment, StaticForwards
 from dmax.engine.kv_cache import PagedCache
 from dmax.engine.page_table import PageTable, to_device
+from dmax.engine.readout import Readout, read_at_once
 from dmax.engine.runner import Part
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
@@ -42,6 +47,7 @@ class PagedRunner:
         self._graphs = graphs
         self._memory_pool = torch.cuda.graph_pool_handle() if graphs else None
         self._forwards: dict[int, StaticForwards] = {}
+        self._readouts: dict[int, StaticReadouts] = {}
         self._weights = _addresses(model)
 
     def forward(self, parts: list[Part], blocks: list[Tensor]) -> Tensor:
@@ -63,6 +69,10 @@ class PagedRunner:
         hidden_ND = self._forwards_of(length).run(in_flight + stored, embeds)
         return hidden_ND[: len(in_flight) * length][None]
 
+    def readout(self, decoder: Decoder, block_length: int) -> Readout | None:
+        """Head and rule over static memory; see :class:`Runner`."""
+        return GraphReadout(self._readouts_of(block_length), decoder) if read_at_once(decoder) else None
+
     def forget(self, sequence: Sequence) -> None:
         """A sequence has given its pages back."""
         self._table.forget(sequence)
@@ -74,9 +84,10 @@ class PagedRunner:
         return enough and self._weights == _addresses(self._model)
 
     def prepare(self, block_length: int) -> None:
-        """Capture the forwards of every size now, instead of each when it first comes up."""
+        """Capture forwards and readouts of every size now, instead of each when it first comes up."""
         if self._graphs:
             self._forwards_of(block_length).capture_all()
+            self._readouts_of(block_length).capture_all()
 
     def _forwards_of(self, length: int) -> StaticForwards:
         if length not in self._forwards:
@@ -88,6 +99,15 @@ class PagedRunner:
                 memory_pool=self._memory_pool,
             )  # fmt: skip
         return self._forwards[length]
+
+    def _readouts_of(self, length: int) -> StaticReadouts:
+        if length not in self._readouts:
+            # Every row with two blocks in flight.
+            self._readouts[length] = StaticReadouts(
+                self._model, length=length, limit=2 * self._shape[2], graphs=self._graphs,
+                memory_pool=self._memory_pool,
+            )  # fmt: skip
+        return self._readouts[length]
 
 
 def _segments(row: int, start: int, end: int, block: int, length: int) -> list[Segment]:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from dmax import kernels
+from dmax.decoding import Decoder
 from dmax.engine import compiled
 from dmax.engine.kv_cache import FusedSpans, PackedSpans, PagedCache, Span
+from dmax.engine.readout import CpuReadout, Readout
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 from dmax.models.stack import LayerStack
@@ -50,6 +52,10 @@ class Runner(Protocol):
             ``(1, sum of B * L, D)`` hidden states after the final norm, of the blocks in flight alone. They hold until
             the next forward.
         """
+        ...
+
+    def readout(self, decoder: Decoder, block_length: int) -> Readout | None:
+        """What follows the forward of a decoder's blocks, at once; None where head and decoder have to be called."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
@@ -119,6 +125,10 @@ class SpanRunner:
         if at == sum(end - start for start, end in kept):
             return hidden_1ND
         return torch.cat([hidden_1ND[:, start:end] for start, end in kept] or [hidden_1ND[:, :0]], 1)
+
+    def readout(self, decoder: Decoder, block_length: int) -> Readout | None:
+        """Head and rule in one call, where that is compiled; see :class:`Runner`."""
+        return CpuReadout.of(self._model, decoder)
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has given its pages back."""

@@ -12,6 +12,8 @@ T tokens read at once, k tokens of a mix, D hidden.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -31,10 +33,10 @@ def decide(
     masked: Tensor,
     passes: Tensor,
     fallback: Tensor | None,
+    thresholds: Tensor,
     *,
     mask_token_id: int,
-    threshold: float,
-    acceptance_threshold: float,
+    out: Decision | None = None,
 ) -> Decision:
     """Promote, revise and test for convergence: greedy, a contiguous run, every decoded token predicted anew.
 
@@ -48,9 +50,10 @@ def decide(
         masked: ``(B, L)`` bool, those that are still masks.
         passes: ``(B,)`` int64, passes before this one.
         fallback: ``(B,)`` bool, rows that promote a mask even where none is confident; None: all rows.
+        thresholds: ``(2,)`` float32, :func:`thresholds_on` the device: the confidence that a mask needs to be promoted,
+            and the one that every position needs for a block to be accepted while it still changes.
         mask_token_id: takes its share of the softmax, and is never chosen.
-        threshold: confidence that a mask needs to be promoted.
-        acceptance_threshold: confidence that every position needs for a block to be accepted while it still changes.
+        out: where the pass is written to, all contiguous and none of it an input; by default new memory.
     """
     rows, length, vocabulary = logits.shape
     part = min(PART, triton.next_power_of_2(vocabulary))
@@ -62,18 +65,27 @@ def decide(
         logits.contiguous(), highest, total, best, token, mask_token_id,
         VOCABULARY=vocabulary, PART=part, TILE=min(_TILE, part), num_warps=4,
     )  # fmt: skip
+    decision = _room(rows, length, device) if out is None else out
+    _decide_kernel[(rows,)](
+        highest, total, best, token,
+        tokens.contiguous(), active.contiguous(), masked.contiguous(), passes, fallback, thresholds, *decision,
+        LENGTH=length, PARTS=parts, FALLBACK=fallback is not None, TILE=triton.next_power_of_2(length), num_warps=1,
+    )  # fmt: skip
+    return decision
+
+
+@lru_cache(maxsize=64)
+def thresholds_on(device: torch.device, threshold: float, acceptance_threshold: float) -> Tensor:
+    """Both thresholds of :func:`decide`; they lie in memory, so that a graph which reads them serves any."""
+    return torch.tensor([threshold, acceptance_threshold], dtype=torch.float32, device=device)
+
+
+def _room(rows: int, length: int, device: torch.device) -> Decision:
     new_tokens, candidates = torch.empty((2, rows, length), dtype=torch.int64, device=device)
     still, promoted, revised, mixed = torch.empty((4, rows, length), dtype=torch.bool, device=device)
     confidence = torch.empty((rows, length), dtype=torch.float32, device=device)
-    new_passes = torch.empty_like(passes)
+    new_passes = torch.empty((rows,), dtype=torch.int64, device=device)
     converged = torch.empty((rows,), dtype=torch.bool, device=device)
-    _decide_kernel[(rows,)](
-        highest, total, best, token,
-        tokens.contiguous(), active.contiguous(), masked.contiguous(), passes, fallback,
-        new_tokens, still, new_passes, confidence, candidates, promoted, revised, mixed, converged,
-        threshold, acceptance_threshold,
-        LENGTH=length, PARTS=parts, FALLBACK=fallback is not None, TILE=triton.next_power_of_2(length), num_warps=1,
-    )  # fmt: skip
     return Decision(new_tokens, still, new_passes, confidence, candidates, promoted, revised, mixed, converged)
 
 
@@ -149,9 +161,8 @@ def _read_kernel(
 
 @triton.jit
 def _decide_kernel(
-    highest, total, best, token, tokens, active, masked, passes, fallback,
+    highest, total, best, token, tokens, active, masked, passes, fallback, thresholds,
     new_tokens, still, new_passes, confidence, candidates, promoted, revised, mixed, converged,
-    threshold, acceptance_threshold,
     LENGTH: tl.constexpr, PARTS: tl.constexpr, FALLBACK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One program: a row. Positions that only fill up the tile are neither active nor masks, and never change."""
@@ -180,7 +191,7 @@ def _decide_kernel(
 
     active_L = tl.load(active + place_L, mask=here_L, other=0)
     masked_L = tl.load(masked + place_L, mask=here_L, other=0)
-    confident_L = confidence_L >= threshold
+    confident_L = confidence_L >= tl.load(thresholds)
     # The longest confident run of masks, or the leftmost alone: see dmax.decoding.soft_parallel.leading_run.
     cost_L = tl.where(masked_L, tl.where(confident_L, 1, LENGTH + 1), 0)
     promoted_L = masked_L & (tl.cumsum(cost_L, 0) <= LENGTH + 1)
@@ -195,7 +206,7 @@ def _decide_kernel(
 
     done = tl.load(passes + row) + 1
     masks_left = tl.max(still_L.to(tl.int32), 0)
-    doubted = tl.max((active_L & (confidence_L < acceptance_threshold)).to(tl.int32), 0)
+    doubted = tl.max((active_L & (confidence_L < tl.load(thresholds + 1))).to(tl.int32), 0)
     changed = tl.max(changed_L.to(tl.int32), 0)
     ends = (masks_left == 0) & ((doubted == 0) | (changed == 0) | (done >= LENGTH))
 

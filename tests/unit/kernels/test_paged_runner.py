@@ -10,6 +10,7 @@ import torch
 
 from dmax import GenerationParams, LLaDA2, ModelConfig
 from dmax.engine.core import EngineCore
+from dmax.engine.graph_readout import StaticReadouts
 from dmax.engine.graphs import StaticForwards, captured_size
 from dmax.engine.paged_runner import PagedRunner
 from dmax.engine.requests import RequestReader
@@ -30,12 +31,19 @@ def model() -> LLaDA2:
     return initialize(LLaDA2(config), torch.Generator().manual_seed(5)).eval()
 
 
-def answers(runner: Runner, model: LLaDA2, batch: list[tuple[list[int], GenerationParams]]) -> list[Any]:
+def answers(
+    runner: Runner,
+    model: LLaDA2,
+    batch: list[tuple[list[int], GenerationParams]],
+    *,
+    launch_ahead: bool | None = None,
+) -> list[Any]:
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, params, time.perf_counter()) for i, (ids, params) in enumerate(batch)]
     core = EngineCore(
-        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, runner=runner
-    )
+        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, runner=runner,
+        launch_ahead=launch_ahead,
+    )  # fmt: skip
     for row in rows:
         core.add(row)
     while core.busy():
@@ -59,7 +67,9 @@ def test_an_engine_gives_the_same_answers(model: LLaDA2, device: torch.device) -
     ]
     model = model.to(device)
     plain, paged = SpanRunner(model, PAGES, PAGE_LENGTH), PagedRunner(model, PAGES, PAGE_LENGTH, ROWS, graphs=False)
-    assert answers(paged, model, batch) == answers(plain, model, batch)
+    expected = answers(plain, model, batch)
+    for launch_ahead in (False, True):
+        assert answers(paged, model, batch, launch_ahead=launch_ahead) == expected
 
 
 def test_a_runner_serves_what_fits_and_whose_weights_stay(model: LLaDA2) -> None:
@@ -76,12 +86,17 @@ def test_a_runner_serves_what_fits_and_whose_weights_stay(model: LLaDA2) -> None
 def test_every_size_can_be_captured_beforehand_the_largest_first(
     model: LLaDA2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captured: list[int] = []
+    captured: dict[type, list[int]] = {StaticForwards: [], StaticReadouts: []}
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(StaticForwards, "_graph", lambda _, size: captured.append(size))
+    for kind, sizes in captured.items():
+        monkeypatch.setattr(kind, "_graph", lambda _, size, sizes=sizes: sizes.append(size))
     PagedRunner(model, PAGES, PAGE_LENGTH, ROWS).prepare(PAGE_LENGTH)
-    largest = captured_size(2 * ROWS + IDLE_PREFILL_TOKENS // PAGE_LENGTH)
-    assert captured == sorted({captured_size(count) for count in range(1, largest + 1)}, reverse=True)
+    largest = {
+        StaticForwards: captured_size(2 * ROWS + IDLE_PREFILL_TOKENS // PAGE_LENGTH),
+        StaticReadouts: captured_size(2 * ROWS),
+    }
+    for kind, sizes in captured.items():
+        assert sizes == sorted({captured_size(count) for count in range(1, largest[kind] + 1)}, reverse=True)
 
 
 def test_sizes_waste_a_quarter_at_most() -> None:

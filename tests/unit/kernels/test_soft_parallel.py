@@ -12,7 +12,7 @@ from dmax import kernels
 from dmax.decoding import BlockState, SoftMix, SoftParallelDecoder, StepResult, input_embeddings
 from dmax.decoding.mixing import mix_embeddings
 from dmax.kernels import soft_parallel
-from dmax.kernels.soft_parallel import PART, decide, soft_embeddings
+from dmax.kernels.soft_parallel import PART, decide, soft_embeddings, thresholds_on
 
 LENGTH = 5
 """No power of two: the last positions of a tile are nobody's."""
@@ -104,9 +104,7 @@ def test_a_block_ends_when_its_passes_are_used_up(device: torch.device) -> None:
     active = torch.ones(1, LENGTH, dtype=torch.bool, device=device)
     for passes, ends in ((LENGTH - 2, False), (LENGTH - 1, True)):
         before = torch.tensor([passes], device=device)
-        found = decide(
-            logits, tokens, active, ~active, before, None, mask_token_id=0, threshold=0.5, acceptance_threshold=0.9
-        )
+        found = decide(logits, tokens, active, ~active, before, None, thresholds_on(device, 0.5, 0.9), mask_token_id=0)
         assert found.revised.all()
         assert found.converged.tolist() == [ends]
         assert found.passes.tolist() == [passes + 1]
@@ -125,9 +123,8 @@ def test_the_best_token_is_found_in_any_part(mask: int, device: torch.device, ge
     active = torch.ones(1, len(peaks), dtype=torch.bool, device=device)
     tokens, passes = torch.full((1, len(peaks)), mask, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     found = decide(
-        logits.to(device), tokens, active, active, passes, None, mask_token_id=mask, threshold=0.0,
-        acceptance_threshold=0.9,
-    )  # fmt: skip
+        logits.to(device), tokens, active, active, passes, None, thresholds_on(device, 0.0, 0.9), mask_token_id=mask
+    )
     assert found.tokens[0].tolist() == peaks
     exact = logits.double().softmax(-1)[0, range(len(peaks)), peaks]
     torch.testing.assert_close(found.confidence[0].cpu().double(), exact, rtol=2e-6, atol=0)
@@ -138,7 +135,7 @@ def test_a_certain_token_has_a_confidence_of_one(device: torch.device) -> None:
     logits[..., 7] = 90.0
     on = torch.ones(1, 1, dtype=torch.bool, device=device)
     zero = torch.zeros(1, dtype=torch.int64, device=device)
-    found = decide(logits, zero[None], on, on, zero, None, mask_token_id=0, threshold=1.0, acceptance_threshold=1.0)
+    found = decide(logits, zero[None], on, on, zero, None, thresholds_on(device, 1.0, 1.0), mask_token_id=0)
     assert found.confidence.item() == 1.0
     assert found.converged.item()
 
@@ -165,7 +162,7 @@ def test_embeddings_are_those_of_the_plain_rule(
 @pytest.mark.usefixtures("by_kernels")
 def test_only_the_default_rule_is_the_kernels(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
     taken: list[object] = []
-    monkeypatch.setattr(soft_parallel, "decide", lambda *args, **options: taken.append(options) or decide_nothing())
+    monkeypatch.setattr(soft_parallel, "decide", lambda *args, **_: taken.append(args[-1].tolist()) or decide_nothing())
     state = start(generator, 1, 9, 0)
     logits = torch.randn(1, LENGTH, 9, generator=generator)
     for options in ({"top_k": 2}, {"soft": False}, {"contiguous": False}, {"revise": False}, {"temperature": 1.0}):
@@ -173,7 +170,7 @@ def test_only_the_default_rule_is_the_kernels(monkeypatch: pytest.MonkeyPatch, g
     assert not taken
     with pytest.raises(NotImplementedError):
         SoftParallelDecoder(threshold=0.3, renormalize=False).step(logits, state)
-    assert taken == [{"mask_token_id": 0, "threshold": 0.3, "acceptance_threshold": 0.9}]
+    assert taken == [pytest.approx([0.3, 0.9])]
 
 
 def decide_nothing() -> None:

@@ -1,0 +1,152 @@
+"""The readout for GPUs, by the interpreter: the plain head, rule and embeddings, whatever memory they pass through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmax import LLaDA2, ModelConfig
+from dmax.decoding import BlockState, SoftParallelDecoder, StepResult, input_embeddings
+from dmax.engine.graph_readout import Blocks, GraphReadout, StaticReadouts
+from dmax.engine.graphs import captured_size
+from dmax.engine.readout import Read
+from dmax.engine.states import select_rows
+from dmax.models.llada2 import initialize
+
+LENGTH = 5
+DECODER = SoftParallelDecoder(threshold=0.2, acceptance_threshold=0.5)
+
+
+@pytest.fixture
+def model(device: torch.device) -> LLaDA2:
+    config = ModelConfig(
+        vocab_size=48, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, partial_rotary_factor=0.5, mask_token_id=1, eos_token_id=2, pad_token_id=0,
+        initializer_range=0.5, max_position_embeddings=256,
+    )  # fmt: skip
+    return initialize(LLaDA2(config), torch.Generator().manual_seed(5)).eval().to(device)
+
+
+@pytest.fixture
+def shared(model: LLaDA2) -> StaticReadouts:
+    return StaticReadouts(model, length=LENGTH, limit=12, graphs=False, memory_pool=None)
+
+
+def start(model: LLaDA2, blocks: int, generator: torch.Generator) -> BlockState:
+    tokens = torch.randint(3, 48, (blocks, LENGTH), generator=generator)
+    active = torch.arange(LENGTH) >= torch.randint(0, 3, (blocks, 1), generator=generator)
+    return BlockState.start(tokens.to(model.device), active.to(model.device), model.config.mask_token_id)
+
+
+def hidden(model: LLaDA2, blocks: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(blocks, LENGTH, model.config.hidden_size, generator=generator).to(model.device)
+
+
+def read(readout: GraphReadout, hidden_BLD: Tensor, state: BlockState) -> Read:
+    found = readout(hidden_BLD, state)
+    assert found is not None
+    return found
+
+
+@torch.no_grad()
+def assert_plain(model: LLaDA2, found: Read, expected: StepResult, decoder: SoftParallelDecoder = DECODER) -> None:
+    result, embeds_BLD, for_host_BW = found
+    for name in ("promoted", "revised", "converged"):
+        assert torch.equal(getattr(result, name), getattr(expected, name)), name
+    for name in ("tokens", "active", "masked", "passes"):
+        assert torch.equal(getattr(result.state, name), getattr(expected.state, name)), name
+    torch.testing.assert_close(result.confidence, expected.confidence, rtol=2e-6, atol=0)
+    plain_BLD = input_embeddings(expected.state, model.model.word_embeddings.weight)
+    torch.testing.assert_close(embeds_BLD, plain_BLD, rtol=1e-5, atol=1e-6)
+    told = [expected.state.tokens, expected.revised, expected.converged[:, None]]
+    assert for_host_BW is not None
+    assert torch.equal(for_host_BW, torch.cat(told, 1))
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 9])
+def test_passes_are_the_plain_ones(
+    model: LLaDA2, shared: StaticReadouts, generator: torch.Generator, blocks: int
+) -> None:
+    """9 blocks are filled up to 10. A pass that goes on from the last one takes it in as a whole; the others do not."""
+    assert captured_size(9) > 9
+    readout = GraphReadout(shared, DECODER)
+    state = expected = start(model, blocks, generator)
+    for turn in range(6):
+        hidden_BLD = hidden(model, blocks, generator)
+        if turn == 3:  # as when rows change places: the same blocks in other memory
+            rows = torch.arange(blocks, device=model.device).flip(0)
+            state, expected = select_rows(state, rows), select_rows(expected, rows)
+        if turn == 4:  # as with several blocks a sequence
+            fallback = torch.rand(blocks, generator=generator).to(model.device) < 0.5
+            state, expected = replace(state, fallback=fallback), replace(expected, fallback=fallback)
+        if turn == 5:
+            state, expected = replace(state, fallback=None), replace(expected, fallback=None)
+        with torch.no_grad():
+            plain = DECODER.step(model.head(hidden_BLD), expected)
+        with torch.inference_mode():
+            found = read(readout, hidden_BLD, state)
+        assert_plain(model, found, plain)
+        state, expected = found.result.state, plain.state
+
+
+@torch.inference_mode()
+def test_a_pass_can_be_taken_back(model: LLaDA2, shared: StaticReadouts, generator: torch.Generator) -> None:
+    """As when the pass behind it was launched ahead in vain: what it left stays, and leads to the same again."""
+    readout = GraphReadout(shared, DECODER)
+    first = read(readout, hidden(model, 2, generator), start(model, 2, generator))
+    kept = [part.clone() for part in (first.result.state.tokens, first.result.state.masked, first.embeds_BLD)]
+    hidden_BLD = hidden(model, 2, generator)
+    ahead = read(readout, hidden_BLD, first.result.state)
+    read(readout, hidden(model, 2, generator), ahead.result.state)
+    left = (first.result.state.tokens, first.result.state.masked, first.embeds_BLD)
+    assert all(map(torch.equal, left, kept))
+    again = read(readout, hidden_BLD, first.result.state)
+    assert again.for_host_BW is not None
+    assert ahead.for_host_BW is not None
+    assert torch.equal(again.for_host_BW, ahead.for_host_BW)
+    assert torch.equal(again.embeds_BLD, ahead.embeds_BLD)
+
+
+def test_decoders_share_memory_and_keep_their_thresholds(
+    model: LLaDA2, shared: StaticReadouts, generator: torch.Generator
+) -> None:
+    decoders = [SoftParallelDecoder(threshold=threshold) for threshold in (0.0, 0.9)]
+    readouts = [GraphReadout(shared, decoder) for decoder in decoders]
+    states = [start(model, 2, generator) for _ in decoders]
+    plain_states = list(states)
+    promoted = []
+    for _ in range(2):
+        for which, decoder in enumerate(decoders):
+            hidden_BLD = hidden(model, 2, generator)
+            with torch.no_grad():
+                plain = decoder.step(model.head(hidden_BLD), plain_states[which])
+            with torch.inference_mode():
+                found = read(readouts[which], hidden_BLD, states[which])
+            assert_plain(model, found, plain, decoder)
+            states[which], plain_states[which] = found.result.state, plain.state
+            promoted.append(int(found.result.promoted.sum()))
+    assert promoted[0] > promoted[1], "or thresholds make no difference"
+
+
+@torch.inference_mode()
+def test_more_blocks_than_are_captured_are_left_to_the_modules(
+    model: LLaDA2, shared: StaticReadouts, generator: torch.Generator
+) -> None:
+    blocks = shared.limit + 1
+    assert GraphReadout(shared, DECODER)(hidden(model, blocks, generator), start(model, blocks, generator)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("size", "length", "width"), [(1, 1, 1), (3, 5, 7), (10, 32, 64)])
+def test_the_parts_of_the_memory_lie_side_by_side(size: int, length: int, width: int, dtype: torch.dtype) -> None:
+    memory = torch.zeros(Blocks.bytes_of(size, length, width, dtype), dtype=torch.uint8)
+    blocks = Blocks(memory, size, length, width, dtype)
+    parts = [*blocks.decision, blocks.active, blocks.fallback, blocks.for_host_BW, blocks.embeds_BLD]
+    for number, part in enumerate(parts, 1):
+        part.fill_(number % 2 if part.dtype == torch.bool else number)
+    for number, part in enumerate(parts, 1):
+        assert (part == (number % 2 if part.dtype == torch.bool else number)).all()
+    assert sum(part.numel() * part.itemsize for part in parts) <= memory.numel()
