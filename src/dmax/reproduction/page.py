@@ -68,7 +68,8 @@ def to_markdown(results: Results, notes: Mapping[str, str]) -> str:
         _methods(results).to_markdown(),
         f"Each method at the threshold that the paper gives it ({CAUTIOUS:g}; soft-parallel {DEFAULT:g}); intervals "
         "are 95 % bootstrap over problems, every problem's result being the mean over training seeds. Answers were "
-        f"computed in {record['dtype'] or 'float32'}.",
+        f"computed in {record['dtype'] or 'float32'}. `joint-threshold` replaces tokens that the model doubts: the "
+        "base was never trained on its own mistakes and replaces right ones, too.",
         f"![Accuracy against tokens per forward]({_PICTURE}.png)",
         "## Ablations",
         _ablations(results, (DMAX, *ABLATIONS)).to_markdown(),
