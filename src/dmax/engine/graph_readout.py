@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, StepResult
 from dmax.decoding.soft_parallel import SoftParallelDecoder
-from dmax.engine.graphs import capture, captured_size
+from dmax.engine.graphs import capture, captured_size, captured_sizes
 from dmax.engine.readout import Read
 from dmax.kernels.decision import Decision
 from dmax.kernels.soft_parallel import decide, soft_embeddings, thresholds_on
@@ -54,8 +54,8 @@ class StaticReadouts:
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture every size there is, the largest first, so that the smaller ones find its memory."""
-        for size in sorted({captured_size(count) for count in range(1, self.limit + 1)}, reverse=True):
+        """Capture every size there is."""
+        for size in captured_sizes(self.limit):
             self._graph(size)
 
     def run(self, hidden_BLD: Tensor, state: BlockState, known: Blocks | None, thresholds: Tensor) -> Blocks:

@@ -31,6 +31,11 @@ def captured_size(segments: int) -> int:
     return segments if segments <= 8 else -(-segments // step) * step
 
 
+def captured_sizes(limit: int) -> list[int]:
+    """All sizes up to that of ``limit``, the largest first, so that the smaller ones find its memory."""
+    return sorted({captured_size(count) for count in range(1, limit + 1)}, reverse=True)
+
+
 def capture(run: Callable[[], None], device: torch.device, memory_pool: Any) -> torch.cuda.CUDAGraph:
     """Record what a function launches over static memory, which then holds what it gives for its present contents."""
     stream = torch.cuda.Stream(device)
@@ -151,9 +156,9 @@ class StaticForwards:
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture every size there is, the largest first, so that the smaller ones find its memory."""
+        """Capture every size there is."""
         self._load(self._memory, [], self._limit)
-        for size in sorted({captured_size(count) for count in range(1, self._limit + 1)}, reverse=True):
+        for size in captured_sizes(self._limit):
             self._graph(size)
 
     def _load(self, memory: _Memory, segments: list[Segment], size: int) -> None:

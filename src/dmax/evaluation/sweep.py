@@ -175,10 +175,15 @@ def _draw(tasks: Mapping[str, Sequence[Point]], stem: Path, speed: Speed, label:
         known = [point for point in points if point.metrics[speed] is not None]
         if known:
             methods = by_method(known).items()
-            panels[task] = [Curve(name, tuple(_spot(point, speed) for point in own)) for name, own in methods]
+            panels[task] = [Curve(name, tuple(_spot(point, speed) for point in _joined(own))) for name, own in methods]
     if panels:
         draw_tradeoff(panels, stem, label)
     return bool(panels)
+
+
+def _joined(points: Sequence[Point]) -> list[Point]:
+    """By falling threshold, however the sweep came to them."""
+    return sorted(points, key=lambda point: -1.0 if point.threshold is None else point.threshold, reverse=True)
 
 
 def _spot(point: Point, speed: Speed) -> Spot:
