@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from dmax.engine.runner import Runner, SpanRunner
 
 from dmax import LLM, GenerationParams, LLaDA2, LLMEngine, ModelConfig, load_model
 from dmax.engine.core import EngineCore
 from dmax.engine.requests import RequestReader
-from dmax.engine.runner import Runner, SpanRunner
 from dmax.models.llada2 import initialize
 
 pytest.importorskip("triton")

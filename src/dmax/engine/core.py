@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmax.decoding import StepResult
-from dmax.engine.group import DecodeGroup, Update, give_up
-from dmax.engine.pages import PagePool
-from dmax.engine.runner import Part, Runner, make_runner
-from dmax.engine.scheduler import Chunk, Scheduler
+from dmax.engine.backends import Backend, Decided, choose_backend
+from dmax.engine.decode_batch import DecodeBatch, Update, give_up
+from dmax.engine.page_allocator import PagePool
+from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
+from dmax.engine.span import Span
 from dmax.models.llada2 import LLaDA2
 
 
@@ -79,7 +79,7 @@ class Arriving:
 class _Pass:
     """A pass that is launched: what decoders made of it, and what of that is on its way to the host."""
 
-    results: list[tuple[DecodeGroup, StepResult]]
+    results: list[tuple[DecodeBatch, Decided]]
     arriving: Arriving
 
 
@@ -94,7 +94,7 @@ class EngineCore:
         prefill_tokens: most prompt positions that one step carries while others decode.
         reuse_prefixes: whether sequences that begin alike share pages.
         record_passes: whether every pass of every sequence is recorded, or only where params ask for it.
-        runner: one that serves these pages and rows and that no other engine uses any more; a fresh one by default.
+        backend: computes the passes; no other engine uses it meanwhile. Chosen for the model by default.
         launch_ahead: whether passes are launched before the host has seen the last one; by default on a GPU.
     """
 
@@ -108,7 +108,7 @@ class EngineCore:
         prefill_tokens: int,
         reuse_prefixes: bool = True,
         record_passes: bool = False,
-        runner: Runner | None = None,
+        backend: Backend | None = None,
         launch_ahead: bool | None = None,
     ) -> None:
         self.model = model
@@ -116,8 +116,10 @@ class EngineCore:
         self.counters = Counters()
         self.pool = PagePool(pages)
         self.scheduler = Scheduler(self.pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes)
-        self._runner = runner or make_runner(model, pages, page_length, max_batch_size)
-        self._groups: dict[Hashable, DecodeGroup] = {}
+        self.backend = backend or choose_backend(model)
+        self.backend.open(pages, page_length, max_batch_size)
+        self._page_length = page_length
+        self._groups: dict[Hashable, DecodeBatch] = {}
         self._launches_ahead = model.device.type == "cuda" if launch_ahead is None else launch_ahead
         self._ahead: _Pass | None = None
 
@@ -133,7 +135,7 @@ class EngineCore:
 
     def prepare(self, block_length: int) -> None:
         """Do now what forwards over blocks of this length would otherwise do when they first come up."""
-        self._runner.prepare(block_length)
+        self.backend.warm_up(block_length)
 
     def busy(self) -> bool:
         """Whether there is anything to do."""
@@ -147,7 +149,7 @@ class EngineCore:
             What it did to the sequences that decode, one update each.
         """
         given_up: list[Update] = []
-        chunks: list[Chunk] = []
+        chunks: list[Span] = []
         current, self._ahead = self._ahead, None
         if current is None:
             plan = self.scheduler.plan()
@@ -166,12 +168,12 @@ class EngineCore:
         self._end([update.sequence for update in updates if update.finished])
         return given_up + updates
 
-    def _launch(self, chunks: list[Chunk], blocks: dict[DecodeGroup, Tensor], given_up: list[Update]) -> _Pass:
+    def _launch(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor], given_up: list[Update]) -> _Pass:
         """Forward and decisions, of which the host sees nothing yet; failed sequences go to ``given_up``."""
-        hidden_1ND = self._forward(chunks, blocks)
-        results: list[tuple[DecodeGroup, StepResult]] = []
+        hidden_ND = self._forward(chunks, blocks)
+        results: list[tuple[DecodeBatch, Decided]] = []
         for_host: list[Tensor] = []
-        for group, hidden_BLD in zip(blocks, self._split(list(blocks), hidden_1ND), strict=True):
+        for group, hidden_BLD in zip(blocks, self._split(list(blocks), hidden_ND), strict=True):
             try:
                 result, for_host_BW = group.step(hidden_BLD, self.record_passes)
             except Exception as error:
@@ -221,9 +223,9 @@ class EngineCore:
                 given_up += self._give_up([*group.rows, *rows], error)
         return given_up
 
-    def _read(self, given_up: list[Update]) -> dict[DecodeGroup, Tensor]:
+    def _read(self, given_up: list[Update]) -> dict[DecodeBatch, Tensor]:
         """What the next pass reads at all blocks in flight, by group; sequences without it go to ``given_up``."""
-        blocks: dict[DecodeGroup, Tensor] = {}
+        blocks: dict[DecodeBatch, Tensor] = {}
         for group in list(self._groups.values()):
             try:
                 blocks[group] = group.embeddings()
@@ -244,48 +246,44 @@ class EngineCore:
             row.seconds = now - row.started
             self.scheduler.remove(row)
 
-    def _forward(self, chunks: list[Chunk], blocks: dict[DecodeGroup, Tensor]) -> Tensor:
-        """Hidden states of all blocks in flight, ``(1, sum of L, D)`` in the order of the groups and their rows."""
+    def _forward(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor]) -> Tensor:
+        """Hidden states of all blocks in flight, ``(sum of L, D)`` in the order of the groups and their rows."""
         rows = [row for group in blocks for row in group.rows]
-        parts = [Part(chunk.sequence, chunk.start, chunk.end, chunk.end) for chunk in chunks]
+        spans = [*chunks]
         for row in rows:
             block_start = row.block_start
-            parts.append(Part(row, min(row.stored, block_start), block_start, row.block_end))
-        self._count(chunks, parts)
-        hidden_1ND = self._runner.forward(parts, list(blocks.values()))
+            spans.append(Span.of(row, min(row.stored, block_start), block_start, row.block_end, self._page_length))
+        self._count(chunks, spans)
+        hidden_ND = self.backend.forward(spans, list(blocks.values()))
         for row in rows:
             if row.stored < row.block_start:
                 self.scheduler.stored(row, row.block_start)
-        return hidden_1ND
+        return hidden_ND
 
-    def _count(self, chunks: list[Chunk], parts: list[Part]) -> None:
+    def _count(self, chunks: list[Span], spans: list[Span]) -> None:
         counters = self.counters
         counters.steps += 1
-        counters.prefilled += sum(chunk.end - chunk.start for chunk in chunks)
-        for part in parts:
-            size, length = part.end - part.start, part.sequence.params.block_length
-            counters.positions += size
-            counters.decoded += part.end - part.blocks_start
+        counters.prefilled += sum(chunk.num_positions for chunk in chunks)
+        for span in spans:
+            counters.positions += span.num_positions
+            counters.decoded += span.end - span.blocks_start
             # Every block sees up to its own end, so a position sees as many as the mean of the ends.
-            counters.attended += size * (part.start + part.end + length) // 2
+            counters.attended += span.num_positions * (span.start + span.end + span.block_length) // 2
 
     @staticmethod
-    def _split(groups: list[DecodeGroup], hidden_1ND: Tensor) -> Iterator[Tensor]:
-        parts = [hidden_1ND] if len(groups) == 1 else hidden_1ND.split([group.positions for group in groups], 1)
-        for group, part_1ND in zip(groups, parts, strict=True):
-            yield part_1ND.reshape(-1, group.block_length, part_1ND.shape[-1])
+    def _split(groups: list[DecodeBatch], hidden_ND: Tensor) -> Iterator[Tensor]:
+        parts = [hidden_ND] if len(groups) == 1 else hidden_ND.split([group.positions for group in groups])
+        for group, part_ND in zip(groups, parts, strict=True):
+            yield part_ND.reshape(-1, group.block_length, part_ND.shape[-1])
 
-    def _group(self, key: Hashable, row: Sequence) -> DecodeGroup:
+    def _group(self, key: Hashable, row: Sequence) -> DecodeBatch:
         """The group of sequences that decode like this one."""
         if key not in self._groups:
-            length = row.params.block_length
-            self._groups[key] = DecodeGroup(self.model, row.decoder, length, self._runner.readout(row.decoder, length))
+            self._groups[key] = DecodeBatch(self.model, self.backend, row.decoder, row.params.block_length)
         return self._groups[key]
 
     def _leave(self, rows: Iterable[Sequence], *, pause: bool = False) -> None:
         for key, leaving in _by_decoding(rows).items():
-            for row in leaving:
-                self._runner.forget(row)
             group = self._groups.get(key)
             if group is not None:
                 group.remove(leaving, pause=pause)

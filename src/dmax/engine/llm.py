@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from dmax.engine.backends import Backend, choose_backend
+from dmax.engine.backends.uncached import UncachedBackend
 from dmax.engine.core import EngineCore
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
-from dmax.engine.reference import UncachedCore
 from dmax.engine.requests import Prompt, RequestReader, output_of
-from dmax.engine.runner import Runner, make_runner
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
 from dmax.models import LLaDA2, Tokenizer, load_model, load_tokenizer
@@ -67,7 +67,7 @@ class LLM:
             self.model = load_model(model, target, dtype)
             self.tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
         self.max_batch_size = max_batch_size
-        self._idle_runner: Runner | None = None
+        self._idle_backend: Backend | None = None
 
     @staticmethod
     def chat_prompt(text: str) -> list[dict[str, str]]:
@@ -109,24 +109,25 @@ class LLM:
         for use_cache in (True, False):
             rows = [row for row in sequences if row.params.use_cache is use_cache]
             if rows:
-                self._run(rows, EngineCore if use_cache else UncachedCore, on_pass)
+                self._run(rows, use_cache, on_pass)
         return [output_of(row) for row in sequences]
 
-    def _run(self, rows: list[Sequence], kind: type[EngineCore], on_pass: OnPass | None) -> None:
+    def _run(self, rows: list[Sequence], use_cache: bool, on_pass: OnPass | None) -> None:
         """Decode sequences to their ends, over a pool that holds as many of the longest as can run together."""
         page_length = max(row.params.block_length for row in rows)
         needs = sorted((-(-row.furthest_end // page_length) for row in rows), reverse=True)
         slots = min(len(rows), self.max_batch_size)
         pages = sum(needs[:slots])
-        runner = self._runner(pages, page_length, slots)
-        core = kind(
+        # Whoever runs has taken the backend out, so that calls from several threads never share one.
+        backend, self._idle_backend = choose_backend(self.model, self._idle_backend), None
+        core = EngineCore(
             self.model,
             pages=pages,
             page_length=page_length,
             max_batch_size=slots,
             prefill_tokens=IDLE_PREFILL_TOKENS,
             record_passes=on_pass is not None,
-            runner=runner,
+            backend=backend if use_cache else UncachedBackend(self.model, backend),
         )
         for row in rows:
             core.add(row)
@@ -137,16 +138,8 @@ class LLM:
                 if on_pass is not None:
                     for record in update.records:
                         on_pass(int(update.sequence.request_id), record)
-        self._idle_runner = runner if runner.serves(pages, page_length, slots) else None
-
-    def _runner(self, pages: int, page_length: int, rows: int) -> Runner:
-        """The runner of the last call, with all it has captured, if that can serve; else a new one."""
-        # Whoever runs has taken it out, so that calls from several threads never share one.
-        runner, self._idle_runner = self._idle_runner, None
-        if runner is not None and runner.serves(pages, page_length, rows):
-            return runner
-        del runner  # its memory is free before the new one's is taken
-        return make_runner(self.model, pages, page_length, rows)
+        backend.close()
+        self._idle_backend = backend
 
 
 def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:

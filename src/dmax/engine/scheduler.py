@@ -11,20 +11,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from dmax.engine.pages import PagePool, page_keys
+from dmax.engine.page_allocator import PagePool, page_keys
 from dmax.engine.sequence import Sequence
+from dmax.engine.span import Span
 
 IDLE_PREFILL_TOKENS = 4096
 """Most prompt positions of a step in which nobody decodes; bounds the memory that a long prompt takes."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Positions of a prompt that a step stores."""
-
-    sequence: Sequence
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Plan:
     """Lost their pages; they wait."""
     starting: list[Sequence]
     """Decode from this step on."""
-    chunks: list[Chunk]
+    chunks: list[Span]
 
 
 class Scheduler:
@@ -65,6 +57,7 @@ class Scheduler:
         self._prefill_tokens = prefill_tokens
         self._reuse_prefixes = reuse_prefixes
         self._prefilling: dict[Sequence, None] = {}  # admitted ones that do not decode yet
+        self._slots = list(reversed(range(max_batch_size)))
 
     def add(self, sequence: Sequence) -> None:
         """Put a request at the end of the queue."""
@@ -121,6 +114,9 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.pages)
         sequence.pages, sequence.keys, sequence.stored = [], [], 0
+        if sequence.slot is not None:
+            self._slots.append(sequence.slot)
+            sequence.slot = None
 
     def _admit(self) -> None:
         if not self.waiting or len(self.admitted) >= self._max_batch_size:
@@ -143,6 +139,7 @@ class Scheduler:
             row.stored = len(row.pages) * self._page_length
             for _ in range(missing):
                 row.pages.append(self._pool.take(after=row.pages[-1] if row.pages else None))
+            row.slot = self._slots.pop()
             del self.waiting[row]
             self.admitted[row] = None
             self._prefilling[row] = None
@@ -161,16 +158,17 @@ class Scheduler:
     def _shares(self, row: Sequence) -> bool:
         return self._reuse_prefixes and self._page_length % row.params.block_length == 0
 
-    def _chunks(self) -> list[Chunk]:
+    def _chunks(self) -> list[Span]:
         nobody_decodes = len(self._prefilling) == len(self.admitted)
         budget = max(self._prefill_tokens, IDLE_PREFILL_TOKENS) if nobody_decodes else self._prefill_tokens
-        chunks: list[Chunk] = []
+        chunks: list[Span] = []
         for row in self._prefilling:
             length = row.params.block_length
             size = min(row.block_start - row.stored, max(budget // length, not chunks) * length)
             if size <= 0:
                 break
-            chunks.append(Chunk(row, row.stored, row.stored + size))
+            end = row.stored + size
+            chunks.append(Span.of(row, row.stored, end, end, self._page_length))
             budget -= size
         return chunks
 

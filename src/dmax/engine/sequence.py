@@ -9,7 +9,7 @@ import torch
 
 from dmax.decoding import BlockState, Decoder, MultiBlockRule
 from dmax.engine.outputs import PassRecord
-from dmax.engine.pages import Key
+from dmax.engine.page_allocator import Key
 from dmax.engine.params import GenerationParams
 from dmax.engine.stopping import Ending, StopRule
 
@@ -44,6 +44,8 @@ class Sequence:
     """What its decoder raised; then there is no ending."""
     stored: int = 0
     """Positions, from 0, whose final keys and values are in the cache."""
+    slot: int | None = None
+    """Its place among the sequences that hold pages; None where it holds none."""
     pages: list[int] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     """Keys of the first pages, as far as they are known to be final."""

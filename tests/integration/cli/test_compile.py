@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from dmax.engine.compiled import steps_folder
 from typer.testing import Result
 
-from dmax.engine.compiled import steps_folder
 from dmax.models import load_config
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dmax.decoding import BlockState, StepResult
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.engine.core import EngineCore
-from dmax.engine.group import Update
+from dmax.engine.decode_batch import Update
 from dmax.engine.params import GenerationParams
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dmax.decoding import get_decoder
-from dmax.engine.pages import PagePool, page_keys
+from dmax.engine.page_allocator import PagePool, page_keys
 from dmax.engine.params import GenerationParams
 from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmax.engine.pages import PagePool, page_keys
+from dmax.engine.page_allocator import PagePool, page_keys
 
 
 def keys(tokens: list[int], page_length: int = 4, block_length: int = 4) -> list[bytes]:

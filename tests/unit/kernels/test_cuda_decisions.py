@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
-
-from dmax import LLaDA2, ModelConfig
-from dmax.decoding import BlockState, SoftParallelDecoder, StepResult, input_embeddings
 from dmax.engine.graph_readout import Blocks, GraphReadout, StaticReadouts
 from dmax.engine.graphs import captured_size
 from dmax.engine.readout import Read
 from dmax.engine.states import select_rows
+from torch import Tensor
+
+from dmax import LLaDA2, ModelConfig
+from dmax.decoding import BlockState, SoftParallelDecoder, StepResult, input_embeddings
 from dmax.models.llada2 import initialize
 
 LENGTH = 5

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-
-from dmax import GenerationParams, LLaDA2, ModelConfig
-from dmax.engine.core import EngineCore
 from dmax.engine.graph_readout import StaticReadouts
 from dmax.engine.graphs import StaticForwards, captured_size
 from dmax.engine.paged_runner import PagedRunner
-from dmax.engine.requests import RequestReader
 from dmax.engine.runner import Runner, SpanRunner
+
+from dmax import GenerationParams, LLaDA2, ModelConfig
+from dmax.engine.core import EngineCore
+from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.models.llada2 import initialize
 

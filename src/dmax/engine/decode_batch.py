@@ -15,13 +15,13 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor
 
-from dmax.decoding import BlockState, Decoder, SlotView, StepResult, input_embeddings
-from dmax.decoding.contract import ContractError, check_result, tokens_or_none
+from dmax.decoding import BlockState, Decoder, SlotView, StepResult
+from dmax.decoding.contract import ContractError, tokens_or_none
 from dmax.decoding.registry import is_built_in
+from dmax.engine.backends import Backend, Decided, PassInput
+from dmax.engine.block_states import join_rows, select_rows
 from dmax.engine.outputs import PassRecord
-from dmax.engine.readout import Readout
 from dmax.engine.sequence import Sequence
-from dmax.engine.states import join_rows, select_rows
 from dmax.models.llada2 import LLaDA2
 
 _FRESH = -1
@@ -69,17 +69,17 @@ class _Lane:
         return 1 - self.masks / self.active
 
 
-class DecodeGroup:
+class DecodeBatch:
     """Sequences that step together. What one is given never depends on the others.
 
     Args:
         model: in eval mode.
+        backend: computes the passes.
         decoder: the rule; it is given all blocks at once.
         block_length: of all sequences.
-        readout: head and rule at once; None where there is none for this decoder.
     """
 
-    def __init__(self, model: LLaDA2, decoder: Decoder, block_length: int, readout: Readout | None = None) -> None:
+    def __init__(self, model: LLaDA2, backend: Backend, decoder: Decoder, block_length: int) -> None:
         self.decoder = decoder
         self.block_length = block_length
         self.rows: list[Sequence] = []
@@ -87,9 +87,8 @@ class DecodeGroup:
         self._checked = not is_built_in(decoder)
         self._recorded: list[bool] = []
         self._lanes: list[_Lane] = []
-        self._state: BlockState | None = None
-        self._readout = readout
-        self._known: tuple[BlockState, Tensor] | None = None
+        self._backend = backend
+        self._blocks: PassInput | None = None
 
     @property
     def positions(self) -> int:
@@ -98,11 +97,11 @@ class DecodeGroup:
 
     def add(self, rows: list[Sequence]) -> None:
         """Begin sequences' current blocks, or go on with their blocks where they were interrupted."""
-        states = [] if self._state is None else [self._state]
+        states = [] if self._blocks is None else [self._blocks.state]
         for interrupted, run in groupby(rows, key=lambda row: row.paused is not None):
             neighbours = list(run)
             states += map(self._resume, neighbours) if interrupted else [self._begin(neighbours)]
-        self._state = reduce(join_rows, states)
+        self._blocks = PassInput(reduce(join_rows, states))
         self.rows += rows
 
     def _begin(self, rows: list[Sequence]) -> BlockState:
@@ -137,24 +136,26 @@ class DecodeGroup:
             own.get(lane.sequence, kept).append(place)
         if len(kept) == len(self._lanes):
             return
-        assert self._state is not None
+        state = self._current().state
         if pause:
             for row, places in own.items():
                 if places:
-                    row.paused = select_rows(self._state, self._places(places))
+                    row.paused = select_rows(state, self._places(places))
         self.rows = [row for row in self.rows if row not in own]
         self._lanes = [self._lanes[place] for place in kept]
-        self._state = select_rows(self._state, self._places(kept)) if kept else None
+        self._blocks = PassInput(select_rows(state, self._places(kept))) if kept else None
 
     def _places(self, places: list[int]) -> Tensor:
         return torch.tensor(places, dtype=torch.int64, device=self._model.device)
 
     def embeddings(self) -> Tensor:
         """``(B, L, D)``, what the next pass reads at the blocks in flight."""
-        assert self._state is not None
-        if self._known is not None and self._known[0] is self._state:
-            return self._known[1]
-        return input_embeddings(self._state, self._model.model.word_embeddings.weight)
+        blocks = self._current()
+        return self._backend.embed(blocks.state) if blocks.embeds_BLD is None else blocks.embeds_BLD
+
+    def _current(self) -> PassInput:
+        assert self._blocks is not None
+        return self._blocks
 
     def will_go_on(self) -> bool:
         """Whether no block is likely to end in the pass that is under way, by what is known of the one before it.
@@ -167,15 +168,15 @@ class DecodeGroup:
             lane.sequence.params.buffer_size == 1 and 2 * lane.masks > lane.active for lane in self._lanes
         )
 
-    def assume(self, result: StepResult) -> None:
+    def assume(self, decided: Decided) -> None:
         """Stand where a pass has led to if all blocks go on, until :meth:`take` tells where they do stand."""
-        self._state = result.state
+        self._blocks = decided.after
 
-    def stands_at(self, result: StepResult) -> bool:
-        """Whether all blocks have gone on after a pass that was taken."""
-        return self._state is result.state
+    def stands_at(self, decided: Decided) -> bool:
+        """Tell whether all blocks have gone on after a pass that was taken."""
+        return self._blocks is decided.after
 
-    def step(self, hidden_BLD: Tensor, record_all: bool) -> tuple[StepResult, Tensor]:
+    def step(self, hidden_BLD: Tensor, record_all: bool) -> tuple[Decided, Tensor]:
         """Apply the decoder to hidden states of the blocks in flight.
 
         Args:
@@ -183,35 +184,26 @@ class DecodeGroup:
             record_all: whether every sequence's pass is recorded, or only those whose params ask for it.
 
         Returns:
-            The result, and ``(B, W)`` int64 with what the host needs of it: the tokens, which of them were revised, and
-            whether the block has converged; where passes are recorded, which tokens were promoted and the bits of the
-            confidences, too, so that the host waits once for all of it.
+            The decision, and ``(B, W)`` int64 with what the host needs of it: the tokens, which of them were revised,
+            and whether the block has converged; where passes are recorded, which tokens were promoted and the bits of
+            the confidences, too, so that the host waits once for all of it.
 
         Raises:
             ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
         """
-        assert self._state is not None
-        result, for_host_BW = self._decide(hidden_BLD, _with_fallback(self._state, self._fallback()))
-        if self._checked:
-            check_result(result, self._state, self.decoder.name)
-            tokens_BL = tokens_or_none(result.state, self._model.config.vocab_size)
-        else:
-            tokens_BL = result.state.tokens
-        parts = [tokens_BL, result.revised, result.converged[:, None]] if for_host_BW is None else [for_host_BW]
+        blocks = self._current().with_fallback(self._fallback())
+        decided = self._backend.decide(self.decoder, hidden_BLD, blocks, self._gumbel_noise)
+        result = decided.result
+        parts = [decided.for_host_BW] if decided.for_host_BW is not None else self._for_host(result)
         self._recorded = [record_all or lane.sequence.params.trace for lane in self._lanes]
         if any(self._recorded):
             parts += [result.promoted, result.confidence.view(torch.int32)]
-        return result, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return decided, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _decide(self, hidden_BLD: Tensor, state: BlockState) -> tuple[StepResult, Tensor | None]:
-        """The pass, and what the host needs of every pass where that is together already."""
-        found = None if self._readout is None else self._readout(hidden_BLD, state)
-        if found is not None:
-            self._known = found.result.state, found.embeds_BLD
-            return found.result, found.for_host_BW
-        logits_BLV = self._model.head(hidden_BLD)
-        noise_BLV = self._gumbel_noise(logits_BLV) if self.decoder.temperature > 0 else None
-        return self.decoder.step(logits_BLV, state, noise_BLV), None
+    def _for_host(self, result: StepResult) -> list[Tensor]:
+        vocab_size = self._model.config.vocab_size
+        tokens_BL = tokens_or_none(result.state, vocab_size) if self._checked else result.state.tokens
+        return [tokens_BL, result.revised, result.converged[:, None]]
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
@@ -231,11 +223,11 @@ class DecodeGroup:
             noise_LV.exponential_(generator=lane.sequence.generator)
         return noise_BLV.log_().neg_()
 
-    def take(self, result: StepResult, on_host_BW: Tensor) -> list[Update]:
+    def take(self, decided: Decided, on_host_BW: Tensor) -> list[Update]:
         """Bring sequences and state up to date with a pass.
 
         Args:
-            result: of :meth:`step`.
+            decided: of :meth:`step`.
             on_host_BW: the tensor that :meth:`step` gave beside it, on the CPU.
         """
         for row in self.rows:
@@ -264,7 +256,7 @@ class DecodeGroup:
             for lane, place in after:
                 lanes.append(lane)
                 sources.append(_FRESH if place == _FRESH else own.start + place)
-        self._rearrange(_with_fallback(result.state, None), lanes, sources)
+        self._rearrange(decided.after.with_fallback(None), lanes, sources)
         return updates
 
     def _outside_vocabulary(self) -> ContractError:
@@ -312,9 +304,10 @@ class DecodeGroup:
         row.open_blocks = len(after)
         return Update(row, final_ids, made, row.ending is not None), after
 
-    def _rearrange(self, state: BlockState, lanes: list[_Lane], sources: list[int]) -> None:
+    def _rearrange(self, blocks: PassInput, lanes: list[_Lane], sources: list[int]) -> None:
         """Take the rows that go on, and fresh blocks of masks where blocks begin; those are all answer."""
         self._lanes = lanes
+        state = blocks.state
         rows = state.tokens.shape[0]
         begins = [source == _FRESH for source in sources]
         if len(sources) == rows and all(
@@ -322,12 +315,12 @@ class DecodeGroup:
         ):
             if any(begins):
                 begins_B = torch.tensor(begins, device=state.tokens.device)
-                state = state.restart(begins_B, state.tokens, torch.ones_like(state.active))
-            self._state = state
+                blocks = PassInput(state.restart(begins_B, state.tokens, torch.ones_like(state.active)))
+            self._blocks = blocks
             return
         fresh = BlockState.start(state.tokens[:1], torch.ones_like(state.active[:1]), state.mask_token_id)
         order = [rows if source == _FRESH else source for source in sources]
-        self._state = select_rows(join_rows(state, fresh), self._places(order))
+        self._blocks = PassInput(select_rows(join_rows(state, fresh), self._places(order)))
 
     def _records(self, on_host_BW: Tensor) -> list[PassRecord | None]:
         """The records that somebody asked for; where nobody did, this costs nothing."""
@@ -355,10 +348,6 @@ class DecodeGroup:
             else None
             for place, (lane, asked) in enumerate(zip(self._lanes, wanted, strict=True))
         ]
-
-
-def _with_fallback(state: BlockState, fallback: Tensor | None) -> BlockState:
-    return state if state.fallback is fallback else replace(state, fallback=fallback)
 
 
 def _offsets(flags: list[int]) -> list[int]:
