@@ -15,38 +15,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dmax.engine.backends import Backend, Decided, choose_backend
-from dmax.engine.decode_batch import DecodeBatch, Update, give_up
+from dmax.engine.decode_batch import DecodeBatch
+from dmax.engine.outputs import EngineStats, RequestUpdate
 from dmax.engine.page_allocator import PagePool
+from dmax.engine.requests import output_of
 from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
 from dmax.engine.span import Span
 from dmax.models.llada2 import LLaDA2
-
-
-@dataclass
-class Counters:
-    """What an engine has done since it was made."""
-
-    steps: int = 0
-    """Forwards."""
-    positions: int = 0
-    """Positions of all forwards."""
-    prefilled: int = 0
-    """Prompt positions among them, recomputed ones included."""
-    decoded: int = 0
-    """Positions of blocks in flight among them, the only ones that have logits."""
-    attended: int = 0
-    """Positions that each of them attended to, itself included, summed."""
-    ahead: int = 0
-    """Forwards launched before the host had seen the one before them."""
-    discarded: int = 0
-    """Those of them that were in vain; no sequence counts them as passes."""
 
 
 class Arriving:
@@ -113,7 +95,7 @@ class EngineCore:
     ) -> None:
         self.model = model
         self.record_passes = record_passes
-        self.counters = Counters()
+        self.counters = EngineStats()
         self.pool = PagePool(pages)
         self.scheduler = Scheduler(self.pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes)
         self.backend = backend or choose_backend(model)
@@ -142,19 +124,19 @@ class EngineCore:
         return self.scheduler.busy()
 
     @torch.inference_mode()
-    def step(self) -> list[Update]:
-        """One forward, for whoever can use one.
+    def step(self) -> list[RequestUpdate]:
+        """Run one forward for all sequences that have work in it.
 
         Returns:
             What it did to the sequences that decode, one update each.
         """
-        given_up: list[Update] = []
+        given_up: list[RequestUpdate] = []
         chunks: list[Span] = []
         current, self._ahead = self._ahead, None
         if current is None:
             plan = self.scheduler.plan()
             chunks = plan.chunks
-            self._leave(plan.interrupted, pause=True)
+            self._leave(plan.preempted, pause=True)
             given_up = self._start(plan.starting)
             blocks = self._read(given_up)
             if not blocks and not chunks:
@@ -162,13 +144,28 @@ class EngineCore:
             current = self._launch(chunks, blocks, given_up)
         if self._launches_ahead and not chunks and self._will_go_on(current):
             self._launch_ahead(current)
-        updates = self._land(current, given_up)
+        landed = self._land(current, given_up)
         for chunk in chunks:
             self.scheduler.stored(chunk.sequence, chunk.end)
-        self._end([update.sequence for update in updates if update.finished])
-        return given_up + updates
+        self._end([sequence for sequence, _ in landed if sequence.ended])
+        return given_up + [_whole(sequence, update) for sequence, update in landed]
 
-    def _launch(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor], given_up: list[Update]) -> _Pass:
+    def stats(self) -> EngineStats:
+        """Where the engine stands now."""
+        return replace(
+            self.counters,
+            backend=self.backend.name,
+            waiting=len(self.scheduler.waiting),
+            running=len(self.scheduler.admitted),
+            pages=self.pool.pages,
+            pages_held=self.pool.held,
+            pages_cached=self.pool.cached,
+            prefix_queries=self.pool.queries,
+            prefix_hits=self.pool.hits,
+            preemptions=self.scheduler.preemptions,
+        )
+
+    def _launch(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor], given_up: list[RequestUpdate]) -> _Pass:
         """Forward and decisions, of which the host sees nothing yet; failed sequences go to ``given_up``."""
         hidden_ND = self._forward(chunks, blocks)
         results: list[tuple[DecodeBatch, Decided]] = []
@@ -183,17 +180,17 @@ class EngineCore:
             for_host.append(for_host_BW)
         return _Pass(results, Arriving(for_host))
 
-    def _land(self, current: _Pass, given_up: list[Update]) -> list[Update]:
+    def _land(self, current: _Pass, given_up: list[RequestUpdate]) -> list[tuple[Sequence, RequestUpdate]]:
         """Bring sequences up to date with a pass, once the host can see it."""
-        updates: list[Update] = []
+        landed: list[tuple[Sequence, RequestUpdate]] = []
         for (group, result), on_host_BW in zip(current.results, current.arriving.wait(), strict=True):
             try:
-                updates += group.take(result, on_host_BW)
+                landed += zip(tuple(group.rows), group.take(result, on_host_BW), strict=True)
             except Exception as error:
                 given_up += self._give_up(group.rows, error)
         if not all(group.stands_at(result) for group, result in current.results):
             self._discard()
-        return updates
+        return landed
 
     def _will_go_on(self, current: _Pass) -> bool:
         """Whether nobody waits, and every block is likely to go on after this pass."""
@@ -212,9 +209,9 @@ class EngineCore:
             self.counters.discarded += 1
             self._ahead = None
 
-    def _start(self, starting: list[Sequence]) -> list[Update]:
+    def _start(self, starting: list[Sequence]) -> list[RequestUpdate]:
         """Begin to decode sequences; gives those of which their decoder made that impossible."""
-        given_up: list[Update] = []
+        given_up: list[RequestUpdate] = []
         for key, rows in _by_decoding(starting).items():
             group = self._group(key, rows[0])
             try:
@@ -223,7 +220,7 @@ class EngineCore:
                 given_up += self._give_up([*group.rows, *rows], error)
         return given_up
 
-    def _read(self, given_up: list[Update]) -> dict[DecodeBatch, Tensor]:
+    def _read(self, given_up: list[RequestUpdate]) -> dict[DecodeBatch, Tensor]:
         """What the next pass reads at all blocks in flight, by group; sequences without it go to ``given_up``."""
         blocks: dict[DecodeBatch, Tensor] = {}
         for group in list(self._groups.values()):
@@ -233,9 +230,9 @@ class EngineCore:
                 given_up += self._give_up(group.rows, error)
         return blocks
 
-    def _give_up(self, rows: list[Sequence], error: Exception) -> list[Update]:
+    def _give_up(self, rows: list[Sequence], error: Exception) -> list[RequestUpdate]:
         """End the sequences of a decoder that failed, which can only be one of somebody's own; the others go on."""
-        updates = [give_up(row, error) for row in rows]
+        updates = [row.fail(error) for row in rows]
         self._end(list(rows))
         return updates
 
@@ -243,7 +240,7 @@ class EngineCore:
         now = time.perf_counter()
         self._leave(rows)
         for row in rows:
-            row.seconds = now - row.started
+            row.end(now)
             self.scheduler.remove(row)
 
     def _forward(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor]) -> Tensor:
@@ -289,6 +286,16 @@ class EngineCore:
                 group.remove(leaving, pause=pause)
                 if not group.rows:
                     del self._groups[key]
+
+
+def _whole(row: Sequence, update: RequestUpdate) -> RequestUpdate:
+    """Put the answer of a sequence that has one into its last update."""
+    if row.ending is None:
+        return update
+    try:
+        return replace(update, output=output_of(row))
+    except Exception as error:  # a decoder of somebody's own, whose settings cannot be copied
+        return replace(update, failure=error)
 
 
 def _by_decoding(rows: Iterable[Sequence]) -> dict[Hashable, list[Sequence]]:

@@ -11,14 +11,13 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def usable(x: Tensor) -> bool:
-    """Tell whether the kernels can serve tensors like ``x``: on a CUDA device, with Triton installed."""
-    return x.is_cuda and x.dtype in _DTYPES and _has_triton()
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether the kernels can serve such tensors: on a CUDA device, with Triton installed."""
+    return device.type == "cuda" and dtype in _DTYPES and _has_triton()
 
 
 @cache

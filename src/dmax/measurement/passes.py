@@ -169,10 +169,10 @@ class PassDriver:
         updates = self._core.step()
         seconds = time.perf_counter() - started
         for update in updates:
-            if update.sequence.failure is not None:
-                raise update.sequence.failure
+            if update.failure is not None:
+                raise update.failure
             if update.finished:
-                self._running.remove(update.sequence.request_id)
+                self._running.remove(update.request_id)
         after = self._core.counters
         return after.positions - before.positions, after.prefilled - before.prefilled, seconds
 

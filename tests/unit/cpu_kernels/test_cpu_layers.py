@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dmax.decoding import get_decoder
+from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.backends.cpu_stack import LayerStack
 from dmax.engine.kv_cache import KVCache, PackedSpans
 from dmax.engine.params import GenerationParams
@@ -101,7 +102,7 @@ class Case:
     @torch.no_grad()
     def by_modules(self) -> tuple[Tensor, Tensor, Tensor]:
         """The same in float32."""
-        model = copy.deepcopy(self.model).float()
+        model = CpuBackend(copy.deepcopy(self.model).float()).modules  # where ties go to the first expert, too
         cache = self._cache(model)
         packed = PackedSpans(cache, self._open(cache))
         hidden_1ND = model(self.embeds_ND.float()[None], packed.position_ids, None, packed)

@@ -47,7 +47,7 @@ def test_known_pages_serve_again_until_they_are_needed() -> None:
     pool.release(pages)
     taken = [pool.take() for _ in range(3)]
     assert sorted(taken) == [0, 1, 2]
-    assert pool.counters.evictions == 2
+    assert pool.evictions == 2
     assert pool.reuse(keys(tokens)) == []
 
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from dmax import kernels
 from dmax.decoding import BlockState, Decoder, StepResult
 from dmax.engine.span import Span
+from dmax.kernels.cpu.library import compiled_kernels
 from dmax.models.llada2 import LLaDA2
 
 Noise = Callable[[Tensor], Tensor]
@@ -118,6 +120,13 @@ class Backend(Protocol):
         ...
 
 
+def backend_name(device: torch.device, dtype: torch.dtype) -> str:
+    """Tell which backend :func:`choose_backend` takes for a model on such a device, by its name."""
+    if device.type == "cpu":
+        return "cpu" if compiled_kernels(dtype) is None else "cpu-compiled"
+    return "cuda" if kernels.usable(device, dtype) else "torch"
+
+
 def choose_backend(model: LLaDA2, idle: Backend | None = None, *, eager: bool = False) -> Backend:
     """Choose the backend for the device and dtype of a model in eval mode.
 
@@ -135,7 +144,7 @@ def _kind(model: LLaDA2, eager: bool) -> Callable[[LLaDA2], Backend]:
         from dmax.engine.backends.cpu import CpuBackend
 
         return CpuBackend
-    if kernels.usable(model.lm_head.weight):
+    if kernels.usable(model.device, model.dtype):
         from dmax.engine.backends.cuda import CudaBackend  # here, because it imports Triton
 
         return partial(CudaBackend, graphs=False) if eager else CudaBackend

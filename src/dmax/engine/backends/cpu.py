@@ -32,7 +32,7 @@ from dmax.kernels.cpu import attention, experts, layers, rule
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.experts import CpuExperts, in_panels
 from dmax.kernels.cpu.layers import CpuLayers, LayersSize
-from dmax.kernels.cpu.library import DTYPES, compiled_kernels
+from dmax.kernels.cpu.library import compiled_kernels
 from dmax.kernels.cpu.rule import BlocksBefore, CpuRule
 from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear
@@ -62,7 +62,7 @@ class CpuKernels:
             dtype: of its weights.
             size: of its layers, if the kernel can read them.
         """
-        path = compiled_kernels() if dtype in DTYPES else None
+        path = compiled_kernels(dtype)
         if path is None:
             return None
         attends = attention.serves(config.head_dim, dtype)
@@ -160,7 +160,8 @@ class CpuBackend(TorchBackend):
     def _load(self) -> None:
         """Take what is compiled for the model's present dtype."""
         before, model = self._kernels, self._model
-        stays = (compiled_kernels() is None) == (before is None) and (before is None or before.dtype == model.dtype)
+        compiled = compiled_kernels(model.dtype) is not None
+        stays = before.dtype == model.dtype if compiled and before is not None else compiled == (before is not None)
         if self._stack is None or not self._stack.is_complete():
             self._stack, stays = LayerStack.of(model), False
         if not stays:

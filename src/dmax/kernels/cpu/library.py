@@ -40,10 +40,10 @@ def kernels_folder() -> Path:
     return Path(folder) / "dmax" / "compiled" / _digest()
 
 
-def compiled_kernels() -> Path | None:
-    """Return the library that is compiled for this machine; None where there is none."""
+def compiled_kernels(dtype: torch.dtype) -> Path | None:
+    """Return the library that is compiled for this machine; None where there is none, or it does not know the dtype."""
     path = kernels_folder() / _KERNELS
-    return path if path.is_file() else None
+    return path if dtype in DTYPES and path.is_file() else None
 
 
 def compile_kernels() -> Path:
