@@ -106,7 +106,7 @@ class PartialDecoding:
                 embeds_1ND, start, stored = torch.cat([before_1ND, embeds_1ND], 1), stored, begin
             hidden_1ND = self._forward(embeds_1ND, start, begin + LENGTH)
             passes, computed = passes + 1, computed + embeds_1ND.shape[1]
-            fresh_1NV = self.model.head(hidden_1ND[:, frozen - LENGTH :])
+            fresh_1NV = self.backend.modules.head(hidden_1ND[:, frozen - LENGTH :])
             logits_1LV = fresh_1NV if logits_1LV is None else torch.cat([logits_1LV[:, :frozen], fresh_1NV], 1)
             result = self.decoder.step(logits_1LV, state)
             if result.converged.item():

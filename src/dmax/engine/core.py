@@ -193,7 +193,7 @@ class EngineCore:
         return landed
 
     def _will_go_on(self, current: _Pass) -> bool:
-        """Whether nobody waits, and every block is likely to go on after this pass."""
+        """Tell whether no sequence waits, and every block is likely to go on after this pass."""
         return self.scheduler.settled() and all(group.will_go_on() for group, _ in current.results)
 
     def _launch_ahead(self, current: _Pass) -> None:

@@ -16,7 +16,7 @@ from dmax.engine.sequence import Sequence
 from dmax.engine.span import Span
 
 IDLE_PREFILL_TOKENS = 4096
-"""Most prompt positions of a step in which nobody decodes; bounds the memory that a long prompt takes."""
+"""Most prompt positions of a step in which no sequence decodes; bounds the memory that a long prompt takes."""
 
 
 @dataclass(frozen=True)

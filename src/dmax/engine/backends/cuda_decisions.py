@@ -1,7 +1,7 @@
 """Head, rule and the embeddings of the next pass over static memory, recorded as CUDA graphs like the forward.
 
 A pass is then two graphs, replayed one behind the other: that of the layers, by how many segments there are, and that
-of the readout, by how many blocks. One graph of both would be needed for every pair of the two sizes.
+of the decision, by how many blocks. One graph of both would be needed for every pair of the two sizes.
 
 What a pass leaves is copied out of the graph's memory, in one copy: the engine may launch the next pass ahead, and go
 back to this one if that was in vain. The next pass over the same blocks takes it in with one copy, too.
