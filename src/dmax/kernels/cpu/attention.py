@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,17 +19,28 @@ from torch import Tensor
 from dmax.kernels.cpu.library import DTYPES, LANES, Function
 
 
-class SpanPlace(NamedTuple):
-    """Where the positions of a span stand."""
+class PagedSpan(Protocol):
+    """Consecutive positions of a sequence, on block boundaries (:class:`dmax.engine.span.Span`)."""
 
-    packed: int
-    """Place of the first one among the packed positions."""
-    start: int
-    """Position in the sequence of the first one, on a block boundary."""
-    end: int
-    block_length: int
-    pages: Sequence[int]
-    """Of the sequence, from its first position to ``end``."""
+    @property
+    def start(self) -> int:
+        """Position in the sequence of the first one."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """Position behind the last one."""
+        ...
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block."""
+        ...
+
+    @property
+    def pages(self) -> Sequence[int]:
+        """Pages of the sequence, from its first position to ``end``."""
+        ...
 
 
 def serves(head_dim: int, dtype: torch.dtype) -> bool:
@@ -48,22 +59,24 @@ class CpuAttention:
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         self.run = Function(path, "attend", dtype)
 
-    def plan(self, spans: Sequence[SpanPlace], page_length: int) -> SpanAttention:
-        """What forwards over these spans call."""
+    def plan(self, spans: Sequence[PagedSpan], page_length: int) -> SpanAttention:
+        """Prepare what passes over these spans call; they are packed one behind the other."""
         return SpanAttention(self.run, spans, page_length)
 
 
 class SpanAttention:
-    """Attention over the same spans, in every layer of any number of forwards."""
+    """Attention over the same spans, in every layer of any number of passes."""
 
-    def __init__(self, run: Function, spans: Sequence[SpanPlace], page_length: int) -> None:
+    def __init__(self, run: Function, spans: Sequence[PagedSpan], page_length: int) -> None:
         self._run = run
         self._page_length = page_length
         pages: list[int] = []
         numbers: list[int] = []
+        packed = 0
         for span in spans:
-            numbers += [span.packed, span.start, span.end, span.block_length, len(pages)]
+            numbers += [packed, span.start, span.end, span.block_length, len(pages)]
             pages += span.pages
+            packed += span.end - span.start
         self._num_spans = len(spans)
         self._spans = (ctypes.c_int64 * len(numbers))(*numbers)
         self._pages = (ctypes.c_int32 * len(pages))(*pages)

@@ -172,6 +172,21 @@ void decide(const int64_t* numbers) {
 }
 
 template <typename T>
+void predict(const int64_t* numbers) {
+  const Reader reader{numbers};
+  const T* const logits = reader.at<const T>(0);
+  int64_t* const tokens = reader.at<int64_t>(1);
+  float* const probabilities = reader.at<float>(2);
+  const int64_t positions = numbers[3], vocabulary = numbers[4], mask = numbers[5];
+#pragma omp parallel for schedule(static) if (positions >= kPositionsWorthATeam)
+  for (int64_t n = 0; n < positions; ++n) {
+    const Best best = most_probable(logits + n * vocabulary, vocabulary, mask);
+    tokens[n] = best.token;
+    probabilities[n] = best.probability;
+  }
+}
+
+template <typename T>
 inline float norm(const T* x, int64_t size) {
   Floats squares = all(0);
   for (int64_t i = 0; i < size; i += kLanes) {
