@@ -2,7 +2,7 @@
 
 A forward runs over *spans*, one a sequence, packed one behind the other without padding: a chunk of a prompt, the block
 being decoded, or that block together with the one before it, which has just become final and is stored by the same
-forward (SPEC section 3.7). Keys and values of a span go into the pages of its sequence; its queries see everything the
+forward (algorithm.md#store). Keys and values of a span go into its sequence's pages; its queries see everything the
 sequence holds up to the end of their own block.
 
 Every span is attended to by itself, over exactly the positions it may see. That costs no padding and no mask, and no
