@@ -13,11 +13,11 @@ import torch
 from dmax.engine.core import EngineCore
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
-from dmax.engine.reference import UncachedCore
 from dmax.engine.requests import Prompt, RequestReader, output_of
 from dmax.engine.runner import Runner, make_runner
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
+from dmax.engine.uncached import decode_uncached
 from dmax.models import LLaDA2, Tokenizer, load_model, load_tokenizer
 
 OnPass = Callable[[int, PassRecord], None]
@@ -106,20 +106,24 @@ class LLM:
             reader.read(str(index), prompt, row_params, started)
             for index, (prompt, row_params) in enumerate(zip(asked, _as_rows(params, len(asked)), strict=True))
         ]
-        for use_cache in (True, False):
-            rows = [row for row in sequences if row.params.use_cache is use_cache]
-            if rows:
-                self._run(rows, EngineCore if use_cache else UncachedCore, on_pass)
+        cached = [row for row in sequences if row.params.use_cache]
+        if cached:
+            self._run(cached, on_pass)
+        for row in sequences:
+            if not row.params.use_cache:
+                for record in decode_uncached(self.model, row):
+                    if on_pass is not None:
+                        on_pass(int(row.request_id), record)
         return [output_of(row) for row in sequences]
 
-    def _run(self, rows: list[Sequence], kind: type[EngineCore], on_pass: OnPass | None) -> None:
+    def _run(self, rows: list[Sequence], on_pass: OnPass | None) -> None:
         """Decode sequences to their ends, over a pool that holds as many of the longest as can run together."""
         page_length = max(row.params.block_length for row in rows)
         needs = sorted((-(-row.furthest_end // page_length) for row in rows), reverse=True)
         slots = min(len(rows), self.max_batch_size)
         pages = sum(needs[:slots])
         runner = self._runner(pages, page_length, slots)
-        core = kind(
+        core = EngineCore(
             self.model,
             pages=pages,
             page_length=page_length,
