@@ -1,6 +1,6 @@
 """What per-sample rows add up to: accuracy with its interval, what the answers cost, and how two runs compare.
 
-Pure arithmetic on plain values; ``docs/measurement.md`` states every convention in words.
+Pure arithmetic on plain values; ``docs/concepts/measurement.md`` states every convention in words.
 Suffixes of arrays: N rows, K columns, R bootstrap resamples.
 """
 
