@@ -1,6 +1,6 @@
 """Decoding gives the published rule's tokens after every pass, its passes and its answers.
 
-The loop here is the plainest there can be: no cache, the whole prefix computed anew in every pass.
+The loop is the package's reference (``dmax.decoding.reference``): no cache, everything computed anew in every pass.
 
 Most vectors are met token for token. Some cannot be, by anyone: they come from random weights, and there the last bit
 of a float decides. In an empty sequence all masks of a block have the same logits in exact arithmetic, so which is the
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmax.decoding import BlockState, Decoder, StepResult, get_decoder, input_embeddings
+from dmax.decoding import BlockState, Decoder, StepResult, decode, get_decoder, input_embeddings
 from dmax.models.checkpoint import load_model
 from dmax.models.llada2 import LLaDA2
 from dmax.models.masks import block_causal_mask
@@ -88,33 +88,36 @@ def one_pass(
     return decoder.step(model.head(hidden[:, -length:]), state)
 
 
-def decode(model: LLaDA2, decoder: Decoder, vector: Vector) -> Answer:
-    """Blocks from position 0; the prompt's tail shares the first; stop after the first with an EOS in the answer."""
-    prompt, length, eos_id = vector["prompt_ids"], vector["block_length"], model.config.eos_token_id
-    end = len(prompt) + vector["gen_length"]
-    tokens = prompt[: len(prompt) // length * length]
-    trace: list[dict[str, Any]] = []
-    while len(tokens) < end:
-        prefix = torch.tensor([tokens], dtype=torch.int64)
-        state, steps, converged = fresh_block(model, vector, len(tokens), rows=1), [], False
-        while not converged:
-            result = one_pass(model, decoder, prefix, state)
-            state, converged = result.state, bool(result.converged)
-            steps.append(state.tokens[0].tolist())
-        trace.append({"block": len(tokens) // length, "steps": steps})
-        tokens = tokens + steps[-1]
-        if (state.active & (state.tokens == eos_id)).any():
-            break
-    answer = tokens[len(prompt) : end]
-    if eos_id in answer:
-        answer = answer[: answer.index(eos_id) + 1]
-    return Answer(answer, sum(len(block["steps"]) for block in trace), trace)
+def answer_of(model: LLaDA2, decoder: Decoder, vector: Vector) -> Answer:
+    """What the reference loop of the package gives."""
+
+    def logits_from(embeds: Tensor, mask: Tensor, start: int) -> Tensor:
+        positions = torch.arange(embeds.shape[1])[None]
+        return model.head(model(embeds, positions, mask)[:, start:])
+
+    passes = list(
+        decode(
+            logits_from,
+            model.model.word_embeddings.weight,
+            decoder,
+            vector["prompt_ids"],
+            mask_token_id=model.config.mask_token_id,
+            eos_token_id=model.config.eos_token_id,
+            block_length=vector["block_length"],
+            gen_length=vector["gen_length"],
+        )
+    )
+    trace = [
+        {"block": start // vector["block_length"], "steps": [one.results[0].state.tokens[0].tolist() for one in block]}
+        for start, block in groupby(passes, key=lambda one: one.start)
+    ]
+    return Answer(passes[-1].answer, len(passes), trace)
 
 
 @cache
 def met_exactly(checkpoint: str, index: int) -> bool:
     vector = vectors_of(checkpoint)[index]
-    answer = decode(model_of(checkpoint), decoder_of(vector), vector)
+    answer = answer_of(model_of(checkpoint), decoder_of(vector), vector)
     same_answer = answer.token_ids == vector["token_ids"] and answer.passes == vector["passes"]
     return same_answer and vector["trace"] in (None, answer.trace)
 

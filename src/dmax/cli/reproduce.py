@@ -29,7 +29,7 @@ def reproduce(
         Path, typer.Option(metavar="DIR", help="Folder of the work; the same command goes on with what is there.")
     ] = Path("runs/reproduction"),
     page: Annotated[Path, typer.Option(metavar="FILE", help="The page that is written at the end.")] = Path(
-        "docs/reproduction.md"
+        "docs/results/reproduction.md"
     ),
     base: Annotated[str, typer.Option(help="The model that every training starts from.")] = "nano-base",
     recipe: Annotated[

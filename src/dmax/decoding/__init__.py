@@ -8,6 +8,7 @@ from dmax.decoding.joint_threshold import JointThresholdDecoder
 from dmax.decoding.mixing import input_embeddings
 from dmax.decoding.multi_block import MultiBlockRule, SlotView
 from dmax.decoding.prediction import Prediction, predict
+from dmax.decoding.reference import ReferencePass, decode
 from dmax.decoding.registry import decoder_names, decoder_options, get_decoder
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.decoding.threshold import ThresholdDecoder
@@ -21,12 +22,14 @@ __all__ = [
     "JointThresholdDecoder",
     "MultiBlockRule",
     "Prediction",
+    "ReferencePass",
     "SlotView",
     "SoftMix",
     "SoftParallelDecoder",
     "StepResult",
     "ThresholdDecoder",
     "commit_masks",
+    "decode",
     "decoder_names",
     "decoder_options",
     "get_decoder",

@@ -1,4 +1,4 @@
-"""What a decoder is: a pure rule that turns one pass's logits into the next state of a block (SPEC section 3).
+"""What a decoder is: a pure rule that turns one pass's logits into the next state of a block (algorithm.md#spd).
 
 Shape suffixes: B rows, L block positions, V vocabulary, D hidden, k tokens of a mix.
 """
@@ -18,7 +18,7 @@ class DecoderError(ValueError):
 
 @dataclass(frozen=True)
 class SoftMix:
-    """What the next pass reads at decoded positions instead of one token's embedding (SPEC section 3.6)."""
+    """What the next pass reads at decoded positions instead of one token's embedding (algorithm.md#soft-embeddings)."""
 
     token_ids: Tensor
     """``(B, L, k)`` int64, the tokens mixed, most probable first."""

@@ -1,4 +1,4 @@
-"""The part that the masked decoders share: masks become tokens a few at a time and then stay (SPEC section 4).
+"""What the masked decoders share: masks become tokens a few at a time and stay (algorithm.md#other-decoders).
 
 Shape suffixes: B rows, L block positions.
 """

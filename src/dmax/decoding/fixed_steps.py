@@ -1,4 +1,4 @@
-"""``fixed-steps``: a fixed number of tokens each pass, the most confident first (SPEC section 4; LLaDA).
+"""``fixed-steps``: a fixed number of tokens each pass, the most confident first (algorithm.md#other-decoders; LLaDA).
 
 Shape suffixes: B rows, L block positions, V vocabulary.
 """

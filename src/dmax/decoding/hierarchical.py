@@ -1,4 +1,4 @@
-"""``hierarchical``: one token from every run of masks, so that parallel guesses lie apart (SPEC section 4; dInfer).
+"""``hierarchical``: one token of every run of masks, so that guesses lie apart (algorithm.md#other-decoders; dInfer).
 
 Shape suffixes: B rows, L block positions (i a position, j the one it is compared with), V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""``joint-threshold``: fill masks and correct tokens in the same pass (SPEC section 4; LLaDA2.1).
+"""``joint-threshold``: fill masks and correct tokens in the same pass (algorithm.md#other-decoders; LLaDA2.1).
 
 Shape suffixes: B rows, L block positions, V vocabulary.
 """

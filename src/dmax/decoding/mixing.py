@@ -1,4 +1,4 @@
-"""From the state of a block to the model's input embeddings (SPEC section 3.6).
+"""From the state of a block to the model's input embeddings (algorithm.md#soft-embeddings).
 
 Shape suffixes: B rows, L block positions, V vocabulary, D hidden, K tokens of a mix plus the mask token.
 """

@@ -1,4 +1,4 @@
-"""Several blocks in flight: which may start, which must promote, which are final (SPEC section 9; arXiv 2606.29215).
+"""Which blocks in flight may start, must promote and are final (algorithm.md#blocks-in-flight; arXiv 2606.29215).
 
 A block is *active* from when it may start until it is final; then it is stored and leaves the front. Nothing here knows
 of tensors: a pass leaves a :class:`SlotView` of every active block, and the rule answers.

@@ -15,7 +15,7 @@ from dmax.decoding.base import DecoderError
 
 
 class Prediction(NamedTuple):
-    """The model's word on every position, the mask token never being chosen (SPEC section 3.2)."""
+    """The model's word on every position, the mask token never being chosen (algorithm.md#predict)."""
 
     tokens: Tensor
     """``(B, L)`` int64: the most probable token, or with a temperature the drawn one."""

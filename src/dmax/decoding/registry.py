@@ -64,7 +64,7 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
     decoder = factory(**options)
     for part in ("name", "temperature"):
         if not hasattr(decoder, part):
-            raise DecoderError(f"decoder {name!r} has no {part}; its class must give it, as docs/decoding.md shows.")
+            raise DecoderError(f"decoder {name!r} has no {part}; its class must give it (docs/reference/decoding.md).")
     return decoder
 
 

@@ -1,4 +1,4 @@
-"""``soft-parallel``: Soft Parallel Decoding, the decoder of DMax (SPEC section 3).
+"""``soft-parallel``: Soft Parallel Decoding, the decoder of DMax (algorithm.md#spd).
 
 Shape suffixes: B rows, L block positions, V vocabulary, k tokens of a mix. ``a > b`` of two flags is ``a and not b``.
 """
@@ -112,7 +112,7 @@ class SoftParallelDecoder:
         )
 
     def _promote(self, confident_BL: Tensor, confidence_BL: Tensor, state: BlockState) -> Tensor:
-        """Which masks become tokens (SPEC section 3.3): at least one in every row that has any and falls back."""
+        """Which masks become tokens (algorithm.md#promote): at least one in every row that has any and falls back."""
         masked_BL = state.masked
         if self.contiguous:
             promoted_BL = masked_BL & leading_run(confident_BL, masked_BL)
@@ -123,7 +123,7 @@ class SoftParallelDecoder:
         return promoted_BL
 
     def _converged(self, doubtful_BL: Tensor, masked_BL: Tensor, changed_BL: Tensor, passes_B: Tensor) -> Tensor:
-        """Which rows are done (SPEC section 3.5), none with a mask left."""
+        """Which rows are done (algorithm.md#converge), none with a mask left."""
         incomplete_B = masked_BL.any(-1)
         if not self.revise:
             return ~incomplete_B  # nothing can change any more
@@ -131,7 +131,7 @@ class SoftParallelDecoder:
         return ~(incomplete_B | (doubtful_BL.any(-1) & changed_BL.any(-1) & may_go_on_B))
 
     def _mix(self, prediction: Prediction, previous: SoftMix | None, written_BL: Tensor, where_BL: Tensor) -> SoftMix:
-        """What decoded positions feed back (SPEC section 3.6); a converged row feeds back its hard tokens."""
+        """What decoded positions feed back, hard tokens once converged (algorithm.md#soft-embeddings)."""
         token_ids_BLk, weights_BLk = prediction.candidates, prediction.probabilities
         if self.temperature > 0:
             token_ids_BLk = _led_by(prediction.tokens, token_ids_BLk)

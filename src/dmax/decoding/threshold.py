@@ -1,4 +1,4 @@
-"""``threshold``: commit every mask the model is sure of, and a minimum each pass (SPEC section 4; LLaDA2.0's default).
+"""``threshold``: commit every mask the model is sure of, and a minimum a pass (algorithm.md#other-decoders; LLaDA2.0).
 
 Shape suffixes: B rows, L block positions, V vocabulary.
 """

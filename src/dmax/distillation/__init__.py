@@ -1,4 +1,4 @@
-"""Self-distillation: prompts in, a model's own finished answers out, as training data (SPEC section 5)."""
+"""Self-distillation: prompts in, a model's own finished answers out, for training (algorithm.md#published-training)."""
 
 from dmax.distillation.job import Job, Shard, Workers
 from dmax.distillation.prompts import Prompts, load_prompts

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from dmax.engine.backends import Backend, choose_backend
-from dmax.engine.backends.uncached import UncachedBackend
 from dmax.engine.kv_cache import page_bytes
 from dmax.engine.llm_engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
-from dmax.engine.requests import Prompt, RequestReader
+from dmax.engine.requests import Prompt, RequestReader, output_of
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
+from dmax.engine.uncached import decode_uncached
 from dmax.models import LLaDA2, Tokenizer, load_model, load_tokenizer
 
 OnPass = Callable[[int, PassRecord], None]
@@ -107,14 +107,17 @@ class LLM:
             reader.read(str(index), prompt, row_params, started)
             for index, (prompt, row_params) in enumerate(zip(asked, _as_rows(params, len(asked)), strict=True))
         ]
-        outputs: dict[str, GenerationOutput] = {}
-        for use_cache in (True, False):
-            rows = [row for row in sequences if row.params.use_cache is use_cache]
-            if rows:
-                outputs |= self._run(rows, use_cache, on_pass)
+        cached = [row for row in sequences if row.params.use_cache]
+        outputs = self._run(cached, on_pass) if cached else {}
+        for row in sequences:
+            if not row.params.use_cache:
+                for record in decode_uncached(self.model, row):
+                    if on_pass is not None:
+                        on_pass(int(row.request_id), record)
+                outputs[row.request_id] = output_of(row)
         return [outputs[row.request_id] for row in sequences]
 
-    def _run(self, rows: list[Sequence], use_cache: bool, on_pass: OnPass | None) -> dict[str, GenerationOutput]:
+    def _run(self, rows: list[Sequence], on_pass: OnPass | None) -> dict[str, GenerationOutput]:
         """Decode sequences to their ends, over a cache that holds as many of the longest as can run together."""
         page_length = max(row.params.block_length for row in rows)
         needs = sorted((-(-row.furthest_end // page_length) for row in rows), reverse=True)
@@ -129,7 +132,7 @@ class LLM:
             max_batch_size=slots,
             prefill_tokens=IDLE_PREFILL_TOKENS,
             record_passes=on_pass is not None,
-            backend=backend if use_cache else UncachedBackend(self.model, backend),
+            backend=backend,
         )
         for row in rows:
             engine.add(row)

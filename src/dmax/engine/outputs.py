@@ -36,7 +36,7 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """The answer to one prompt and what it cost. Conventions are those of SPEC section 1."""
+    """The answer to one prompt and what it cost. Conventions are those of algorithm.md#counting."""
 
     text: str | None
     """The answer without special tokens, cut before a stop string; None where there is no tokenizer."""

@@ -47,9 +47,9 @@ class GenerationParams:
     block_length: int = 32
     """Tokens denoised together; the checkpoint was trained for one value (32 for the published ones)."""
     temperature: float = 0.0
-    """0 decodes greedily; above 0 tokens are drawn (SPEC section 3.2)."""
+    """0 decodes greedily; above 0 tokens are drawn (algorithm.md#predict)."""
     buffer_size: int = 1
-    """Most blocks in flight; above 1 only with decoders that can carry it (SPEC section 9)."""
+    """Most blocks in flight; above 1 only with decoders that can carry it (algorithm.md#blocks-in-flight)."""
     add_threshold: float = 0.1
     """Share of the last block in flight that must be decoded before the next one joins, in [0, 1]."""
     stable_threshold: float = 0.5

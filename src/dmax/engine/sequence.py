@@ -96,7 +96,7 @@ class Sequence:
 
     @property
     def nfe(self) -> int:
-        """Forward passes by the convention of SPEC section 1: a prompt of whole blocks counts as one.
+        """Forward passes by the convention of algorithm.md#counting: a prompt of whole blocks counts as one.
 
         Recomputing without a cache, or after a preemption, gives the same number, so that runs can be compared.
         """

@@ -1,4 +1,4 @@
-"""Where an answer ends: at the first EOS, before a stop string, or at its greatest length (SPEC sections 3.8 and 8)."""
+"""Where an answer ends: at the first EOS, before a stop string, or at its greatest length (algorithm.md#stop)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Reading what a worked solution ends with (SPEC section 7).
+r"""Reading what a worked solution ends with (algorithm.md#tasks-and-grading).
 
 A solution states its answer after ``####``, else in ``\boxed{}``, else nowhere in particular, and then its last number
 counts. Numbers are read exactly, as fractions: ``$1,234.50``, ``3/4``, ``2 1/2``, ``\frac{3}{4}``, ``-5``, ``25%``.

@@ -88,7 +88,7 @@ class _Row:
 
 @dataclass
 class _Cost:
-    """What a task's answers cost. Conventions are those of SPEC section 1."""
+    """What a task's answers cost. Conventions are those of algorithm.md#counting."""
 
     answers: int = 0
     num_tokens: int = 0

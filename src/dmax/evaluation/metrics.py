@@ -1,6 +1,6 @@
 """What per-sample rows add up to: accuracy with its interval, what the answers cost, and how two runs compare.
 
-Pure arithmetic on plain values; ``docs/measurement.md`` states every convention in words.
+Pure arithmetic on plain values; ``docs/concepts/measurement.md`` states every convention in words.
 Suffixes of arrays: N rows, K columns, R bootstrap resamples.
 """
 
@@ -169,7 +169,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def aup(points: Sequence[tuple[float, float]], best_accuracy: float) -> float:
-    """Accuracy under parallelism of one method's sweep (d3LLM, arXiv 2601.07568; SPEC section 6).
+    """Accuracy under parallelism of one method's sweep (d3LLM, arXiv 2601.07568; algorithm.md#aup).
 
     The area under accuracy over TPF, in percent times tokens per forward, each accuracy weighted by how far it falls
     behind the best.

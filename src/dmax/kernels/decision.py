@@ -1,4 +1,4 @@
-"""What the rule of SPEC section 3 says of a pass, whoever computes it.
+"""What the rule of algorithm.md#spd says of a pass, whoever computes it.
 
 Shape suffixes: B rows, L block positions.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Decision(NamedTuple):
-    """A pass of SPEC section 3 over every row; ``(B, L)`` unless said otherwise."""
+    """A pass of algorithm.md#spd over every row; ``(B, L)`` unless said otherwise."""
 
     tokens: Tensor
     """int64, the block after the pass."""

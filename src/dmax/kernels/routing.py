@@ -1,4 +1,4 @@
-"""Router: sigmoid scores, group-limited choice, normalised weights, and each expert's list of tokens (SPEC section 2).
+"""Router: sigmoid scores, group-limited choice, normalised weights, tokens by expert (algorithm.md#the-model).
 
 Two kernels. The first spreads the router's matmul over the device: over the hidden channels too, because a few tokens
 by some hundred experts are too few outputs to keep it busy. The second takes one token a program: it adds up the parts,

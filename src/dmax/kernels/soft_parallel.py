@@ -3,7 +3,7 @@
 A vocabulary of 157,184 makes float32 logits and probabilities the largest tensors of a pass. Here the logits are read
 once, in the dtype they have, by one program for each position and *part* of the vocabulary. What a program leaves is
 four numbers: the highest logit, the sum of exponentials against it, the best token and its logit. A second kernel joins
-the parts and applies the rule of SPEC section 3, one program a row; a third makes the next input embeddings. A part has
+the parts and applies the rule of algorithm.md#spd, one program a row; a third makes the next embeddings. A part has
 a fixed size, so no row's numbers depend on how many other rows there are.
 
 Shape suffixes: B rows, L block positions, N positions of all rows (B * L), V vocabulary, P parts of the vocabulary,
@@ -99,7 +99,7 @@ def soft_embeddings(
     mask_token_id: int,
     renormalize: bool,
 ) -> Tensor:
-    """Every position's own embedding, or the mean of several and the mask embedding (SPEC section 3.6).
+    """Every position's own embedding, or the mean of several and the mask embedding (algorithm.md#soft-embeddings).
 
     Args:
         tokens: ``(B, L)`` int64.

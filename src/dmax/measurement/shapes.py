@@ -29,7 +29,7 @@ _NANO = ModelConfig(
     eos_token_id=1, pad_token_id=1,
 )  # fmt: skip
 SHAPES: dict[str, ModelConfig] = {"llada2-mini": _MINI, "llada2-flash": _FLASH, "nano": _NANO}
-"""SPEC section 2, and the embedded models' shape. Positions suffice for any context one may want to time."""
+"""algorithm.md#the-model, and the embedded models' shape. Positions suffice for any context one may want to time."""
 
 _SHARPNESS = 8.0
 """Weight of the query norms. At 1, random attention averages over the whole context and all masks of a block look

@@ -1,4 +1,4 @@
-"""Grouped-query attention with per-head query and key norms and partial rotary embedding (SPEC section 2).
+"""Grouped-query attention with per-head query and key norms and partial rotary embedding (algorithm.md#the-model).
 
 Shape suffixes: B rows, T query positions, S key positions, D hidden, H query heads, K key/value heads,
 J all heads (H + 2 K) or those that turn (H + K), R rotary channels, C head channels.

@@ -1,4 +1,4 @@
-"""Checkpoints: the one place where stored tensor names meet the model's own (SPEC section 2).
+"""Checkpoints: the one place where stored tensor names meet the model's own (algorithm.md#the-model).
 
 The two differ in the experts alone. The model keeps each projection of a layer's experts as one stack
 ``…mlp.experts.gate_proj`` of shape (experts, out, in); a file holds either that stack ("merged" layout) or one tensor

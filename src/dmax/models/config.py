@@ -1,4 +1,4 @@
-"""Architecture of a LLaDA2 model, as its ``config.json`` describes it (SPEC section 2)."""
+"""Architecture of a LLaDA2 model, as its ``config.json`` describes it (algorithm.md#the-model)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32; the weight multiplies after the cast back (SPEC section 2)."""
+    """Root-mean-square norm in float32; the weight multiplies after casting back (algorithm.md#the-model)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class SwiGLU(nn.Module):
 class RotaryTable(nn.Module):
     """Cosines and sines of the rotary angles, computed in float32 from the position ids of each call.
 
-    Nothing is stored, so there is no buffer that meta-device loading could leave unset (SPEC section 8).
+    Nothing is stored, so there is no buffer that meta-device loading could leave unset (algorithm.md#traps).
     """
 
     def __init__(self, rotary_dim: int, theta: float) -> None:

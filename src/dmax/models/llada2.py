@@ -1,4 +1,4 @@
-"""The one LLaDA2 definition, for training and inference (SPEC section 2).
+"""The one LLaDA2 definition, for training and inference (algorithm.md#the-model).
 
 Shape suffixes: B rows, T positions, S key positions, D hidden, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Mixture of experts with sigmoid routing over expert groups (SPEC section 2).
+"""Mixture of experts with sigmoid routing over expert groups (algorithm.md#the-model).
 
 Shape suffixes: N tokens (rows and positions flattened), D hidden, E experts, A experts of a token, F expert width,
 G expert groups, M slots (N * A), P rows of the grouped matmuls, S width of

@@ -1,4 +1,4 @@
-"""The claims of the paper, and of MultiBD (SPEC section 9), each with the measurement that decides it here."""
+"""The claims of the paper and of MultiBD (algorithm.md#blocks-in-flight), each with the measurement that decides it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Claim:
     """Under which a note on it may be given."""
     text: str
     paper: str
-    """The paper's figures, GSM8K where not said otherwise (SPEC section 6)."""
+    """The paper's figures, GSM8K where not said otherwise (algorithm.md#published-results)."""
     decide: Callable[[Results, Repaired], Finding]
     of_any_model: bool = False
     """Whether it is about decoding alone, so that a model which was not trained here can decide it too."""

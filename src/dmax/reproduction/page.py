@@ -1,4 +1,4 @@
-"""``docs/reproduction.md`` and its pictures."""
+"""``docs/results/reproduction.md`` and its pictures."""
 
 from __future__ import annotations
 

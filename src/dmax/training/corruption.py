@@ -19,7 +19,7 @@ def block_mask(
 ) -> Tensor:
     """Hide positions independently of one another, each block with a mask ratio of its own drawn from ``noise_range``.
 
-    A range of a single ratio is the corruption of On-Policy Uniform Training (SPEC section 5.1). A share of the blocks
+    A range of a single ratio is the corruption of OPUT (algorithm.md#corrupt). A share of the blocks
     keeps a contiguous prefix of random length, as a block looks while it is decoded from left to right; behind the
     prefix its mask ratio applies.
 
@@ -47,5 +47,5 @@ def block_mask(
 
 
 def uniform_tokens(hidden: Tensor, token_ids: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
-    """Replace hidden tokens by uniformly random ones (uniform diffusion training, the baseline of SPEC section 5)."""
+    """Replace hidden tokens by uniformly random ones (uniform diffusion training, algorithm.md#baselines)."""
     return torch.where(hidden, torch.randint(vocab_size, token_ids.shape, generator=generator), token_ids)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 MAX_SUPERVISED_PADDING = 32
-"""EOS tokens after the answer's own EOS that may carry loss: one block of the published length (SPEC section 5.4)."""
+"""EOS tokens after the answer's own EOS that may carry loss: one published block (algorithm.md#what-carries-loss)."""
 
 
 class DataError(ValueError):

@@ -1,4 +1,4 @@
-"""The ``[noisy | clean]`` layout that block diffusion trains on (SPEC section 5), cut to what the loss can see.
+"""The ``[noisy | clean]`` layout that block diffusion trains on (algorithm.md#training-layout), cut to what loss sees.
 
 The published layout repeats the whole sequence twice. A noisy block without supervised positions reaches no loss, and
 neither does a clean block that no noisy block looks back at; both are left out here, which changes no loss.

@@ -1,4 +1,4 @@
-"""MultiTF: training on several noisy blocks in a row, as decoding with blocks in flight reads them (SPEC section 9).
+"""MultiTF: training on several noisy blocks in a row, as blocks in flight are read (algorithm.md#multitf).
 
 The noisy blocks of an example are cut into groups of consecutive blocks, and mask ratios are drawn group by group.
 Which attention follows from the groups is :func:`dmax.models.masks.noisy_clean_mask`; the losses are those of

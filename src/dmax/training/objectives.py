@@ -1,4 +1,4 @@
-"""Training objectives: masked block diffusion, OPUT and the baselines of the paper (SPEC section 5).
+"""Training objectives: masked block diffusion, OPUT and the baselines of the paper (algorithm.md#oput).
 
 Each is a pure function of a batch: corrupt, lay out, predict, compare. Shape suffixes: B rows, M noisy positions,
 N clean positions, D hidden, V vocabulary, S supervised positions of the batch (flattened), H masked ones of them.

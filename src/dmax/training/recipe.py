@@ -115,7 +115,7 @@ class BlockLengthStage(Section):
 
 
 class GroupSection(Section):
-    """Several noisy blocks in a row, for decoding with blocks in flight (MultiTF, SPEC section 9)."""
+    """Several noisy blocks in a row, for decoding with blocks in flight (MultiTF, algorithm.md#multitf)."""
 
     size: int = Field(default=2, ge=2)
     """Most blocks of a group: the ``buffer_size`` to train for."""
@@ -152,7 +152,7 @@ class FarSmoothingSection(Section):
 
 
 class ObjectiveSection(Section):
-    """The training objective (SPEC section 5).
+    """The training objective (algorithm.md#oput).
 
     ``masked`` draws a mask ratio per block from ``noise``, and hides every token where a block holds no other; the
     others use ``mask_ratio``. A share ``prefix_share`` of the blocks keeps a decoded prefix. With ``group``, which goes

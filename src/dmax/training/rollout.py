@@ -1,4 +1,4 @@
-"""How OPUT's rollout turns the model's predictions into tokens (SPEC section 5.2)."""
+"""How OPUT's rollout turns the model's predictions into tokens (algorithm.md#roll-out)."""
 
 from __future__ import annotations
 

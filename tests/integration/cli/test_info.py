@@ -33,7 +33,7 @@ PUBLISHED_MINI = {
     "mask_token_id": 156895,
     "eos_token_id": 156892,
 }
-"""SPEC section 2."""
+"""algorithm.md#the-model."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The rules of several blocks in flight, from hand-made views (SPEC section 9)."""
+"""The rules of several blocks in flight, from hand-made views (algorithm.md#blocks-in-flight)."""
 
 from __future__ import annotations
 

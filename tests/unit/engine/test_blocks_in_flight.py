@@ -1,4 +1,4 @@
-"""Several self-revising blocks in flight, pass by pass, from hand-made predictions (SPEC section 9).
+"""Several self-revising blocks in flight, pass by pass, from hand-made predictions (algorithm.md#blocks-in-flight).
 
 A script has one line a pass and one string a block in flight, such as ``"A9 B9 C2 $5"``: the most probable token of
 every position (``$`` is EOS) and its probability, 9 for 0.95, 5 for 0.55 and 2 for 0.25.

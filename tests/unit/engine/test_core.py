@@ -16,7 +16,6 @@ from dmax import LLM
 from dmax.decoding import BlockState, SoftMix, StepResult
 from dmax.decoding.contract import ContractError
 from dmax.engine.backends import choose_backend
-from dmax.engine.backends.uncached import UncachedBackend
 from dmax.engine.core import EngineCore
 from dmax.engine.outputs import RequestUpdate
 from dmax.engine.params import GenerationParams
@@ -74,14 +73,13 @@ def rows_with(
     ]
 
 
-def core_of(model: LLaDA2, cached: bool = True, **settings: Any) -> EngineCore:
-    backend = choose_backend(model)
-    return EngineCore(model, backend=backend if cached else UncachedBackend(model, backend), **settings)
+def core_of(model: LLaDA2, **settings: Any) -> EngineCore:
+    return EngineCore(model, backend=choose_backend(model), **settings)
 
 
-def run(model: LLaDA2, rows: list[Sequence], cached: bool = True, **settings: Any) -> list[RequestUpdate]:
+def run(model: LLaDA2, rows: list[Sequence], **settings: Any) -> list[RequestUpdate]:
     limits = {"pages": 64, "page_length": LENGTH, "max_batch_size": 8, "prefill_tokens": 64, **settings}
-    core = core_of(model, cached, **limits)
+    core = core_of(model, **limits)
     for row in rows:
         core.add(row)
     updates: list[RequestUpdate] = []
@@ -110,12 +108,11 @@ def test_rows_are_counted_and_end_by_themselves(tiny_model: LLaDA2) -> None:
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3])
-@pytest.mark.parametrize("cached", [True, False])
-def test_waiting_rows_take_the_places_of_those_that_have_ended(tiny_model: LLaDA2, capacity: int, cached: bool) -> None:
+def test_waiting_rows_take_the_places_of_those_that_have_ended(tiny_model: LLaDA2, capacity: int) -> None:
     lengths = [(0, 4), (5, 3), (4, 9), (1, 1), (8, 8)]
     together, queued = rows_with(lengths, CountingDecoder()), rows_with(lengths, decoder := CountingDecoder())
     run(tiny_model, together)
-    run(tiny_model, queued, cached, max_batch_size=capacity)
+    run(tiny_model, queued, max_batch_size=capacity)
     assert max(decoder.batch_sizes) == capacity
     assert [row.ending for row in queued] == [row.ending for row in together]
     assert [row.passes for row in queued] == [row.passes for row in together]
@@ -361,7 +358,6 @@ class NoTemperatureDecoder(CountingDecoder):
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize(
     ("decoder", "failure"),
     [
@@ -371,12 +367,12 @@ class NoTemperatureDecoder(CountingDecoder):
     ],
 )
 def test_a_decoder_that_makes_the_engine_raise_fails_its_own_request_only(
-    tiny_model: LLaDA2, cached: bool, decoder: CountingDecoder, failure: str
+    tiny_model: LLaDA2, decoder: CountingDecoder, failure: str
 ) -> None:
     [good] = rows_with([(0, 12)], CountingDecoder())
     [bad] = rows_with([(0, 12)], copy.deepcopy(decoder))
     bad.params, bad.request_id = replace(bad.params, threshold=0.25), "bad"
-    updates = run(tiny_model, [bad, good], cached)
+    updates = run(tiny_model, [bad, good])
     assert good.ending is not None
     assert bad.ending is None
     assert failure in str(bad.failure)
@@ -490,13 +486,12 @@ def test_no_block_begins_behind_the_end_of_the_answer(tiny_model: LLaDA2) -> Non
     assert row.ending.token_ids == [22, 23, 20, 21, 22]
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_blocks_in_flight_are_preempted_and_go_on_together(tiny_model: LLaDA2, cached: bool) -> None:
+def test_blocks_in_flight_are_preempted_and_go_on_together(tiny_model: LLaDA2) -> None:
     rule = {"buffer_size": 2, "add_threshold": 0.25, "semi_threshold": 0.2}
     alone, crowded = ([multi(0, 16, ScriptedDecoder(), **rule) for _ in range(3)] for _ in range(2))
     for row in alone:
-        run(tiny_model, [row], cached)
-    core = core_of(tiny_model, cached, pages=5, page_length=LENGTH, max_batch_size=8, prefill_tokens=64)
+        run(tiny_model, [row])
+    core = core_of(tiny_model, pages=5, page_length=LENGTH, max_batch_size=8, prefill_tokens=64)
     for row in crowded:
         core.add(row)
     while core.busy():

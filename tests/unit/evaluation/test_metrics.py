@@ -245,7 +245,7 @@ def test_aup_without_a_loss_is_the_area() -> None:
 
 
 def test_aup_can_fall_where_a_point_becomes_better_or_is_added() -> None:
-    """As docs/measurement.md warns."""
+    """As docs/concepts/measurement.md warns."""
     assert aup([(1, 92), (5, 86)], 92) < aup([(1, 90), (5, 86)], 92)
     assert aup([(1, 90), (3, 86), (5, 90)], 90) < aup([(1, 90), (5, 90)], 90)
 

@@ -1,4 +1,4 @@
-"""The fused router against the model's own, which tests/unit/models/test_moe.py holds against the SPEC."""
+"""The fused router against the model's own, which tests/unit/models/test_moe.py holds to algorithm.md#the-model."""
 
 from __future__ import annotations
 

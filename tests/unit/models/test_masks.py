@@ -1,4 +1,4 @@
-"""The masks, entry by entry against the rules in words (SPEC sections 1 and 5)."""
+"""The masks, entry by entry against the rules in words (algorithm.md#blocks-and-attention, #training-layout)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def expected_mask(tokens: list[tuple[str, int, int]], block_length: int) -> list
 
 
 def visible(query: tuple[str, int, int], key: tuple[str, int, int], block_length: int) -> bool:
-    """The rule of SPEC section 5 for one pair; a token is (half, position, noisy copy)."""
+    """The rule of algorithm.md#training-layout for one pair; a token is (half, position, noisy copy)."""
     (query_half, query_position, query_copy), (key_half, key_position, key_copy) = query, key
     if query_position < 0 or key_position < 0:
         return False
@@ -78,7 +78,7 @@ GROUPS = {2: 2, 3: 2, 4: 4, 5: 5, 6: 5, 7: 5}
 
 
 def visible_in_groups(query: tuple[str, int], key: tuple[str, int], block_length: int) -> bool:
-    """The rules of SPEC section 9 for one pair; a token is (half, position)."""
+    """The rules of algorithm.md#multitf for one pair; a token is (half, position)."""
     (query_half, query_position), (key_half, key_position) = query, key
     if query_position < 0 or key_position < 0:
         return False

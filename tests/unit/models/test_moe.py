@@ -1,4 +1,4 @@
-"""Routing and experts against SPEC section 2, restated as slow loops over single tokens in float64."""
+"""Routing and experts against algorithm.md#the-model, restated as slow loops over single tokens in float64."""
 
 from __future__ import annotations
 

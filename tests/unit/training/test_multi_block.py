@@ -1,4 +1,4 @@
-"""MultiTF: cuts, mask ratios in distribution, and that training reads what decoding reads (SPEC section 9)."""
+"""MultiTF: cuts, mask ratios in distribution, and that training reads what decoding reads (algorithm.md#multitf)."""
 
 from __future__ import annotations
 

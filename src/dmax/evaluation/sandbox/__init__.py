@@ -1,4 +1,4 @@
-"""Running a program that a model wrote against tests, without trusting the program (``docs/sandbox.md``)."""
+"""Running a program that a model wrote against tests, without trusting the program (``docs/concepts/sandbox.md``)."""
 
 from dmax.evaluation.sandbox.host import SandboxResult, run_program
 from dmax.evaluation.sandbox.isolation import Isolation, available_isolation

@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 """One problem, with the columns of the public file it comes from."""
 
 PAPER_LENGTH = 2048
-"""``gen_length`` of the paper's measurements, in tokens (SPEC section 3)."""
+"""``gen_length`` of the paper's measurements, in tokens (algorithm.md#settings)."""
 
 
 class TaskError(ValueError):

@@ -1,4 +1,4 @@
-// The rule of soft-parallel decoding without options, and what the next pass reads, on a CPU (SPEC section 3).
+// The rule of soft-parallel decoding without options, and what the next pass reads, on a CPU (algorithm.md#spd).
 //
 // From logits, or from hidden states with the head before it and the embeddings behind it in the same call. There logits
 // are never written down: of every panel of the vocabulary a position keeps its best token and its part of the softmax.

@@ -1,0 +1,112 @@
+"""Answers without a cache: the reference loop of :mod:`dmax.decoding.reference` on a model, kept in a sequence's books.
+
+Shape suffixes: T positions, V vocabulary, D hidden, L block positions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dmax.decoding import BlockState, Decoder, ReferencePass, StepResult, decode
+from dmax.decoding.contract import ContractError, check_result, tokens_or_none
+from dmax.decoding.registry import is_built_in
+from dmax.engine.outputs import PassRecord
+from dmax.engine.sequence import Sequence
+from dmax.models.llada2 import LLaDA2
+
+
+@dataclass(frozen=True)
+class _CheckedDecoder:
+    """A decoder that is not this package's own: what it gives is checked before anybody reads it."""
+
+    decoder: Decoder
+    vocab_size: int
+
+    @property
+    def name(self) -> str:
+        return self.decoder.name
+
+    @property
+    def temperature(self) -> float:
+        return self.decoder.temperature
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        result = self.decoder.step(logits, state, noise)
+        check_result(result, state, self.name)
+        if int(tokens_or_none(result.state, self.vocab_size).min()) < 0:
+            raise ContractError(
+                f"decoder {self.name!r} gave token ids that are not below {self.vocab_size}, the vocabulary."
+            )
+        return result
+
+
+def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
+    """Decode a sequence to its end, recomputing everything in every pass.
+
+    Yields:
+        What each block in flight saw in each pass.
+
+    Raises:
+        ContractError: the decoder is somebody's own and broke its contract; it may raise anything else, too.
+    """
+    config, params = model.config, row.params
+    decoder = row.decoder if is_built_in(row.decoder) else _CheckedDecoder(row.decoder, config.vocab_size)
+
+    def logits_from(embeds_1TD: Tensor, mask_1TT: Tensor, start: int) -> Tensor:
+        positions_1T = torch.arange(embeds_1TD.shape[1], device=embeds_1TD.device)[None]
+        return model.head(model(embeds_1TD, positions_1T, mask_1TT)[:, start:])
+
+    passes = decode(
+        logits_from,
+        model.model.word_embeddings.weight,
+        decoder,
+        list(row.tokens),
+        mask_token_id=config.mask_token_id,
+        eos_token_id=config.eos_token_id,
+        block_length=params.block_length,
+        gen_length=params.gen_length,
+        rule=row.blocks_rule,
+        generator=torch.Generator(model.device).manual_seed(params.seed),
+    )
+    for done in passes:
+        yield from _take(row, done)
+        if row.ending is not None:
+            break
+    row.end(time.perf_counter())
+
+
+def _take(row: Sequence, done: ReferencePass) -> list[PassRecord]:
+    """Bring a sequence up to date with a pass, and return its records."""
+    row.begin_pass()
+    records = [_record(row, done.start, index, result) for index, result in enumerate(done.results)]
+    records = [replace(record, final=index < done.final) for index, record in enumerate(records)]
+    row.revise(sum(len(record.revised) for record in records))
+    row.update([], records)
+    for record in records[: done.final]:
+        if row.ending is None:
+            row.close_block(record.tokens)
+    return records
+
+
+def _record(row: Sequence, first: int, index: int, result: StepResult) -> PassRecord:
+    length = row.params.block_length
+    return PassRecord(
+        pass_number=row.passes,
+        block=first // length + index,
+        start=first + index * length,
+        tokens=result.state.tokens[0].tolist(),
+        confidence=result.confidence[0].tolist(),
+        promoted=_offsets(result.promoted),
+        revised=_offsets(result.revised),
+        active=_offsets(result.state.active),
+        final=False,
+    )
+
+
+def _offsets(flags_1L: Tensor) -> list[int]:
+    return flags_1L[0].nonzero().flatten().tolist()
