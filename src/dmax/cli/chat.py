@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from dmax.cli.decoding import DecodingOptions
 from dmax.cli.errors import CommandError, choose, report
-from dmax.cli.options import DecodingOptions, ModelOptions
+from dmax.cli.options import ModelOptions
 
 if TYPE_CHECKING:
     from dmax.cli.session import Rule

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dmax.cli.decoding import DecodingOptions
 from dmax.cli.errors import CommandError
-from dmax.cli.options import DecodingOptions, InputOptions, ModelOptions, OutputOptions
+from dmax.cli.options import InputOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from dmax.cli.session import Rule

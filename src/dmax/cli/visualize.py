@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dmax.cli.decoding import DecodingOptions
 from dmax.cli.errors import CommandError, note, user_errors
-from dmax.cli.options import DecodingOptions, InputOptions, ModelOptions
+from dmax.cli.options import InputOptions, ModelOptions
 
 if TYPE_CHECKING:
     from dmax.cli.session import Rule
@@ -87,15 +87,7 @@ def _other(decoding: DecodingOptions, text: str) -> DecodingOptions:
         raise CommandError(
             f"--compare {text!r} must have the form DECODER or DECODER=THRESHOLD, such as threshold=0.95."
         ) from error
-    return replace(
-        decoding,
-        decoder=name,
-        threshold=threshold,
-        acceptance_threshold=None,
-        low_threshold=None,
-        editing_threshold=None,
-        decoder_option=None,
-    )
+    return decoding.but(keep_decoders=False, decoder=name, threshold=threshold)
 
 
 def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -> list[dict[str, Any]]:
@@ -125,7 +117,7 @@ def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -
 def _check_traces(traces: Sequence[Path], output: Path, given: Sequence[str], decoding: DecodingOptions) -> None:
     if given:
         raise CommandError(f"--from replays what was recorded; leave out {' and '.join(given)}.")
-    if decoding != DecodingOptions():
+    if decoding.given or decoding.further:
         raise CommandError("--from replays what was recorded; leave out the decoding options.")
     for path in traces:
         if path.resolve() == output.resolve():

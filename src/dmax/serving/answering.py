@@ -21,7 +21,7 @@ from dmax.models import Tokenizer
 from dmax.serving.client import Answer, EngineClient
 from dmax.serving.errors import ApiError, bad_request, internal, timed_out, unexpected
 from dmax.serving.metrics import ServerMetrics
-from dmax.serving.protocol import ChatRequest, CompletionRequest, Sampling
+from dmax.serving.protocol import ChatRequest, CompletionRequest, Sampling, request_models
 from dmax.serving.replay import piece_reader
 from dmax.serving.settings import ServerSettings
 from dmax.serving.streaming import ContradictionError, TextStream
@@ -76,6 +76,8 @@ class Answering:
         self.tokenizer = tokenizer
         self.settings = settings
         self.metrics = metrics
+        self.bodies = request_models()
+        """What requests look like."""
         self._encoding = asyncio.Lock()
 
     async def chat(self, request: ChatRequest) -> dict[str, Any] | EventStream:

@@ -79,15 +79,18 @@ def create_app_over(
 
 
 def _add_api(app: FastAPI, answering: Answering, settings: ServerSettings) -> None:
-    @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         _note(request, prompt_facts(settings, [message.as_turn() for message in body.messages]))
         return _reply(request, await _unless_gone(request, answering.chat(body)))
 
-    @app.post("/v1/completions", response_model=None)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         _note(request, prompt_facts(settings, body.prompt))
         return _reply(request, await _unless_gone(request, answering.completion(body)))
+
+    # What a body looks like is known only once the decoders are.
+    chat_completions.__annotations__["body"], completions.__annotations__["body"] = answering.bodies
+    app.post("/v1/chat/completions", response_model=None)(chat_completions)
+    app.post("/v1/completions", response_model=None)(completions)
 
 
 def _add_models(app: FastAPI, settings: ServerSettings, positions: int) -> None:

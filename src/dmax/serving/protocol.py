@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+from dmax.decoding.options import Option
+from dmax.decoding.registry import all_options
 from dmax.engine import GenerationParams
+from dmax.engine.params import PARAMS, params_of
 from dmax.serving.errors import bad_request
 
 MAX_CHOICES = 16
 MAX_STOPS = 8
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-_PASSED_ON = (
-    "decoder",
-    "threshold",
-    "acceptance_threshold",
-    "low_threshold",
-    "editing_threshold",
-    "buffer_size",
-    "add_threshold",
-    "stable_threshold",
-    "semi_threshold",
-)
+S = TypeVar("S", bound="Sampling")
+_TYPES: dict[str, Any] = {"number": float, "whole": int, "switch": bool, "text": str, "any": Any}
 
 
 class StreamOptions(BaseModel):
@@ -37,7 +30,7 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(BaseModel):
-    """Fields that both kinds of completion have.
+    """Fields that both kinds of completion have; :func:`request_models` adds one for every setting of a decode.
 
     Fields of OpenAI's API that this server does not act on are taken where their value asks for nothing, and refused
     where it asks for something; so a client's defaults pass, and nobody believes that a setting had an effect. Values
@@ -48,9 +41,6 @@ class Sampling(BaseModel):
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=0.0, ge=0, le=2)
-    """0 by default, not OpenAI's 1: decoding is greedy unless asked otherwise."""
-    seed: int | None = Field(default=None, ge=0, lt=2**62)
     stop: str | list[str] | None = None
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     stream: bool = False
@@ -62,17 +52,11 @@ class Sampling(BaseModel):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
 
-    decoder: str | None = None
-    threshold: Probability | None = None
-    acceptance_threshold: Probability | None = None
-    low_threshold: Probability | None = None
-    editing_threshold: Probability | None = None
-    block_length: int | None = Field(default=None, ge=1, le=1024)
     decoder_options: dict[str, Any] | None = None
-    buffer_size: int | None = Field(default=None, ge=1, le=16)
-    add_threshold: Probability | None = None
-    stable_threshold: Probability | None = None
-    semi_threshold: Probability | None = None
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that say how to decode. None leaves one at the default of server, checkpoint or decoder: so
+    decoding is greedy unless asked otherwise, which is not OpenAI's default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,14 +89,11 @@ class Sampling(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
         if len(stops) > MAX_STOPS or not all(stops):
             raise bad_request(f"stop takes up to {MAX_STOPS} strings, none of them empty.", "stop")
-        given = {name: value for name in _PASSED_ON if (value := getattr(self, name)) is not None}
-        return GenerationParams(
-            **given,
-            decoder_options=self.decoder_options or {},
+        given = {name: value for name in self.settings if (value := getattr(self, name)) is not None}
+        return params_of(
+            {"block_length": default_block_length, "seed": seed, **given},
+            self.decoder_options,
             gen_length=self.limit() or default_length,
-            block_length=self.block_length or default_block_length,
-            temperature=self.temperature,
-            seed=seed if self.seed is None else self.seed,
             stop=tuple(stops),
         )
 
@@ -205,3 +186,43 @@ class CompletionRequest(Sampling):
 
     def _neutral(self) -> dict[str, Sequence[Any]]:
         return {"echo": (False,), "best_of": (None, 1, self.n), "logprobs": (None,), "suffix": (None, "")}
+
+
+class RequestModels(NamedTuple):
+    """The bodies of requests, with the settings of the decoders there are."""
+
+    chat: type[ChatRequest]
+    completion: type[CompletionRequest]
+
+
+def request_models() -> RequestModels:
+    """Return the bodies with a field for every setting of a decode: of the params, and of every registered decoder."""
+    settings = request_settings()
+    return RequestModels(_with_settings(ChatRequest, settings), _with_settings(CompletionRequest, settings))
+
+
+def request_settings() -> dict[str, Option]:
+    """Return the settings that are fields of a request, by name.
+
+    The length of the answer and stop strings have OpenAI's names and forms. An option of a decoder whose name means
+    something else in a request is given in ``decoder_options``.
+    """
+    taken = {"gen_length", "stop", *ChatRequest.model_fields, *CompletionRequest.model_fields}
+    return {name: option for name, option in {**all_options(), **PARAMS}.items() if name not in taken}
+
+
+def _with_settings(base: type[S], settings: Mapping[str, Option]) -> type[S]:
+    fields: dict[str, Any] = {
+        name: (_TYPES[option.kind] | None, Field(default=None, description=option.help, **_bounds(option)))
+        for name, option in settings.items()
+    }
+    model = create_model(base.__name__, __base__=base, __doc__=base.__doc__, **fields)
+    model.settings = tuple(settings)
+    return model
+
+
+def _bounds(option: Option) -> dict[str, Any]:
+    if option.kind not in ("number", "whole"):
+        return {}
+    bounds = {"ge": option.minimum, "le": option.most_served}
+    return {name: bound for name, bound in bounds.items() if bound is not None}

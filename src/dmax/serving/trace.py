@@ -132,7 +132,7 @@ class Traces:
             raise bad_request("send the request as text, not as binary data.", code="invalid_json")
         if len(text.encode()) > self._settings.max_body_bytes:
             raise ApiError(413, f"a message may have {self._settings.max_body_bytes} bytes.", code="too_large")
-        return ChatRequest.model_validate_json(text)
+        return self._answering.bodies.chat.model_validate_json(text)
 
 
 def _refusal(error: Exception) -> ApiError:

@@ -187,7 +187,9 @@ def test_a_server_is_asked_with_every_decoding_option(
     assert result.exit_code == 0
     [body] = bodies
     assert set(given) <= body.keys(), "a value that is the default here need not be the server's"
-    params = protocol.ChatRequest.model_validate(body).params(default_length=1, default_block_length=1, seed=0)
+    params = (
+        protocol.request_models().chat.model_validate(body).params(default_length=1, default_block_length=1, seed=0)
+    )
     assert {name: getattr(params, name) for name in given} == {**given, "stop": ("w9",)}
     assert params.decoder_options == {"soft": False}
     stated = json.loads((tmp_path / "run" / "results.json").read_text())["params"]
