@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from dmax.cli.errors import CommandError, note, user_errors
-from dmax.cli.session import AUTO, status
+from dmax.cli._common.errors import CommandError, note, user_errors
+from dmax.cli._common.session import AUTO, status
 
 _DTYPES = ("float32", "bfloat16")
 

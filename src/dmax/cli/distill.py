@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dmax.cli.asking import evaluation_errors, local_answerer
-from dmax.cli.decoding import DecodingOptions
-from dmax.cli.errors import CommandError, needs_extra, note
-from dmax.cli.options import ModelOptions
-from dmax.cli.session import decoding_rule, own_command
+from dmax.cli._common.asking import evaluation_errors, local_answerer
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, needs_extra, note
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import decoding_rule, own_command
 
 if TYPE_CHECKING:
     from dmax.distillation import Prompts, Workers

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
-from dmax.cli.decoding import DecodingOptions
-from dmax.cli.errors import note
-from dmax.cli.options import ModelOptions
-from dmax.cli.session import own_command
+from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import note
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import own_command
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
-from dmax.cli.decoding import DecodingOptions
-from dmax.cli.errors import CommandError, note
-from dmax.cli.options import ModelOptions
-from dmax.cli.session import decoding_rule, own_command
+from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, note
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import decoding_rule, own_command
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer

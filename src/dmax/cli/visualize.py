@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmax.cli.decoding import DecodingOptions
-from dmax.cli.errors import CommandError, note, user_errors
-from dmax.cli.options import InputOptions, ModelOptions
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, note, user_errors
+from dmax.cli._common.options import InputOptions, ModelOptions
 
 if TYPE_CHECKING:
-    from dmax.cli.session import Rule
+    from dmax.cli._common.session import Rule
     from dmax.models import Tokenizer
 
 _IO = "Input and output"
@@ -54,7 +54,7 @@ def visualize(
     ] = None,
 ) -> None:
     """Write a replay of an answer: one HTML file that needs no network and no server."""
-    from dmax.cli.files import check_writable, write_text
+    from dmax.cli._common.files import check_writable, write_text
 
     check_writable(output)
     if traces:
@@ -65,7 +65,7 @@ def visualize(
     else:
         if prompt is not None and prompt_ids is not None:
             raise CommandError("PROMPT and --prompt-ids each give a prompt; give one of them.")
-        from dmax.cli.session import decoding_rule
+        from dmax.cli._common.session import decoding_rule
 
         settings = [decoding, *(_other(decoding, text) for text in compare or ())]
         rules = [decoding_rule(each, trace=True) for each in settings]
@@ -92,8 +92,8 @@ def _other(decoding: DecodingOptions, text: str) -> DecodingOptions:
 
 def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -> list[dict[str, Any]]:
     """Answer the prompt once by each rule, one after the other, so that each has the machine to itself."""
-    from dmax.cli.prompts import encode, single_prompt
-    from dmax.cli.session import decode, load_llm
+    from dmax.cli._common.prompts import encode, single_prompt
+    from dmax.cli._common.session import decode, load_llm
     from dmax.serving.replay import pieces_of
 
     prompt = single_prompt(source)

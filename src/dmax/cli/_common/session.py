@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dmax.cli.decoding import DecodingOptions
-from dmax.cli.errors import CommandError, choose, user_errors
-from dmax.cli.options import ModelOptions
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, choose, user_errors
+from dmax.cli._common.options import ModelOptions
 from dmax.engine import GenerationOutput, GenerationParams
 
 if TYPE_CHECKING:

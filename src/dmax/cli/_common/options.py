@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from dmax.cli.decoding import DecodingOptions
+from dmax.cli._common.decoding import DecodingOptions
 
 _CONTEXT = "_context"
 _MODEL = "Model"
@@ -84,8 +84,7 @@ class OutputOptions:
 def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Let ``command`` take option dataclasses; typer sees their fields as the command's own options.
 
-    Parameters that are no dataclass stay as they are. What a :class:`~dmax.cli.decoding.DecodingOptions` takes, it says
-    itself.
+    Parameters that are no dataclass stay as they are. What ``DecodingOptions`` take, they say themselves.
     """
     groups: dict[str, type[Any]] = {}
     flat: list[inspect.Parameter] = []

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Self
 import typer
 from typer.core import TyperCommand
 
-from dmax.cli.errors import CommandError
+from dmax.cli._common.errors import CommandError
 from dmax.decoding.options import DecoderError, Option
 from dmax.engine import GenerationParams
 from dmax.engine.params import PARAMS
