@@ -227,7 +227,7 @@ def test_a_sweep_goes_on_point_by_point_and_is_reported(
     assert report.stdout.count("| ") > 10
     other = arguments(checkpoints, rows, out, "--limit", 4, "--over", "soft-parallel=0.5")
     assert "another --acceptance-threshold" in refusal("sweep", *other, "--acceptance-threshold", 0.5)
-    assert "another buffer_size" in refusal("sweep", *other, "--buffer-size", 2)
+    assert "another --buffer-size" in refusal("sweep", *other, "--buffer-size", 2)
     assert "another decoder_option" in refusal("sweep", *other, "--decoder-option", "soft=false")
     assert "is no threshold" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "threshold=high"))
     assert "no option 'threshold'" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "fixed-steps=0.9"))
