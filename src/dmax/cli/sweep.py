@@ -13,6 +13,7 @@ from dmax.cli._common.decoding import DecodingOptions
 from dmax.cli._common.errors import CommandError, note
 from dmax.cli._common.options import ModelOptions
 from dmax.cli._common.session import decoding_rule, own_command
+from dmax.engine.params import PARAMS
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from dmax.evaluation.sweep import Setting
 
 _SWEPT = "What is swept"
+_LATER = ("min_tokens", "ignore_eos")
+"""Sweeps that were begun before these settings existed do not name them, and go on at their defaults."""
 THRESHOLDS = "0.99,0.95,0.9,0.8,0.7,0.5,0.3,0"
 
 
@@ -101,7 +104,9 @@ def _threshold(value: str, given: str) -> float:
 def _shared(tasks: list[TaskData], decoding: DecodingOptions, batch_size: int, model: ModelOptions) -> dict[str, Any]:
     """Everything that is the same for all points; the length of an answer is the task's."""
     decoded = {
-        name: value for name, value in decoding.values.items() if name not in ("decoder", "threshold", "gen_length")
+        name: value
+        for name, value in decoding.values.items()
+        if name not in ("decoder", "threshold", "gen_length") and not (name in _LATER and value == PARAMS[name].default)
     }
     return {
         "tasks": {data.task.name: data.identity for data in tasks},

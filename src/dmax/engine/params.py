@@ -62,6 +62,10 @@ class GenerationParams:
     """One object shared by a whole call gives row i the seed ``seed + i``."""
     stop: tuple[str, ...] = options.texts("End the answer where this begins; repeatable.")
     """Strings that end the answer where the first of them begins; they need a tokenizer."""
+    min_tokens: int = options.whole(0, "Fewest tokens of the answer: an end before it does not count.", minimum=0)
+    """EOS and stop strings end nothing before the answer has so many tokens."""
+    ignore_eos: bool = options.switch(False, "Go on to the greatest length, whatever the model says; for benchmarks.")
+    """EOS is a token like any other, though one without text."""
     use_cache: bool = True
     """False recomputes the whole prefix in every pass: slow, and the same answer."""
     trace: bool = False
@@ -70,6 +74,10 @@ class GenerationParams:
     def __post_init__(self) -> None:
         options.check_options(self, GenerationError)
         self._check_stop()
+        if self.min_tokens > self.gen_length:
+            raise GenerationError(
+                f"min_tokens is {self.min_tokens}, more than gen_length, which is {self.gen_length}; lower it."
+            )
         for name in (*_DECODER_FIELDS, *_IN_FLIGHT, "temperature"):
             if name in self.decoder_options:
                 raise GenerationError(f"decoder_options holds {name}; give it as the field of that name instead.")

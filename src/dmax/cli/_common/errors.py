@@ -41,6 +41,9 @@ class OneLineErrors(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+_OF_SERVE = ("kv_memory", "max_positions_in_flight")
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn the errors that this package raises for bad input into a :class:`CommandError`.
@@ -63,7 +66,7 @@ def _with_flags(message: str) -> str:
 
     A name of one word is an option only where the sentence begins with it; elsewhere it may be a word like any other.
     """
-    for name in PARAMS:
+    for name in (*PARAMS, *_OF_SERVE):
         place = rf"(?<![\w'./-]){name}(?![\w'/-])" if "_" in name else rf"^{name}(?= is )"
         message = re.sub(place, f"--{name.replace('_', '-')}", message)
     return message
