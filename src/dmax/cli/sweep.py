@@ -13,7 +13,7 @@ from dmax.cli._common.decoding import DecodingOptions
 from dmax.cli._common.errors import CommandError, note
 from dmax.cli._common.options import ModelOptions
 from dmax.cli._common.session import decoding_rule, own_command
-from dmax.engine.params import PARAMS
+from dmax.engine.params import OPTIONAL_SETTINGS
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dmax.evaluation.sweep import Setting
 
 _SWEPT = "What is swept"
-_LATER = ("min_tokens", "ignore_eos")
-"""Sweeps that were begun before these settings existed do not name them, and go on at their defaults."""
 THRESHOLDS = "0.99,0.95,0.9,0.8,0.7,0.5,0.3,0"
 
 
@@ -106,11 +104,12 @@ def _shared(tasks: list[TaskData], decoding: DecodingOptions, batch_size: int, m
     decoded = {
         name: value
         for name, value in decoding.values.items()
-        if name not in ("decoder", "threshold", "gen_length") and not (name in _LATER and value == PARAMS[name].default)
+        if name not in ("decoder", "threshold", "gen_length", *OPTIONAL_SETTINGS)
     }
     return {
         "tasks": {data.task.name: data.identity for data in tasks},
         **decoded,
+        **decoding.params().further_settings(),
         "stop": list(decoding.values["stop"]) or None,
         "decoder_option": dict(decoding.further),
         "dtype": model.dtype,

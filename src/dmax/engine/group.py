@@ -229,7 +229,12 @@ class DecodeGroup:
         noise_BLV = torch.empty_like(logits_BLV, dtype=torch.float32)
         for lane, noise_LV in zip(self._lanes, noise_BLV, strict=True):
             noise_LV.exponential_(generator=lane.sequence.generator)
-        return noise_BLV.log_().neg_()
+        noise_BLV.log_().neg_()
+        for lane, noise_LV, logits_LV in zip(self._lanes, noise_BLV, logits_BLV, strict=True):
+            nucleus = lane.sequence.params.nucleus()
+            if not nucleus.is_everything:
+                nucleus.shut_out(noise_LV, logits_LV, self.decoder.temperature, self._model.config.mask_token_id)
+        return noise_BLV
 
     def take(self, result: StepResult, on_host_BW: Tensor) -> list[Update]:
         """Bring sequences and state up to date with a pass.

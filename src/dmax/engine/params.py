@@ -12,6 +12,7 @@ from dmax.decoding.options import Option, declared_options
 
 if TYPE_CHECKING:
     from dmax.decoding import Decoder
+    from dmax.decoding.drawing import Nucleus
 
 
 class GenerationError(ValueError):
@@ -53,6 +54,11 @@ class GenerationParams:
     """The checkpoint was trained for one value, 32 for the published ones."""
     temperature: float = options.number(0.0, "0 decodes greedily, above 0 tokens are drawn.", served_maximum=2)
     """0 decodes greedily; above 0 tokens are drawn (SPEC section 3.2)."""
+    top_p: float = options.probability(1.0, "Draw from the likeliest tokens that together have this probability.")
+    """As the next two, without effect where decoding is greedy."""
+    draw_top_k: int = options.whole(0, "Draw from so many of the likeliest tokens; 0 is all.", minimum=0)
+    """``top_k`` in a request; here that is an option of ``soft-parallel``."""
+    min_p: float = options.probability(0.0, "Draw from tokens with this share of the likeliest one's probability.")
     buffer_size: int = options.like(MultiBlockRule, "buffer_size")
     """Above 1 only with decoders that can carry it (SPEC section 9)."""
     add_threshold: float = options.like(MultiBlockRule, "add_threshold")
@@ -99,6 +105,17 @@ class GenerationParams:
         names = _IN_FLIGHT if self.buffer_size > 1 else ("buffer_size",)
         return {name: getattr(self, name) for name in names}
 
+    def nucleus(self) -> Nucleus:
+        """Return which tokens a draw may give."""
+        from dmax.decoding.drawing import Nucleus  # loads torch, which checking the parameters does without
+
+        return Nucleus(self.draw_top_k, self.top_p, self.min_p)
+
+    def further_settings(self) -> dict[str, Any]:
+        """Return the settings that results name only where they are not at their defaults."""
+        values = {name: getattr(self, name) for name in OPTIONAL_SETTINGS}
+        return {name: value for name, value in values.items() if value != PARAMS[name].default}
+
     def with_defaults(self, by_decoder: Mapping[str, Mapping[str, Any]]) -> GenerationParams:
         """These params, with what a checkpoint's ``decoder_defaults`` say of the decoder where nothing is given.
 
@@ -134,6 +151,8 @@ class GenerationParams:
 _IN_FLIGHT = tuple(option.name for option in declared_options(MultiBlockRule))
 PARAMS: dict[str, Option] = {option.name: option for option in declared_options(GenerationParams)}
 """The fields that are offered to users, by name."""
+OPTIONAL_SETTINGS = ("top_p", "draw_top_k", "min_p", "min_tokens", "ignore_eos")
+"""Settings that results and sweeps of earlier versions do not name, and mean at their defaults."""
 _DECODER_FIELDS = tuple(name for name, option in PARAMS.items() if option.of_decoder)
 
 

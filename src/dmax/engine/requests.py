@@ -141,4 +141,5 @@ def decoder_settings(decoder: Decoder, params: GenerationParams) -> dict[str, An
         **params.blocks_in_flight(),
         "temperature": params.temperature,
         "stop": list(params.stop),
+        **params.further_settings(),
     }

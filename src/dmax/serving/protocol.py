@@ -95,9 +95,8 @@ class Sampling(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: Whole | None = None
-    min_p: float | None = None
+    top_k: Whole | None = Field(default=None, ge=-1)
+    """Draw from so many of the likeliest tokens; -1 and 0 are all."""
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -146,19 +145,14 @@ class Sampling(Body):
         given = {name: value for name in self.settings if (value := getattr(self, name)) is not None}
         default_length = max(default_length, given.get("min_tokens", 0))
         return params_of(
-            {"block_length": default_block_length, "seed": seed, **given},
+            {"block_length": default_block_length, "seed": seed, "draw_top_k": max(self.top_k or 0, 0), **given},
             self.decoder_options,
             gen_length=self.limit() or default_length,
             stop=tuple(stops),
         )
 
     def _refuse_what_has_no_effect(self) -> None:
-        # A greedy answer is the most probable token's, however few others are left to draw from.
-        is_greedy = not getattr(self, "temperature", None)
         neutral: dict[str, Sequence[Any]] = {
-            "top_p": (None, 1, *([self.top_p] if is_greedy else ())),
-            "top_k": (None, -1, 0, *([self.top_k] if is_greedy else ())),
-            "min_p": (None, 0, *([self.min_p] if is_greedy else ())),
             "presence_penalty": (None, 0),
             "frequency_penalty": (None, 0),
             "repetition_penalty": (None, 1),
@@ -369,11 +363,11 @@ def request_models() -> RequestModels:
 def request_settings() -> dict[str, Option]:
     """Return the settings that are fields of a request, by name.
 
-    The length of the answer and stop strings have OpenAI's names and forms. An option of a decoder whose name means
-    something else in a request is given in ``decoder_options``.
+    The length of the answer, stop strings and ``top_k`` have the names and forms that clients know. An option of a
+    decoder whose name means something else in a request is given in ``decoder_options``.
     """
     fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *ResponsesRequest.model_fields}
-    taken = {"gen_length", "stop", *fields, *ResponsesRequest.hints}
+    taken = {"gen_length", "draw_top_k", "stop", *fields, *ResponsesRequest.hints}
     return {name: option for name, option in {**all_options(), **PARAMS}.items() if name not in taken}
 
 

@@ -141,7 +141,7 @@ class ResponsesShape(Shape):
             "text": {"format": {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
-            "top_p": 1.0 if request.top_p is None else request.top_p,
+            "top_p": getattr(request, "top_p", None) or 1.0,
             "truncation": "disabled",
             "user": None,
         }

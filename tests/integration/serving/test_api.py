@@ -111,7 +111,7 @@ def test_many_clients_get_what_each_gets_alone(serve: Any, llm: LLM) -> None:
         ({"decoder": "soft-paralel"}, 400, "soft-parallel"),
         ({"decoder": "fixed-steps", "threshold": 0.5}, 400, "threshold"),
         ({"max_tokens": 401}, 400, "up to 400 tokens"),
-        ({"top_p": 0.5, "temperature": 1}, 400, "top_p is not supported"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty is not supported"),
         (
             {"block_length": 129},
             400,

@@ -84,7 +84,7 @@ def test_a_prompt_beyond_the_context_is_told_in_openais_words(
         ({"treshold": 0.5}, "treshold", "unknown_parameter", "did you mean threshold?"),
         ({"reasonig": 1}, "reasonig", "unknown_parameter", "there is no field 'reasonig'."),
         ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter", "not supported"),
-        ({"top_p": 0.9, "temperature": 1}, "top_p", "unsupported_parameter", "not supported"),
+        ({"top_p": 1.1, "temperature": 1}, "top_p", "less_than_equal", "top_p"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter", "not supported"),
         ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "not supported"),
         ({"max_tokens": 12.5}, "max_tokens", "int_type", "max_tokens"),
@@ -200,6 +200,14 @@ def test_a_response_is_the_chat_answer(client: TestClient, llm: LLM) -> None:
     last = events[-1]
     assert last["type"] == f"response.{reply['status']}"
     assert last["response"]["output"][0]["content"] == item["content"]
+
+
+def test_a_draw_from_one_token_is_greedy_and_neighbours_draw_as_alone(client: TestClient) -> None:
+    greedy = chat(client).json()["choices"][0]["message"]["content"]
+    for narrow in ({"top_k": 1}, {"top_p": 0}, {"min_p": 1}):
+        assert chat(client, temperature=2, **narrow).json()["choices"][0]["message"]["content"] == greedy
+    wide = chat(client, temperature=2, seed=3).json()["choices"]
+    assert chat(client, temperature=2, seed=3, top_p=1, top_k=-1, min_p=0).json()["choices"] == wide
 
 
 def test_tokens_and_version(client: TestClient, llm: LLM) -> None:
