@@ -64,7 +64,7 @@ def main() -> None:
         idle = wait_until_idle(served.url)
     settled = [entry for entry in sizes if entry[0] > arguments.requests / 5]
     slope = linear_regression(*zip(*settled, strict=True)).slope * 1024
-    holds = slope < FLAT_KIB and statuses == {200, 422} and idle
+    holds = slope < FLAT_KIB and statuses == {200, 400} and idle
     result = {
         "holds": holds,
         "growth_kib_per_request": slope,

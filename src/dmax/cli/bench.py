@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmax.cli.errors import CommandError, user_errors
-from dmax.cli.session import AUTO, check_placement, own_command, pick_device, status
+from dmax.cli._common.errors import CommandError, user_errors
+from dmax.cli._common.session import AUTO, check_placement, own_command, pick_device, status
 
 if TYPE_CHECKING:
     from dmax.models import LLaDA2

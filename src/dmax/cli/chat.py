@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from dmax.cli.errors import CommandError, choose, report
-from dmax.cli.options import DecodingOptions, ModelOptions
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, choose, report
+from dmax.cli._common.options import ModelOptions
 
 if TYPE_CHECKING:
-    from dmax.cli.session import Rule
+    from dmax.cli._common.session import Rule
     from dmax.engine import LLM
 
 _COMMANDS = {"/reset": "forgets the conversation", "/exit": "ends it, as Ctrl-D does", "/help": "shows this"}
@@ -31,7 +32,7 @@ def chat(
 
     /reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops the answer being given.
     """
-    from dmax.cli.session import decoding_rule, load_llm
+    from dmax.cli._common.session import decoding_rule, load_llm
 
     rule = decoding_rule(decoding)
     llm = load_llm(model)
@@ -45,7 +46,7 @@ class _Conversation:
     """The turns so far, and the loop that adds to them."""
 
     def __init__(self, llm: LLM, rule: Rule, system: str | None) -> None:
-        from dmax.cli.session import at_terminal
+        from dmax.cli._common.session import at_terminal
 
         self._llm = llm
         self._rule = rule
@@ -110,9 +111,9 @@ class _Conversation:
             self._turns += 1
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
-        from dmax.cli.live import answer_text, decode_in_view
-        from dmax.cli.prompts import encode
-        from dmax.cli.session import decode
+        from dmax.cli._common.live import answer_text, decode_in_view
+        from dmax.cli._common.prompts import encode
+        from dmax.cli._common.session import decode
 
         params = replace(self._rule.params, seed=self._rule.params.seed + self._turns)
         token_ids = encode(self._llm, messages, params.gen_length)

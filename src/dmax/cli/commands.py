@@ -9,20 +9,22 @@ from typing import Annotated
 
 import typer
 
+from dmax.cli._common.decoding import DecodingCommand
+from dmax.cli._common.errors import OneLineErrors
+from dmax.cli._common.options import option_groups, takes_decoding
 from dmax.cli.bench import bench
 from dmax.cli.chat import chat
 from dmax.cli.compile import compile_model
+from dmax.cli.convert import convert
 from dmax.cli.distill import distill
-from dmax.cli.errors import OneLineErrors
 from dmax.cli.evaluate import evaluate
 from dmax.cli.generate import generate
 from dmax.cli.info import info
-from dmax.cli.options import option_groups
 from dmax.cli.report import report
 from dmax.cli.reproduce import reproduce
 from dmax.cli.serve import serve
 from dmax.cli.sweep import sweep
-from dmax.cli.tools import convert, train
+from dmax.cli.train import train
 from dmax.cli.visualize import visualize
 
 DISTRIBUTION = "dmax-llm"
@@ -52,7 +54,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(option_groups(_command))
+    _kind = DecodingCommand if takes_decoding(_command) else None
+    app.command(_name, cls=_kind)(option_groups(_command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dmax.cli.errors import CommandError, note, user_errors
-from dmax.cli.session import AUTO, status
+from dmax.cli._common.errors import CommandError, note, user_errors
+from dmax.cli._common.session import AUTO, status
 
 _DTYPES = ("float32", "bfloat16")
 

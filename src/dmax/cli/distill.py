@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dmax.cli.asking import evaluation_errors, local_answerer
-from dmax.cli.errors import CommandError, needs_extra, note
-from dmax.cli.options import DecodingOptions, ModelOptions
-from dmax.cli.session import decoding_rule, own_command
+from dmax.cli._common.asking import evaluation_errors, local_answerer
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, needs_extra, note
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import decoding_rule, own_command
 
 if TYPE_CHECKING:
     from dmax.distillation import Prompts, Workers
@@ -32,15 +33,11 @@ _WORK = "How the work is done"
 class AnswerOptions(DecodingOptions):
     """Decoding as the paper made its training data: ``threshold``, at that decoder's own 0.95."""
 
-    decoder: Annotated[
-        str, typer.Option(help="threshold, or any other that dmax generate takes.", rich_help_panel="Decoding")
-    ] = "threshold"
-    gen_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Most tokens of the answer; 2048, or the task's own, if not given.", rich_help_panel="Decoding"
-        ),
-    ] = None
+    defaults: ClassVar[Mapping[str, Any]] = {**DecodingOptions.defaults, "decoder": "threshold"}
+    helps: ClassVar[Mapping[str, str]] = {
+        "decoder": "threshold, or any other that dmax generate takes.",
+        "gen_length": "Most tokens of the answer; 2048, or the task's own, if not given.",
+    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
-from dmax.cli.errors import note
-from dmax.cli.options import DecodingOptions, ModelOptions
-from dmax.cli.session import decoder_options, own_command
+from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import note
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import own_command
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer
@@ -23,7 +23,6 @@ _SERVER = "A model that is served"
 
 
 def evaluate(
-    context: typer.Context,
     model: ModelOptions,
     asking: AskingOptions,
     decoding: DecodingOptions,
@@ -50,7 +49,7 @@ def evaluate(
         _describe(describe)
         return
     tasks = load_tasks(asking, decoding)
-    fields_given = _request_fields(context, decoding)
+    fields_given = _request_fields(decoding)
     folder = Path("runs") / "eval" / _run_name(model, decoding, base_url, fields_given) if out is None else out
     with evaluation_errors():
         from dmax.evaluation.runner import evaluate as run
@@ -58,7 +57,9 @@ def evaluate(
         if base_url is None:
             answerer: Answerer = local_answerer(model, decoding, asking.batch_size)
         else:
-            answerer = _server(base_url, api_key, model, decoding.temperature, fields_given, asking.batch_size)
+            answerer = _server(
+                base_url, api_key, model, decoding.values["temperature"], fields_given, asking.batch_size
+            )
         try:
             with progress_bars() as show:
                 results = run(tasks, answerer, folder, seed=decoding.seed, command=own_command(), on_progress=show)
@@ -96,31 +97,23 @@ def _server(
     return answerer
 
 
-def _request_fields(context: typer.Context, decoding: DecodingOptions) -> dict[str, Any]:
+def _request_fields(decoding: DecodingOptions) -> dict[str, Any]:
     """The decoding options that were given, under the names that ``dmax serve`` has for them.
 
     Those that were not are the server's to choose, whatever their defaults here. Length and temperature are fields of
     every request already, and the seed is that of its row.
     """
-    given = {
-        field.name: getattr(decoding, field.name)
-        for field in fields(decoding)
-        if _was_given(context, field.name) and field.name not in ("gen_length", "temperature", "seed", "decoder_option")
-    }
-    further = decoder_options(decoding.decoder_option or ())
-    return given | ({"decoder_options": further} if further else {})
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+    asked = decoding.given - {"gen_length", "temperature", "seed"}
+    given = {name: value for name, value in decoding.values.items() if name in asked}
+    given |= {"stop": list(given["stop"])} if "stop" in given else {}
+    return given | ({"decoder_options": dict(decoding.further)} if decoding.further else {})
 
 
 def _run_name(
     model: ModelOptions, decoding: DecodingOptions, base_url: str | None, fields_given: dict[str, Any]
 ) -> str:
     decoder = "as-served" if base_url and "decoder" not in fields_given else decoding.decoder
-    threshold = "" if decoding.threshold is None else f"-{decoding.threshold:g}"
+    threshold = "" if decoding.values["threshold"] is None else f"-{decoding.values['threshold']:g}"
     return f"{'served-' if base_url else ''}{Path(model.model).name or 'model'}-{decoder}{threshold}"
 
 

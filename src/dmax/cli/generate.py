@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dmax.cli.errors import CommandError
-from dmax.cli.options import DecodingOptions, InputOptions, ModelOptions, OutputOptions
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError
+from dmax.cli._common.options import InputOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
-    from dmax.cli.session import Rule
+    from dmax.cli._common.session import Rule
 
 
 def generate(source: InputOptions, sink: OutputOptions, model: ModelOptions, decoding: DecodingOptions) -> None:
@@ -19,11 +20,11 @@ def generate(source: InputOptions, sink: OutputOptions, model: ModelOptions, dec
     In a terminal the answer is shown while it is refined; elsewhere it is printed as plain text.
     """
     _check_combination(source, sink)
-    from dmax.cli.session import decoding_rule
+    from dmax.cli._common.session import decoding_rule
 
     rule = decoding_rule(decoding, trace=sink.trace is not None)
     if source.input is not None:
-        from dmax.cli.batch import run_batch
+        from dmax.cli._common.batch import run_batch
 
         run_batch(source.input, rule, model, sink)
     else:
@@ -31,10 +32,10 @@ def generate(source: InputOptions, sink: OutputOptions, model: ModelOptions, dec
 
 
 def _generate_one(source: InputOptions, rule: Rule, model: ModelOptions, sink: OutputOptions) -> None:
-    from dmax.cli.files import check_writable, to_json, write_text
-    from dmax.cli.live import answer_text, decode_in_view
-    from dmax.cli.prompts import encode, single_prompt
-    from dmax.cli.session import at_terminal, decode, load_llm
+    from dmax.cli._common.files import check_writable, to_json, write_text
+    from dmax.cli._common.live import answer_text, decode_in_view
+    from dmax.cli._common.prompts import encode, single_prompt
+    from dmax.cli._common.session import at_terminal, decode, load_llm
 
     if sink.trace is not None:
         check_writable(sink.trace)

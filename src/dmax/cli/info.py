@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dmax.cli.errors import user_errors
+from dmax.cli._common.errors import user_errors
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -24,7 +24,7 @@ def info(
 
     Works on a folder without weights too.
     """
-    from dmax.cli.facts import describe
+    from dmax.cli._common.facts import describe
 
     with user_errors():
         facts = describe(model)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dmax.cli.errors import note, user_errors
-from dmax.cli.files import check_writable, write_text
+from dmax.cli._common.errors import note, user_errors
+from dmax.cli._common.files import check_writable, write_text
 
 
 def report(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmax.cli.asking import evaluation_errors
-from dmax.cli.errors import CommandError, needs_extra, note
-from dmax.cli.session import AUTO, check_placement, own_command
+from dmax.cli._common.asking import evaluation_errors
+from dmax.cli._common.errors import CommandError, needs_extra, note
+from dmax.cli._common.session import AUTO, check_placement, own_command
 
 if TYPE_CHECKING:
     from dmax.reproduction import Scale

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dmax.cli.errors import CommandError, needs_extra, note, user_errors
-from dmax.cli.options import ModelOptions
-from dmax.cli.session import load_llm
+from dmax.cli._common.errors import CommandError, needs_extra, note, user_errors
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import load_llm
 
 _SERVER = "Server"
 _ENGINE = "Engine"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmax.cli.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
-from dmax.cli.errors import CommandError, note
-from dmax.cli.options import DecodingOptions, ModelOptions
-from dmax.cli.session import decoder_options, decoding_rule, own_command
+from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, note
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import decoding_rule, own_command
+from dmax.engine.params import OPTIONAL_SETTINGS
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer
@@ -81,11 +83,11 @@ def _settings(over: list[str], model: ModelOptions, decoding: DecodingOptions, t
     for given in over:
         method, _, own = given.partition("=")
         name, colon, decoder = method.rpartition(":")
-        rule = decoding_rule(replace(decoding, decoder=decoder))
+        rule = decoding_rule(decoding.but(decoder=decoder))
         swept = (own or thresholds).split(",") if own or hasattr(rule.decoder, "threshold") else [None]
         for value in swept:
             threshold = None if value is None else _threshold(value, given)
-            decoding_rule(replace(decoding, decoder=decoder, threshold=threshold))
+            decoding_rule(decoding.but(decoder=decoder, threshold=threshold))
             settings.append(Setting(name if colon else model.model, decoder, threshold))
     return settings
 
@@ -100,14 +102,16 @@ def _threshold(value: str, given: str) -> float:
 def _shared(tasks: list[TaskData], decoding: DecodingOptions, batch_size: int, model: ModelOptions) -> dict[str, Any]:
     """Everything that is the same for all points; the length of an answer is the task's."""
     decoded = {
-        field.name: getattr(decoding, field.name)
-        for field in fields(decoding)
-        if field.name not in ("decoder", "threshold", "gen_length")
+        name: value
+        for name, value in decoding.values.items()
+        if name not in ("decoder", "threshold", "gen_length", *OPTIONAL_SETTINGS)
     }
     return {
         "tasks": {data.task.name: data.identity for data in tasks},
         **decoded,
-        "decoder_option": decoder_options(decoding.decoder_option or ()),
+        **decoding.params().further_settings(),
+        "stop": list(decoding.values["stop"]) or None,
+        "decoder_option": dict(decoding.further),
         "dtype": model.dtype,
         "batch_size": batch_size,
     }
@@ -126,7 +130,7 @@ class _Points:
     def __call__(self, setting: Setting, folder: Path) -> None:
         from dmax.evaluation.runner import evaluate
 
-        decoding = replace(self._decoding, decoder=setting.decoder, threshold=setting.threshold)
+        decoding = self._decoding.but(decoder=setting.decoder, threshold=setting.threshold)
         if self._answerer is None or self._answerer.name != setting.model:
             self._answerer = local_answerer(replace(self._model, model=setting.model), decoding, self._batch_size)
         self._answerer.params = decoding_rule(decoding).params

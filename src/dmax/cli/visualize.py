@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmax.cli.errors import CommandError, note, user_errors
-from dmax.cli.options import DecodingOptions, InputOptions, ModelOptions
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, note, user_errors
+from dmax.cli._common.options import InputOptions, ModelOptions
 
 if TYPE_CHECKING:
-    from dmax.cli.session import Rule
+    from dmax.cli._common.session import Rule
     from dmax.models import Tokenizer
 
 _IO = "Input and output"
@@ -54,7 +54,7 @@ def visualize(
     ] = None,
 ) -> None:
     """Write a replay of an answer: one HTML file that needs no network and no server."""
-    from dmax.cli.files import check_writable, write_text
+    from dmax.cli._common.files import check_writable, write_text
 
     check_writable(output)
     if traces:
@@ -65,7 +65,7 @@ def visualize(
     else:
         if prompt is not None and prompt_ids is not None:
             raise CommandError("PROMPT and --prompt-ids each give a prompt; give one of them.")
-        from dmax.cli.session import decoding_rule
+        from dmax.cli._common.session import decoding_rule
 
         settings = [decoding, *(_other(decoding, text) for text in compare or ())]
         rules = [decoding_rule(each, trace=True) for each in settings]
@@ -87,21 +87,13 @@ def _other(decoding: DecodingOptions, text: str) -> DecodingOptions:
         raise CommandError(
             f"--compare {text!r} must have the form DECODER or DECODER=THRESHOLD, such as threshold=0.95."
         ) from error
-    return replace(
-        decoding,
-        decoder=name,
-        threshold=threshold,
-        acceptance_threshold=None,
-        low_threshold=None,
-        editing_threshold=None,
-        decoder_option=None,
-    )
+    return decoding.but(keep_decoders=False, decoder=name, threshold=threshold)
 
 
 def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -> list[dict[str, Any]]:
     """Answer the prompt once by each rule, one after the other, so that each has the machine to itself."""
-    from dmax.cli.prompts import encode, single_prompt
-    from dmax.cli.session import decode, load_llm
+    from dmax.cli._common.prompts import encode, single_prompt
+    from dmax.cli._common.session import decode, load_llm
     from dmax.serving.replay import pieces_of
 
     prompt = single_prompt(source)
@@ -125,7 +117,7 @@ def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -
 def _check_traces(traces: Sequence[Path], output: Path, given: Sequence[str], decoding: DecodingOptions) -> None:
     if given:
         raise CommandError(f"--from replays what was recorded; leave out {' and '.join(given)}.")
-    if decoding != DecodingOptions():
+    if decoding.given or decoding.further:
         raise CommandError("--from replays what was recorded; leave out the decoding options.")
     for path in traces:
         if path.resolve() == output.resolve():

@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 
-class DecoderError(ValueError):
-    """An unknown decoder, an unknown option, or an option out of range."""
-
-
 @dataclass(frozen=True)
 class SoftMix:
     """What the next pass reads at decoded positions instead of one token's embedding (algorithm.md#soft-embeddings)."""

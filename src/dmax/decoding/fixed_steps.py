@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks, pass_quota
-from dmax.decoding.options import check_steps, check_temperature
 from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
 
 
@@ -25,12 +25,11 @@ class FixedStepsDecoder:
     """
 
     name: ClassVar[str] = "fixed-steps"
-    steps: int | None = None
-    temperature: float = 0.0
+    steps: int | None = options.whole(None, "Passes that a block takes; none is one token a pass.")
+    temperature: float = options.temperature()
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_temperature(self.temperature)
+        options.check_options(self)
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks
-from dmax.decoding.options import check_probability, check_temperature
 from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
 
 
@@ -24,14 +24,12 @@ class HierarchicalDecoder:
     """
 
     name: ClassVar[str] = "hierarchical"
-    threshold: float = 0.9
-    low_threshold: float = 0.4
-    temperature: float = 0.0
+    threshold: float = options.probability(0.9, "Confidence above which any mask becomes a token.")
+    low_threshold: float = options.probability(0.4, "Confidence above which the surest mask of a run becomes a token.")
+    temperature: float = options.temperature()
 
     def __post_init__(self) -> None:
-        check_probability("threshold", self.threshold)
-        check_probability("low_threshold", self.low_threshold)
-        check_temperature(self.temperature)
+        options.check_options(self)
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""

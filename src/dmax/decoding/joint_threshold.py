@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
-from dmax.decoding.options import check_count, check_probability, check_steps, check_temperature
 from dmax.decoding.prediction import Prediction, predict
 from dmax.decoding.threshold import confident_masks
 
@@ -27,18 +27,16 @@ class JointThresholdDecoder:
 
     name: ClassVar[str] = "joint-threshold"
     multi_block: ClassVar[bool] = True
-    threshold: float = 0.95
-    editing_threshold: float = 0.9
-    max_post_steps: int = 16
-    steps: int | None = None
-    temperature: float = 0.0
+    threshold: float = options.probability(0.95, "Confidence above which a mask becomes a token.")
+    editing_threshold: float = options.probability(0.9, "Confidence above which a token is replaced by another one.")
+    max_post_steps: int = options.whole(16, "Most passes once no mask is left.", minimum=0)
+    steps: int | None = options.whole(
+        None, "Passes that a block is spread over, which sets the least tokens of a pass; none is one token a pass."
+    )
+    temperature: float = options.temperature()
 
     def __post_init__(self) -> None:
-        check_probability("threshold", self.threshold)
-        check_probability("editing_threshold", self.editing_threshold)
-        check_count("max_post_steps", self.max_post_steps, 0)
-        check_steps(self.steps)
-        check_temperature(self.temperature)
+        options.check_options(self)
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""

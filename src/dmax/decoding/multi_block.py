@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dmax.decoding.options import check_count, check_probability
+from dmax.decoding import options
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,17 @@ class MultiBlockRule:
         DecoderError: a value is out of range.
     """
 
-    buffer_size: int = 1
-    """Most active blocks; 1 decodes one block after another."""
-    add_threshold: float = 0.1
-    """Share of the last active block that must be decoded before the next one starts."""
-    stable_threshold: float = 0.5
-    """Stability that the last active block must have before the next one starts."""
-    semi_threshold: float = 0.9
-    """A block whose predecessor is decoded beyond this share promotes in every pass, as the first one does."""
+    buffer_size: int = options.whole(
+        1, "Most blocks in flight; 1 decodes one after another.", served_maximum=16, label="Blocks in flight"
+    )
+    add_threshold: float = options.probability(0.1, "Share of the last block that is decoded before the next joins.")
+    stable_threshold: float = options.probability(0.5, "Share of its tokens that have stayed as they were.")
+    semi_threshold: float = options.probability(
+        0.9, "Share of a block from which the one behind it promotes in every pass."
+    )
 
     def __post_init__(self) -> None:
-        check_count("buffer_size", self.buffer_size, 1)
-        for name in ("add_threshold", "stable_threshold", "semi_threshold"):
-            check_probability(name, getattr(self, name))
+        options.check_options(self)
 
     def may_start_next(self, slots: Sequence[SlotView]) -> bool:
         """Whether one more block may become active behind these, which are at least one."""

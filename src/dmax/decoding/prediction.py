@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmax.decoding.base import DecoderError
+from dmax.decoding.options import DecoderError
 
 
 class Prediction(NamedTuple):

@@ -9,32 +9,35 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeGuard
 
-from dmax.decoding.base import BlockState, Decoder, DecoderError, StepResult
+from dmax.decoding.base import BlockState, Decoder, StepResult
 from dmax.decoding.fixed_steps import FixedStepsDecoder
 from dmax.decoding.hierarchical import HierarchicalDecoder
 from dmax.decoding.joint_threshold import JointThresholdDecoder
+from dmax.decoding.options import DecoderError, Option, options_of
 from dmax.decoding.prediction import Prediction
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.decoding.threshold import ThresholdDecoder
 
 ENTRY_POINT_GROUP = "dmax.decoders"
 
-_BUILT_IN: dict[str, Callable[..., Decoder]] = {
+BUILT_IN: dict[str, Callable[..., Decoder]] = {
     SoftParallelDecoder.name: SoftParallelDecoder,
     ThresholdDecoder.name: ThresholdDecoder,
     HierarchicalDecoder.name: HierarchicalDecoder,
     FixedStepsDecoder.name: FixedStepsDecoder,
     JointThresholdDecoder.name: JointThresholdDecoder,
 }
+"""The decoders of this package, whose names cannot be taken over."""
 
 
 def decoder_names() -> list[str]:
     """All decoders there are: this package's first, then those of other packages in alphabetical order."""
     others = {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    return [*_BUILT_IN, *sorted(others - _BUILT_IN.keys())]
+    return [*BUILT_IN, *sorted(others - BUILT_IN.keys())]
 
 
 def decoder_options(name: str) -> dict[str, Any]:
@@ -43,7 +46,53 @@ def decoder_options(name: str) -> dict[str, Any]:
     Raises:
         DecoderError: there is no such decoder, or the package that registers it is broken.
     """
-    return _defaults(name, _factory(name))
+    return {option.name: option.default for option in described_options(name)}
+
+
+def described_options(name: str) -> tuple[Option, ...]:
+    """The options of a decoder with their kinds, bounds and help.
+
+    Raises:
+        DecoderError: there is no such decoder, or the package that registers it is broken.
+    """
+    return _options(name, _factory(name))
+
+
+def about(name: str) -> str:
+    """The first sentence of what a decoder's class says of itself; empty where it says nothing.
+
+    Raises:
+        DecoderError: there is no such decoder, or the package that registers it is broken.
+    """
+    text = " ".join((inspect.getdoc(_factory(name)) or "").partition("\n\n")[0].split())
+    return text.replace("``", "")
+
+
+def sound_decoders() -> list[str]:
+    """Those of :func:`decoder_names` that can be built; a broken package's are left out."""
+    return [name for name in decoder_names() if _is_sound(name)]
+
+
+def all_options() -> dict[str, Option]:
+    """Every option that any decoder has, by name.
+
+    Where decoders have options of one name, the first decoder's words are taken, and the bounds that all agree on.
+    """
+    found: dict[str, Option] = {}
+    for name in sound_decoders():
+        for option in described_options(name):
+            known = found.setdefault(option.name, option)
+            if (known.kind, known.minimum, known.maximum) != (option.kind, option.minimum, option.maximum):
+                found[option.name] = replace(known, kind="any", minimum=None, maximum=None)
+    return found
+
+
+def _is_sound(name: str) -> bool:
+    try:
+        described_options(name)
+    except DecoderError:
+        return False
+    return True
 
 
 def get_decoder(name: str, /, **options: Any) -> Decoder:
@@ -57,7 +106,7 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
         DecoderError: there is no such decoder or option, or a value is out of range.
     """
     factory = _factory(name)
-    known = _defaults(name, factory)
+    known = [option.name for option in _options(name, factory)]
     for option in options:
         if option not in known:
             raise DecoderError(f"decoder {name!r} has no option {option!r}; {_suggest(option, known)}.")
@@ -70,7 +119,7 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
 
 def is_built_in(decoder: Decoder) -> bool:
     """Whether a decoder is one of this package's own, whose results need no check."""
-    return type(decoder) in _BUILT_IN.values()
+    return type(decoder) in BUILT_IN.values()
 
 
 class PredictedDecoder(Decoder, Protocol):
@@ -90,8 +139,8 @@ def reads_predictions(decoder: Decoder) -> TypeGuard[PredictedDecoder]:
 
 def _factory(name: str) -> Callable[..., Decoder]:
     """The callable that builds the decoder of that name. This package's own names cannot be taken over."""
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     found = tuple(entry_points(group=ENTRY_POINT_GROUP, name=name))
     if not found:
         raise DecoderError(f"there is no decoder {name!r}; {_suggest(name, decoder_names())}.")
@@ -111,12 +160,12 @@ def _load(entry: EntryPoint) -> Callable[..., Decoder]:
     return factory
 
 
-def _defaults(name: str, factory: Callable[..., Decoder]) -> dict[str, Any]:
+def _options(name: str, factory: Callable[..., Decoder]) -> tuple[Option, ...]:
     parameters = inspect.signature(factory).parameters
     required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     if required:
         raise DecoderError(f"decoder {name!r} has options without a default ({', '.join(required)}); give them one.")
-    return {key: parameter.default for key, parameter in parameters.items()}
+    return options_of(factory)
 
 
 def _suggest(wrong: str, valid: Iterable[str]) -> str:

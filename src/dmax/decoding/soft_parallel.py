@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dmax.decoding import options
 from dmax.decoding.base import BlockState, SoftMix, StepResult
-from dmax.decoding.options import check_count, check_probability, check_switch, check_temperature
 from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
 from dmax.kernels.decision import Decision
 
@@ -25,34 +25,26 @@ and those beyond the first few carry next to no weight."""
 class SoftParallelDecoder:
     """Promotes a confident run of masks, predicts every decoded token anew, and feeds back soft embeddings.
 
-    ``threshold`` is the confidence a mask needs to be promoted, ``acceptance_threshold`` the one every position needs
-    for the block to be accepted before it stops changing. The other options switch off one part each, for ablations:
-
-    * ``top_k``: tokens in the mix that a decoded position feeds back, at most ``MAX_TOP_K``;
-    * ``soft``: False feeds back the embedding of the hard token instead of a mix;
-    * ``renormalize``: False leaves the mix at the length the mean has;
-    * ``contiguous``: False promotes confident masks wherever they stand (and, if there are none, the most confident);
-    * ``revise``: False keeps token, confidence and mix of a position as they were when it was promoted.
+    ``threshold`` and ``acceptance_threshold`` are the paper's. The other options switch off one part each, for
+    ablations. Without ``contiguous``, a pass in which no mask is confident promotes the most confident one; without
+    ``revise``, a position keeps the token, confidence and mix that it had when it was promoted.
     """
 
     name: ClassVar[str] = "soft-parallel"
     multi_block: ClassVar[bool] = True
-    threshold: float = 0.5
-    acceptance_threshold: float = 0.9
-    top_k: int = 1
-    soft: bool = True
-    renormalize: bool = True
-    contiguous: bool = True
-    revise: bool = True
-    temperature: float = 0.0
+    threshold: float = options.probability(0.5, "Confidence from which a mask becomes a token.")
+    acceptance_threshold: float = options.probability(
+        0.9, "Confidence that every position needs for the block to be accepted while its tokens still change."
+    )
+    top_k: int = options.whole(1, "Tokens in the mix that a decoded position feeds back.", maximum=MAX_TOP_K)
+    soft: bool = options.switch(True, "Feed back a mix of token and mask; off, the hard token.")
+    renormalize: bool = options.switch(True, "Stretch the mix to the length of an embedding.")
+    contiguous: bool = options.switch(True, "Promote a run of confident masks from the left; off, wherever they stand.")
+    revise: bool = options.switch(True, "Predict decoded tokens anew in every pass.")
+    temperature: float = options.temperature()
 
     def __post_init__(self) -> None:
-        check_probability("threshold", self.threshold)
-        check_probability("acceptance_threshold", self.acceptance_threshold)
-        check_count("top_k", self.top_k, 1, MAX_TOP_K)
-        for switch in ("soft", "renormalize", "contiguous", "revise"):
-            check_switch(switch, getattr(self, switch))
-        check_temperature(self.temperature)
+        options.check_options(self)
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""

@@ -203,7 +203,12 @@ class DecodeBatch:
         noise_BLV = torch.empty_like(logits_BLV, dtype=torch.float32)
         for block, noise_LV in zip(self._open, noise_BLV, strict=True):
             noise_LV.exponential_(generator=block.sequence.generator)
-        return noise_BLV.log_().neg_()
+        noise_BLV.log_().neg_()
+        for block, noise_LV, logits_LV in zip(self._open, noise_BLV, logits_BLV, strict=True):
+            nucleus = block.sequence.params.nucleus()
+            if not nucleus.is_everything:
+                nucleus.shut_out(noise_LV, logits_LV, self.decoder.temperature, self._model.config.mask_token_id)
+        return noise_BLV
 
     def take(self, decided: Decided, on_host_BW: Tensor) -> list[RequestUpdate]:
         """Bring sequences and state up to date with a pass.

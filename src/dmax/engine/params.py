@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dmax.decoding import options
+from dmax.decoding.multi_block import MultiBlockRule
+from dmax.decoding.options import Option, declared_options
+
 if TYPE_CHECKING:
     from dmax.decoding import Decoder
-
-_PROBABILITIES = ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold")
-_JOINING = ("add_threshold", "stable_threshold", "semi_threshold")
+    from dmax.decoding.drawing import Nucleus
 
 
 class GenerationError(ValueError):
@@ -26,59 +27,64 @@ class GenerationParams:
     model's checkpoint says (``ModelConfig.decoder_defaults``), else at the decoder's own default; a decoder that does
     not have an option given here refuses it when the generation starts.
 
+    Fields that are declared as options are offered by the command line, the API, the page and the harness too.
+
     Raises:
         GenerationError: a value lies outside what its field allows.
     """
 
-    decoder: str = "soft-parallel"
-    """Name of a registered decoder."""
-    threshold: float | None = None
-    """Confidence from which a mask becomes a token, in [0, 1]."""
-    acceptance_threshold: float | None = None
-    """Confidence from which a decoded block counts as settled, in [0, 1]."""
-    low_threshold: float | None = None
-    """Lower bar of the ``hierarchical`` decoder, in [0, 1]."""
-    editing_threshold: float | None = None
-    """Confidence from which ``joint-threshold`` replaces a token, in [0, 1]."""
+    decoder: str = options.text(
+        "soft-parallel",
+        "soft-parallel, threshold, hierarchical, fixed-steps, joint-threshold, or a decoder of your own.",
+    )
+    threshold: float | None = options.probability(
+        None, "Confidence from which a mask becomes a token.", of_decoder=True
+    )
+    acceptance_threshold: float | None = options.probability(
+        None, "Confidence from which a decoded block is settled.", of_decoder=True
+    )
+    low_threshold: float | None = options.probability(None, "Lower bar of hierarchical.", of_decoder=True)
+    editing_threshold: float | None = options.probability(
+        None, "Confidence from which joint-threshold edits a token.", of_decoder=True
+    )
     decoder_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Any further option of the decoder, by name."""
-    gen_length: int = 512
-    """Most tokens of the answer."""
-    block_length: int = 32
-    """Tokens denoised together; the checkpoint was trained for one value (32 for the published ones)."""
-    temperature: float = 0.0
+    gen_length: int = options.whole(512, "Most tokens of the answer.", maximum=None, label="Longest answer")
+    block_length: int = options.whole(32, "Tokens denoised together.", maximum=None, served_maximum=1024)
+    """The checkpoint was trained for one value, 32 for the published ones."""
+    temperature: float = options.number(0.0, "0 decodes greedily, above 0 tokens are drawn.", served_maximum=2)
     """0 decodes greedily; above 0 tokens are drawn (algorithm.md#predict)."""
-    buffer_size: int = 1
-    """Most blocks in flight; above 1 only with decoders that can carry it (algorithm.md#blocks-in-flight)."""
-    add_threshold: float = 0.1
-    """Share of the last block in flight that must be decoded before the next one joins, in [0, 1]."""
-    stable_threshold: float = 0.5
-    """Share of its decoded tokens that must have stayed as they were, in [0, 1]."""
-    semi_threshold: float = 0.9
-    """A block promotes in every pass only once the one before it is decoded beyond this share, in [0, 1]."""
-    seed: int = 0
-    """Seed of the draws. One object shared by a whole call gives row i the seed ``seed + i``."""
-    stop: tuple[str, ...] = ()
+    top_p: float = options.probability(1.0, "Draw from the likeliest tokens that together have this probability.")
+    """As the next two, without effect where decoding is greedy."""
+    draw_top_k: int = options.whole(0, "Draw from so many of the likeliest tokens; 0 is all.", minimum=0)
+    """``top_k`` in a request; here that is an option of ``soft-parallel``."""
+    min_p: float = options.probability(0.0, "Draw from tokens with this share of the likeliest one's probability.")
+    buffer_size: int = options.like(MultiBlockRule, "buffer_size")
+    """Above 1 only with decoders that can carry it (algorithm.md#blocks-in-flight)."""
+    add_threshold: float = options.like(MultiBlockRule, "add_threshold")
+    stable_threshold: float = options.like(MultiBlockRule, "stable_threshold")
+    semi_threshold: float = options.like(MultiBlockRule, "semi_threshold")
+    seed: int = options.whole(0, "Seed of the draws.", minimum=0, maximum=None, served_maximum=2**62 - 1)
+    """One object shared by a whole call gives row i the seed ``seed + i``."""
+    stop: tuple[str, ...] = options.texts("End the answer where this begins; repeatable.")
     """Strings that end the answer where the first of them begins; they need a tokenizer."""
+    min_tokens: int = options.whole(0, "Fewest tokens of the answer: an end before it does not count.", minimum=0)
+    """EOS and stop strings end nothing before the answer has so many tokens."""
+    ignore_eos: bool = options.switch(False, "Go on to the greatest length, whatever the model says; for benchmarks.")
+    """EOS is a token like any other, though one without text."""
     use_cache: bool = True
     """False recomputes the whole prefix in every pass: slow, and the same answer."""
     trace: bool = False
     """Whether the output carries a record of every pass."""
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length", "buffer_size"):
-            _require_int(name, getattr(self, name), minimum=1)
-        _require_int("seed", self.seed, minimum=0)
-        for name in (*_PROBABILITIES, *_JOINING):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value <= 1):
-                raise GenerationError(f"{name} is {value!r}; it must be a number from 0 to 1.")
-        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
-            raise GenerationError(
-                f"temperature is {self.temperature!r}; it must be 0 (greedy) or a finite number above."
-            )
+        options.check_options(self, GenerationError)
         self._check_stop()
-        for name in (*_PROBABILITIES, *_JOINING, "buffer_size", "temperature"):
+        if self.min_tokens > self.gen_length:
+            raise GenerationError(
+                f"min_tokens is {self.min_tokens}, more than gen_length, which is {self.gen_length}; lower it."
+            )
+        for name in (*_DECODER_FIELDS, *_IN_FLIGHT, "temperature"):
             if name in self.decoder_options:
                 raise GenerationError(f"decoder_options holds {name}; give it as the field of that name instead.")
 
@@ -96,8 +102,19 @@ class GenerationParams:
 
     def blocks_in_flight(self) -> dict[str, Any]:
         """``buffer_size`` and, where it is above 1, the settings that matter then."""
-        names = ("buffer_size", *_JOINING) if self.buffer_size > 1 else ("buffer_size",)
+        names = _IN_FLIGHT if self.buffer_size > 1 else ("buffer_size",)
         return {name: getattr(self, name) for name in names}
+
+    def nucleus(self) -> Nucleus:
+        """Return which tokens a draw may give."""
+        from dmax.decoding.drawing import Nucleus  # loads torch, which checking the parameters does without
+
+        return Nucleus(self.draw_top_k, self.top_p, self.min_p)
+
+    def further_settings(self) -> dict[str, Any]:
+        """Return the settings that results name only where they are not at their defaults."""
+        values = {name: getattr(self, name) for name in OPTIONAL_SETTINGS}
+        return {name: value for name, value in values.items() if value != PARAMS[name].default}
 
     def with_defaults(self, by_decoder: Mapping[str, Mapping[str, Any]]) -> GenerationParams:
         """These params, with what a checkpoint's ``decoder_defaults`` say of the decoder where nothing is given.
@@ -106,16 +123,16 @@ class GenerationParams:
             GenerationError: a value of the checkpoint lies outside what its field allows.
         """
         defaults = by_decoder.get(self.decoder, {})
-        fields = {name: defaults[name] for name in _PROBABILITIES if name in defaults and getattr(self, name) is None}
-        options = {name: value for name, value in defaults.items() if name not in _PROBABILITIES}
+        fields = {name: defaults[name] for name in _DECODER_FIELDS if name in defaults and getattr(self, name) is None}
+        further = {name: value for name, value in defaults.items() if name not in _DECODER_FIELDS}
         try:
-            return replace(self, **fields, decoder_options={**options, **self.decoder_options})
+            return replace(self, **fields, decoder_options={**further, **self.decoder_options})
         except GenerationError as error:
             raise GenerationError(f"decoder_defaults.{self.decoder} in the checkpoint's config.json: {error}") from None
 
     def decoder_arguments(self) -> dict[str, Any]:
         """The options given for the decoder, by name, without those left at their default."""
-        given = {name: value for name in _PROBABILITIES if (value := getattr(self, name)) is not None}
+        given = {name: value for name in _DECODER_FIELDS if (value := getattr(self, name)) is not None}
         if self.temperature > 0:  # a decoder that can only be greedy need not know the option
             given["temperature"] = self.temperature
         return {**given, **self.decoder_options}
@@ -131,10 +148,25 @@ class GenerationParams:
         return get_decoder(self.decoder, **self.decoder_arguments())
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+_IN_FLIGHT = tuple(option.name for option in declared_options(MultiBlockRule))
+PARAMS: dict[str, Option] = {option.name: option for option in declared_options(GenerationParams)}
+"""The fields that are offered to users, by name."""
+OPTIONAL_SETTINGS = ("top_p", "draw_top_k", "min_p", "min_tokens", "ignore_eos")
+"""Settings that results and sweeps of earlier versions do not name, and mean at their defaults."""
+_DECODER_FIELDS = tuple(name for name, option in PARAMS.items() if option.of_decoder)
 
 
-def _require_int(name: str, value: Any, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise GenerationError(f"{name} is {value!r}; it must be a whole number of at least {minimum}.")
+def params_of(given: Mapping[str, Any], further: Mapping[str, Any] | None = None, **fields: Any) -> GenerationParams:
+    """Params of settings by name, each either a field or an option of the decoder.
+
+    Args:
+        given: names of :data:`PARAMS`, and names that only the decoder has.
+        further: more options of the decoder, also those whose names a field has taken.
+        fields: fields that no user sets, and others, as they are.
+
+    Raises:
+        GenerationError: a value is out of range.
+    """
+    known = {name: value for name, value in given.items() if name in PARAMS}
+    own = {name: value for name, value in given.items() if name not in PARAMS}
+    return GenerationParams(**known, decoder_options={**own, **(further or {})}, **fields)

@@ -52,7 +52,8 @@ class RequestReader:
         if params.stop:
             self._require_tokenizer("stop strings are given")
         decode = None if self.tokenizer is None else self.tokenizer.decode
-        stop_rule = StopRule(self.config.eos_token_id, params.gen_length, params.stop, decode)
+        eos_token_id = None if params.ignore_eos else self.config.eos_token_id
+        stop_rule = StopRule(eos_token_id, params.gen_length, params.stop, decode, params.min_tokens)
         decoder = params.build_decoder()
         if params.buffer_size > 1 and not getattr(decoder, "multi_block", False):
             raise GenerationError(
@@ -140,4 +141,5 @@ def decoder_settings(decoder: Decoder, params: GenerationParams) -> dict[str, An
         **params.blocks_in_flight(),
         "temperature": params.temperature,
         "stop": list(params.stop),
+        **params.further_settings(),
     }

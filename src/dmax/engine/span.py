@@ -12,7 +12,7 @@ class Span:
     """Positions of one sequence that a pass computes, all on block boundaries.
 
     A chunk of a prompt, the blocks in flight, or those together with the ones before them, which have just become final
-    and are stored by the same pass (SPEC section 3.7). Two spans are equal where they compute the same positions over
+    and are stored by the same pass (algorithm.md#store). Two spans are equal where they compute the same positions over
     the same pages.
     """
 

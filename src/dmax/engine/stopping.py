@@ -26,11 +26,14 @@ class Ending:
 class StopRule:
     """When an answer is finished."""
 
-    eos_token_id: int
+    eos_token_id: int | None
+    """None where no token ends an answer."""
     gen_length: int
     strings: tuple[str, ...] = ()
     decode: Decode | None = None
     """Token ids to text; needed where there are stop strings."""
+    min_tokens: int = 0
+    """EOS and stop strings before so many tokens do not count."""
 
     def ending(self, answer_ids: list[int]) -> Ending | None:
         """The finished answer, or None where decoding has to go on.
@@ -39,18 +42,26 @@ class StopRule:
             answer_ids: the tokens of all converged blocks, without the prompt.
         """
         within = answer_ids[: self.gen_length]
-        ended = self.eos_token_id in within
-        words = within[: within.index(self.eos_token_id)] if ended else within
+        end = self._end_of_words(within)
+        ended = end is not None
+        words = within[:end]
         finished = ended or len(answer_ids) >= self.gen_length
         text = self.decode(words) if self.decode is not None and (finished or self.strings) else None
-        found = [at for string in self.strings if text is not None and (at := text.find(string)) >= 0]
+        first = len(self.decode(words[: self.min_tokens])) if self.decode is not None and self.min_tokens else 0
+        found = [at for string in self.strings if text is not None and (at := text.find(string, first)) >= 0]
         if found and text is not None:
             return self._cut(words, text[: min(found)])
         if not finished:
             return None
-        if ended:
+        if self.eos_token_id is not None and ended:
             return Ending([*words, self.eos_token_id], len(words), text, "stop")
         return Ending(words, len(words), text, "length")
+
+    def _end_of_words(self, within: list[int]) -> int | None:
+        """Where the first EOS stands that counts."""
+        if self.eos_token_id is None or self.eos_token_id not in within[self.min_tokens :]:
+            return None
+        return within.index(self.eos_token_id, self.min_tokens)
 
     def _cut(self, words: list[int], text: str) -> Ending:
         """Keep the fewest tokens that spell ``text``; the last of them may reach into the stop string."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import torch
 
 from dmax.decoding import decoder_options
 from dmax.engine import GenerationParams
+from dmax.engine.params import PARAMS, params_of
 
 AUTO = "auto"
 _AUTO_BATCH_SIZE = 32
 _DTYPES = ("float32", "bfloat16", "float16")
 _LOADING_ARGUMENTS = ("pretrained", "dtype", "device", "batch_size", "max_batch_size", "stats")
-_NO_ARGUMENTS = ("decoder_options", "stop", "use_cache", "trace")
-_GENERATION_ARGUMENTS = tuple(field.name for field in fields(GenerationParams) if field.name not in _NO_ARGUMENTS)
+_GENERATION_ARGUMENTS = tuple(name for name in PARAMS if name != "stop")
+"""A task of the harness brings its own stop strings."""
 
 
 class HarnessError(ValueError):
@@ -48,10 +48,7 @@ def generation_params(given: dict[str, Any]) -> GenerationParams:
             raise HarnessError(
                 f"there is no model argument {name!r}; did you mean {near!r}? Choose from {', '.join(names)}."
             )
-    params = GenerationParams(
-        **{name: value for name, value in given.items() if name in _GENERATION_ARGUMENTS},
-        decoder_options={name: value for name, value in given.items() if name not in _GENERATION_ARGUMENTS},
-    )
+    params = params_of(given)
     # The engine would refuse what the decoder does not take only once everything is loaded.
     params.build_decoder()
     return params

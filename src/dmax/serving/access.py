@@ -15,11 +15,13 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dmax.serving.errors import ApiError, unexpected
+from dmax.serving.errors import ApiError, client_gone, unexpected
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.settings import ServerSettings
 
 _PAGE_FILES = "/web/"
+_GUARDED = ("/v1", "/tokenize")
+"""Paths that need a key, where there are keys."""
 _COST = ("num_tokens", "nfe", "tpf", "tps", "decoder")
 logger = logging.getLogger("dmax.serving.access")
 _troubles = logging.getLogger("dmax.serving")
@@ -49,9 +51,12 @@ class Gate:
         scope.setdefault("state", {})
         refusal = self._refusal(scope)
         try:
+            if refusal is None and "transfer-encoding" in Headers(scope=scope):
+                receive, refusal = await self._bounded(receive)
             if refusal is None:
                 await self._app(scope, receive, send_and_see)
             else:
+                scope["state"]["log"] = error_facts(refusal)
                 await _reply(refusal)(scope, receive, send_and_see)
         except Exception:
             if status:  # too late for another answer: the connection breaks, which says that this one is not whole
@@ -61,7 +66,26 @@ class Gate:
         finally:
             self._note(scope, request_id, status or 500, time.perf_counter() - started)
 
+    async def _bounded(self, receive: Receive) -> tuple[Receive, ApiError | None]:
+        """Read a body that does not say its length; what gives it again, or why it is not taken."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return receive, client_gone()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._settings.max_body_bytes:
+                return receive, _too_large(self._settings.max_body_bytes)
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again, None
+
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        status = scope["state"].get("status", status)
         self._metrics.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
         if status >= 400 or not scope["path"].startswith(_PAGE_FILES):
             facts = scope["state"].get("log", {})
@@ -71,13 +95,15 @@ class Gate:
         headers, limit = Headers(scope=scope), self._settings.max_body_bytes
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
-            return ApiError(413, f"the body is larger than {limit} bytes.", code="too_large")
-        if "transfer-encoding" in headers:
-            return ApiError(411, "send the body with a Content-Length.", code="length_required")
-        key = headers.get("authorization", "").removeprefix("Bearer ")
-        if scope["path"].startswith("/v1") and not may_ask(key, self._settings):
+            return _too_large(limit)
+        key = bearer_key(headers.get("authorization", ""))
+        if scope["path"].startswith(_GUARDED) and not may_ask(key, self._settings):
             return refused_key()
         return None
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes.", code="too_large")
 
 
 def _reply(refusal: ApiError) -> JSONResponse:
@@ -105,6 +131,17 @@ def prompt_facts(settings: ServerSettings, prompt: Any) -> dict[str, Any]:
 def cost_facts(cost: Mapping[str, Any]) -> dict[str, Any]:
     """What an answer cost, for the log."""
     return {name: cost[name] for name in _COST}
+
+
+def error_facts(error: ApiError) -> dict[str, Any]:
+    """Why there is no answer, for the log."""
+    return {"error_code": error.code, "param": error.param, "error": error.message}
+
+
+def bearer_key(header: str) -> str:
+    """The key in an ``Authorization`` header; empty where it is of another scheme, or names none."""
+    scheme, _, key = header.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def log_to_stderr() -> None:

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from dmax.decoding import DecoderError
 from dmax.engine import GenerationError, GenerationOutput, GenerationParams, PassRecord, RequestUpdate
 from dmax.engine.requests import Prompt, RequestReader
 from dmax.models import Tokenizer
+from dmax.serving.access import cost_facts, error_facts
 from dmax.serving.client import Answer, EngineClient
-from dmax.serving.errors import ApiError, bad_request, internal, timed_out, unexpected
+from dmax.serving.errors import ApiError, bad_request, context_overflow, internal, timed_out, unexpected
 from dmax.serving.metrics import ServerMetrics
-from dmax.serving.protocol import ChatRequest, CompletionRequest, Sampling
+from dmax.serving.protocol import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    Sampling,
+    TokenizeRequest,
+    request_models,
+)
 from dmax.serving.replay import piece_reader
 from dmax.serving.settings import ServerSettings
+from dmax.serving.shapes import ChatShape, ResponsesShape, Shape, TextShape, cost
 from dmax.serving.streaming import ContradictionError, TextStream
 
+LONG_PROMPT = 20_000
+"""Characters from which a prompt does not hold up others while it becomes tokens."""
 T = TypeVar("T")
 _RANDOM = SystemRandom()
 logger = logging.getLogger("dmax.serving")
@@ -37,9 +46,11 @@ class EventStream:
     Args:
         events: to be read.
         streams: where they come from.
+        facts: for the log: what the answer cost, or why there is none; empty while the stream is not over.
     """
 
-    def __init__(self, events: AsyncIterator[str], streams: Sequence[Answer]) -> None:
+    def __init__(self, events: AsyncIterator[str], streams: Sequence[Answer], facts: dict[str, Any]) -> None:
+        self.facts = facts
         self._events = events
         self._streams = streams
 
@@ -76,37 +87,72 @@ class Answering:
         self.tokenizer = tokenizer
         self.settings = settings
         self.metrics = metrics
-        self._encoding = asyncio.Lock()
+        self.bodies = request_models()
+        """What requests look like."""
+        self._encoding, self._encoding_long = asyncio.Lock(), asyncio.Lock()
 
     async def chat(self, request: ChatRequest) -> dict[str, Any] | EventStream:
         """A chat completion: the body, or the events of a stream."""
-        messages = [message.as_turn() for message in request.messages]
-        return await self._complete(request, [messages], _ChatShape(self.settings.model_name, request))
+        messages = self._turns(request.messages, "messages")
+        return await self._complete(request, [messages], ChatShape(self.settings.model_name), "messages")
 
     async def completion(self, request: CompletionRequest) -> dict[str, Any] | EventStream:
         """A text completion: the body, or the events of a stream."""
-        return await self._complete(request, request.prompts(), _TextShape(self.settings.model_name, request))
+        return await self._complete(request, request.prompts(), TextShape(self.settings.model_name), "prompt")
+
+    async def responses(self, request: ResponsesRequest) -> dict[str, Any] | EventStream:
+        """A response: the body, or the events of a stream."""
+        messages = self._turns(request.messages(), "input")
+        return await self._complete(request, [messages], ResponsesShape(self.settings.model_name, request), "input")
+
+    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+        """The token ids of a prompt, as an answer to it would begin with."""
+        self.check_model(request.model)
+        if (request.prompt is None) == (request.messages is None):
+            raise bad_request("give either prompt or messages.", "prompt")
+        prompt: Prompt = request.prompt or ""
+        if request.messages is not None:
+            prompt = self._turns(request.messages, "messages")
+        token_ids = await self._encode(0, prompt, "prompt" if request.messages is None else "messages")
+        pieces = {"token_strs": list(map(piece_reader(self.tokenizer), token_ids))} if request.return_token_strs else {}
+        return {"count": len(token_ids), "max_model_len": self._positions, "tokens": token_ids, **pieces}
+
+    @property
+    def _positions(self) -> int:
+        return self.reader.config.max_position_embeddings
+
+    def _turns(self, messages: Sequence[ChatMessage], field: str) -> list[dict[str, Any]]:
+        """Messages for the chat template, where it can tell what they are."""
+        template = self.tokenizer.chat_template or ""
+        for index, message in enumerate(messages):
+            if message.is_of_a_tool and "tool" not in template:
+                text = f"{field}.{index} is a tool's, and this model's chat template knows no tools; leave it out."
+                raise bad_request(text, f"{field}.{index}.role", "unsupported_value")
+        return [message.as_turn() for message in messages]
 
     async def _complete(
-        self, request: Sampling, prompts: Sequence[Prompt], shape: _Shape
+        self, request: Sampling, prompts: Sequence[Prompt], shape: Shape, field: str
     ) -> dict[str, Any] | EventStream:
         params = self._params(request)
+        self._check_number(len(prompts), request.n)
         streams: list[Answer] = []
         prompt_tokens = 0
         try:
             for index, prompt in enumerate(prompts):
-                token_ids = await self._encode(index, prompt)
+                token_ids = await self._encode(index, prompt, field)
                 prompt_tokens += len(token_ids)
+                fitting = self._fitting(params, request, len(token_ids), field)
                 for _ in range(request.n):
-                    own = replace(params, seed=params.seed + len(streams))
+                    own = replace(fitting, seed=params.seed + len(streams))
                     streams.append(await self._submit(token_ids, own))
         except BaseException:
             for stream in streams:
                 stream.close()
             raise
         if request.stream:
-            usage = request.stream_options is not None and request.stream_options.include_usage
-            return EventStream(self._events(streams, params, prompt_tokens, shape, usage), streams)
+            usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+            facts: dict[str, Any] = {}
+            return EventStream(self._events(streams, params, prompt_tokens, shape, usage, facts), streams, facts)
         with _closing(streams):
             try:
                 async with asyncio.timeout(self.settings.timeout):
@@ -116,19 +162,47 @@ class Answering:
         return shape.body(outputs, prompt_tokens)
 
     def _params(self, request: Sampling) -> GenerationParams:
-        self.check_model(request)
-        limit = self.settings.max_gen_length
+        self.check_model(request.model)
+        limit, name = self.settings.max_gen_length, request.length_field
         if (request.limit() or 0) > limit:
-            raise bad_request(
-                f"max_tokens is {request.limit()}; this server gives answers of up to {limit} tokens.", "max_tokens"
-            )
+            raise bad_request(f"{name} is {request.limit()}; this server gives answers of up to {limit} tokens.", name)
         try:
             params = request.params(
                 self.settings.default_gen_length, self.settings.block_length, _RANDOM.randrange(2**31)
             )
         except GenerationError as error:
             raise bad_request(str(error)) from error
+        if params.min_tokens > limit:
+            text = f"min_tokens is {params.min_tokens}; this server gives answers of up to {limit} tokens."
+            raise bad_request(text, "min_tokens")
         self._check_in_flight(params)
+        return params
+
+    def _check_number(self, prompts: int, choices: int) -> None:
+        """Refuse a request that could not be queued as a whole, however long its client tries."""
+        limit = self.settings.max_queue
+        if prompts * choices > limit:
+            given = f"n is {choices}" if prompts == 1 else f"there are {prompts} prompts with n {choices}"
+            raise bad_request(
+                f"{given}, and this server queues up to {limit} answers; ask for fewer at a time.",
+                "n" if prompts == 1 else "prompt",
+            )
+
+    def _fitting(self, params: GenerationParams, request: Sampling, prompt_tokens: int, field: str) -> GenerationParams:
+        """The params with the length that the context leaves, where the request does not say one.
+
+        Raises:
+            ApiError: it does not leave what is asked for.
+        """
+        room = self._positions - prompt_tokens
+        if room < 1:
+            raise context_overflow(self._positions, f"the prompt has {prompt_tokens}; shorten it", field)
+        if request.limit() is None:
+            return replace(params, gen_length=min(params.gen_length, room), min_tokens=min(params.min_tokens, room))
+        if room < params.gen_length:
+            name = request.length_field
+            text = f"the prompt has {prompt_tokens}, which leaves {room}; {name} asks for {params.gen_length}"
+            raise context_overflow(self._positions, text, name)
         return params
 
     def _check_in_flight(self, params: GenerationParams) -> None:
@@ -141,33 +215,35 @@ class Answering:
                 "block_length" if params.block_length > limit else "buffer_size",
             )
 
-    def check_model(self, request: Sampling) -> None:
+    def check_model(self, name: str | None) -> None:
         """Refuse a model that is not the one served."""
-        if request.model not in (None, self.settings.model_name):
+        if name not in (None, self.settings.model_name):
             raise ApiError(
                 404,
-                f"there is no model {request.model!r} here; this server has {self.settings.model_name!r}.",
+                f"there is no model {name!r} here; this server has {self.settings.model_name!r}.",
                 param="model",
                 code="model_not_found",
             )
 
-    async def _encode(self, index: int, prompt: Prompt) -> list[int]:
+    async def _encode(self, index: int, prompt: Prompt, field: str) -> list[int]:
         """Token ids of a prompt, found in a thread: a long prompt takes long, and the event loop is for everybody.
 
-        One prompt at a time, so that requests reach the engine in the order in which they came.
+        One prompt at a time, so that requests reach the engine in the order in which they came; but nobody waits for
+        prompts that are long, which wait for one another.
         """
+        is_long = isinstance(prompt, str) and len(prompt) > LONG_PROMPT
+        is_long = is_long or sum(len(part["content"]) for part in prompt if isinstance(part, dict)) > LONG_PROMPT
         try:
-            async with self._encoding:
+            async with self._encoding_long if is_long else self._encoding:
                 return await asyncio.to_thread(self.reader.encode, str(index), prompt)
         except GenerationError as error:
-            raise bad_request(str(error)) from error
+            raise bad_request(str(error), field) from error
 
     async def _submit(self, token_ids: list[int], params: GenerationParams) -> Answer:
         try:
             return await self.engine.submit(token_ids, params)
         except (GenerationError, DecoderError) as error:
-            code = "context_length_exceeded" if "exceeds this model's limit" in str(error) else None
-            raise bad_request(str(error), code=code) from error
+            raise bad_request(str(error)) from error
 
     async def _in_time(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
         """The items that come before time is over.
@@ -203,7 +279,13 @@ class Answering:
             yield update
 
     async def _events(
-        self, streams: list[Answer], params: GenerationParams, prompt_tokens: int, shape: _Shape, usage: bool
+        self,
+        streams: list[Answer],
+        params: GenerationParams,
+        prompt_tokens: int,
+        shape: Shape,
+        usage: bool,
+        facts: dict[str, Any],
     ) -> AsyncIterator[str]:
         """Server-sent events of all choices as they come; an error ends the stream with an event of its own."""
         texts = [TextStream(self.tokenizer.decode, params.stop) for _ in streams]
@@ -211,29 +293,25 @@ class Answering:
         try:
             with _closing(streams):
                 for index in range(len(streams)):
-                    for event in shape.opening(index):
-                        yield _event(event)
+                    if begun := shape.opening(index):
+                        yield begun
                 async for index, update in self._in_time(self._merged(streams)):
                     if update.output is None:
                         text = texts[index].add(update.final_ids)
                     else:
                         text = texts[index].finish(update.output.text or "")
                     if text:
-                        yield _event(shape.piece(index, text))
+                        yield shape.piece(index, text)
                     if update.output is not None:
                         outputs.append(update.output)
-                        yield _event(shape.ending(index, update.output))
-            if usage:
-                yield _event(shape.usage(outputs, prompt_tokens))
-            yield "data: [DONE]\n\n"
-        except ApiError as error:
-            yield _event(error.body())
-        except ContradictionError:
-            text = "a replica was lost, and another one gave an answer that begins otherwise; ask again."
-            yield _event(internal(text).body())
-        except Exception:
-            logger.exception("a stream failed")
-            yield _event(unexpected().body())
+                        yield shape.ending(index, update.output, prompt_tokens)
+            facts.update(cost_facts(cost(*outputs)))
+            if end := shape.closing(outputs, prompt_tokens, usage):
+                yield end
+        except Exception as error:
+            refusal = _refusal(error)
+            facts.update(error_facts(refusal))
+            yield shape.failure(refusal)
 
     async def _merged(self, streams: list[Answer]) -> AsyncIterator[tuple[int, RequestUpdate]]:
         """The updates of several requests as they come."""
@@ -267,8 +345,8 @@ class Answering:
         if request.n != 1:
             raise bad_request(f"n is {request.n}; a trace shows one answer.", "n")
         params = replace(self._params(request), trace=True)
-        token_ids = await self._encode(0, [message.as_turn() for message in request.messages])
-        stream = await self._submit(token_ids, params)
+        token_ids = await self._encode(0, self._turns(request.messages, "messages"), "messages")
+        stream = await self._submit(token_ids, self._fitting(params, request, len(token_ids), "messages"))
         piece = piece_reader(self.tokenizer)
         with _closing([stream]):
             yield {
@@ -288,6 +366,16 @@ class Answering:
                     yield {"type": "end", **output}
 
 
+def _refusal(error: Exception) -> ApiError:
+    """What a client is told whose stream breaks off."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContradictionError):
+        return internal("a replica was lost, and another one gave an answer that begins otherwise; ask again.")
+    logger.error("a stream failed", exc_info=error)
+    return unexpected()
+
+
 @contextmanager
 def _closing(streams: Sequence[Answer]) -> Iterator[None]:
     """Give requests up that are not over, be it that time is over, or that whoever asked is gone."""
@@ -296,104 +384,3 @@ def _closing(streams: Sequence[Answer]) -> Iterator[None]:
     finally:
         for stream in streams:
             stream.close()
-
-
-class _Shape(ABC):
-    """How answers are told to the client."""
-
-    kind: str
-    chunk_kind: str
-    prefix: str
-
-    def __init__(self, model_name: str, request: Sampling) -> None:
-        self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model_name}
-
-    def body(self, outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
-        """The whole reply."""
-        choices = [
-            {"index": index, **self._whole(output.text or ""), "logprobs": None, "finish_reason": output.finish_reason}
-            for index, output in enumerate(outputs)
-        ]
-        return {**self._head, "object": self.kind, "choices": choices, **_usage(outputs, prompt_tokens)}
-
-    def opening(self, index: int) -> list[dict[str, Any]]:
-        """Events before the text of a choice."""
-        return []
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """Some text of a choice."""
-        return self._chunk([{"index": index, **self._part(text), "logprobs": None, "finish_reason": None}])
-
-    def ending(self, index: int, output: GenerationOutput) -> dict[str, Any]:
-        """The end of a choice, and what it cost."""
-        end = {"index": index, **self._part(""), "logprobs": None, "finish_reason": output.finish_reason}
-        return {**self._chunk([end]), "dmax": _cost(output)}
-
-    def usage(self, outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
-        """The event without choices that a client asks for with ``include_usage``."""
-        return {**self._chunk([]), **_usage(outputs, prompt_tokens)}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._head, "object": self.chunk_kind, "choices": choices}
-
-    @abstractmethod
-    def _whole(self, text: str) -> dict[str, Any]:
-        """The text of a choice in the whole reply."""
-
-    @abstractmethod
-    def _part(self, text: str) -> dict[str, Any]:
-        """Some text of a choice in a stream."""
-
-
-class _ChatShape(_Shape):
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
-
-    def opening(self, index: int) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        return [self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])]
-
-    def _whole(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def _part(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text} if text else {}}
-
-
-class _TextShape(_Shape):
-    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
-
-    def _whole(self, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-    _part = _whole
-
-
-def _usage(outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
-    completion_tokens = sum(output.num_tokens for output in outputs)
-    return {
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
-        "dmax": _cost(*outputs),
-    }
-
-
-def _cost(*outputs: GenerationOutput) -> dict[str, Any]:
-    """What the answers cost: of several, the sums, and the ratios of the sums."""
-    names = ("num_tokens", "nfe", "passes", "blocks", "revisions")
-    sums = {name: sum(getattr(output, name) for output in outputs) for name in names}
-    seconds = max(output.seconds for output in outputs)
-    return {
-        **sums,
-        "tpf": sums["num_tokens"] / sums["nfe"],
-        "tps": sums["num_tokens"] / seconds,
-        "seconds": seconds,
-        "decoder": outputs[0].decoder,
-        "params": outputs[0].params,
-    }
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,15 +20,16 @@ from starlette.types import Receive, Scope, Send
 from dmax.engine import LLMEngine
 from dmax.engine.requests import RequestReader
 from dmax.models import ModelConfig, Tokenizer
-from dmax.serving.access import Gate, cost_facts, prompt_facts
+from dmax.serving.access import Gate, cost_facts, error_facts, prompt_facts
 from dmax.serving.answering import Answering, EventStream
 from dmax.serving.async_engine import AsyncEngine
 from dmax.serving.client import EngineClient
 from dmax.serving.errors import ApiError, client_gone, malformed
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.pages import add_pages
-from dmax.serving.protocol import ChatRequest, CompletionRequest
+from dmax.serving.protocol import ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest
 from dmax.serving.settings import ServerSettings
+from dmax.serving.streaming import with_pings
 from dmax.serving.trace import Traces
 
 
@@ -79,15 +82,31 @@ def create_app_over(
 
 
 def _add_api(app: FastAPI, answering: Answering, settings: ServerSettings) -> None:
-    @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         _note(request, prompt_facts(settings, [message.as_turn() for message in body.messages]))
-        return _reply(request, await _unless_gone(request, answering.chat(body)))
+        return _reply(request, await _unless_gone(request, answering.chat(body)), settings)
 
-    @app.post("/v1/completions", response_model=None)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         _note(request, prompt_facts(settings, body.prompt))
-        return _reply(request, await _unless_gone(request, answering.completion(body)))
+        return _reply(request, await _unless_gone(request, answering.completion(body)), settings)
+
+    async def responses(request: Request, body: ResponsesRequest) -> Response:
+        _note(request, prompt_facts(settings, [message.as_turn() for message in body.messages()]))
+        return _reply(request, await _unless_gone(request, answering.responses(body)), settings)
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        return await answering.tokenize(body)
+
+    # What a body looks like is known only once the decoders are.
+    routes: dict[str, Callable[..., Awaitable[Response]]] = {
+        "chat/completions": chat_completions,
+        "completions": completions,
+        "responses": responses,
+    }
+    for (path, answer), body in zip(routes.items(), answering.bodies, strict=True):
+        answer.__annotations__["body"] = body
+        app.post(f"/v1/{path}", response_model=None)(answer)
 
 
 def _add_models(app: FastAPI, settings: ServerSettings, positions: int) -> None:
@@ -103,6 +122,7 @@ def _add_models(app: FastAPI, settings: ServerSettings, positions: int) -> None:
         "max_positions_in_flight": settings.max_positions_in_flight,
     }
 
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
@@ -115,11 +135,17 @@ def _add_models(app: FastAPI, settings: ServerSettings, positions: int) -> None:
 
 
 def _add_state(app: FastAPI, engine: EngineClient, metrics: ServerMetrics) -> None:
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": own_version()}
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         alive = engine.alive
         return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> Response:
         is_ready = await engine.is_ready()
@@ -128,6 +154,14 @@ def _add_state(app: FastAPI, engine: EngineClient, metrics: ServerMetrics) -> No
     @app.get("/metrics", response_model=None)
     async def prometheus() -> Response:
         return PlainTextResponse(metrics.exposition(await engine.stats()), media_type="text/plain; version=0.0.4")
+
+
+def own_version() -> str:
+    """Return the version of dmax; "unknown" where it runs without being installed."""
+    try:
+        return version_of("dmax-llm")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
@@ -152,9 +186,9 @@ async def _gone(request: Request) -> None:
 class _Events(StreamingResponse):
     """Server-sent events; a client that leaves gives up what it has not read, even before the first of them."""
 
-    def __init__(self, events: EventStream) -> None:
+    def __init__(self, events: EventStream, ping_seconds: float) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        super().__init__(with_pings(aiter(events), ping_seconds), media_type="text/event-stream", headers=headers)
         self._stream = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,13 +196,17 @@ class _Events(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._stream.close()
+            state = scope["state"]
+            state["log"] = {**state.get("log", {}), **self._stream.facts}
+            if not self._stream.facts:
+                state["status"] = client_gone().status
 
 
-def _reply(request: Request, result: dict[str, Any] | EventStream) -> Response:
+def _reply(request: Request, result: dict[str, Any] | EventStream, settings: ServerSettings) -> Response:
     if isinstance(result, dict):
         _note(request, cost_facts(result["dmax"]))
         return JSONResponse(result)
-    return _Events(result)
+    return _Events(result, settings.ping_seconds)
 
 
 def _note(request: Request, facts: dict[str, Any]) -> None:
@@ -178,12 +216,14 @@ def _note(request: Request, facts: dict[str, Any]) -> None:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def refuse(_: Request, error: ApiError) -> Response:
+    async def refuse(request: Request, error: ApiError) -> Response:
+        _note(request, error_facts(error))
         return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_body(_: Request, error: RequestValidationError) -> Response:
+    async def refuse_body(request: Request, error: RequestValidationError) -> Response:
         refusal = malformed(error.errors())
+        _note(request, error_facts(refusal))
         return JSONResponse(refusal.body(), refusal.status)
 
     @app.exception_handler(HTTPException)

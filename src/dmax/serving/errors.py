@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
+
+_BRANCH = re.compile(r"str|int|float|bool|StreamOptions|(list|dict|function-[a-z]+)\\[.*\\]?")
+"""What pydantic adds to a place in a body to tell which of several types it means."""
 
 
 class ApiError(Exception):
@@ -52,6 +56,12 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
+def context_overflow(positions: int, how: str, param: str) -> ApiError:
+    """Prompt and answer do not fit. The words are OpenAI's: by them clients know that they have to shorten a prompt."""
+    text = f"This model's maximum context length is {positions} tokens, and {how}."
+    return bad_request(text, param, "context_length_exceeded")
+
+
 def queue_full(waiting: int) -> ApiError:
     """Too many requests wait already."""
     return ApiError(
@@ -81,13 +91,14 @@ def unavailable(reason: str) -> ApiError:
 def malformed(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """A body of the wrong form: pydantic's first problem with it, named by its field."""
     problem = problems[0]
-    place = ".".join(str(part) for part in problem["loc"] if part != "body")
-    no_object = not place and problem["type"] != "value_error"
+    place = ".".join(str(part) for part in problem["loc"] if part != "body" and not _BRANCH.fullmatch(str(part)))
+    no_object = not place and problem["type"] not in ("value_error", "unknown_parameter")
     if no_object or problem["type"] == "json_invalid":
         text = "the body must be a JSON object, sent with Content-Type: application/json."
         return bad_request(text, code="invalid_json")
     text = str(problem["msg"]).removeprefix("Value error, ")
-    return ApiError(422, f"{place}: {text}." if place else f"{text}.", param=place or None, code=str(problem["type"]))
+    param = place or problem.get("ctx", {}).get("param")
+    return bad_request(f"{place}: {text}." if place else f"{text}.", param, str(problem["type"]))
 
 
 def client_gone() -> ApiError:

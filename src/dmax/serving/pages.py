@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
-from dmax.decoding import DecoderError, decoder_names
-from dmax.decoding.registry import decoder_options
+from dmax.decoding.options import Option
+from dmax.decoding.registry import about, described_options, sound_decoders
+from dmax.engine.params import PARAMS
+from dmax.serving.protocol import request_settings
 from dmax.serving.replay import TEMPLATE, WEB, template
 
 _INDEX = "index.html"
@@ -23,7 +25,6 @@ _CONTENT_TYPES = {
     ".json": "application/json",
     ".svg": "image/svg+xml",
 }
-_OPTIONS = ("threshold", "acceptance_threshold", "low_threshold", "editing_threshold")
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -69,20 +70,43 @@ def _contents(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, by
     return {
         **shipped,
         TEMPLATE: template().encode(),
-        "decoders.json": json.dumps(_decoders(decoder_defaults)).encode(),
+        "settings.json": json.dumps(_settings(decoder_defaults)).encode(),
     }
 
 
-def _decoders(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The decoders there are, with the defaults of the options that the page lets people set."""
-    decoders = []
-    for name in decoder_names():
-        try:
-            options = {**decoder_options(name), **decoder_defaults.get(name, {})}
-        except DecoderError:  # another package's, and broken
-            continue
-        decoders.append({"name": name, "options": {key: options[key] for key in _OPTIONS if key in options}})
-    return decoders
+def _settings(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page lets people set: for all decoders, and for each."""
+    fields = request_settings()
+    shared = [option for name, option in PARAMS.items() if name in fields and not option.of_decoder]
+    shared = [option for option in shared if option.name != "decoder"]
+    decoders = [
+        {
+            "name": name,
+            "about": about(name),
+            "options": [
+                _control(replace(option, default=decoder_defaults.get(name, {}).get(option.name, option.default)))
+                | ({} if option.name in fields else {"further": True})
+                for option in described_options(name)
+                if option.name not in PARAMS or PARAMS[option.name].of_decoder
+            ],
+        }
+        for name in sound_decoders()
+    ]
+    length = _control(replace(PARAMS["gen_length"], label=PARAMS["gen_length"].title, name="max_tokens"))
+    return {"shared": [length, *map(_control, shared)], "decoders": decoders}
+
+
+def _control(option: Option) -> dict[str, Any]:
+    """What a control needs to know of its setting; ``further`` is added where a request has no field for it."""
+    return {
+        "name": option.name,
+        "label": option.title,
+        "kind": option.kind,
+        "minimum": option.minimum,
+        "maximum": option.most_served,
+        "default": option.default,
+        "help": option.help,
+    }
 
 
 def _file(name: str, content: bytes) -> _File:

@@ -33,6 +33,8 @@ class ServerSettings:
     """Most of ``block_length`` times ``buffer_size`` in a request; each takes a row of float32 logits in every pass."""
     timeout: float = 600.0
     """Seconds a request may take."""
+    ping_seconds: float = 15.0
+    """A stream that has nothing to send for so long sends a comment, lest something on the way takes it for dead."""
     max_body_bytes: int = 2**20
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False

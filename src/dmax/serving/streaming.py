@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 
+PING = ": ping\n\n"
+"""A comment of a stream of events, which clients skip."""
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """How a tokenizer shows bytes that are no whole character yet."""
 
@@ -51,6 +54,25 @@ class TextStream:
         fresh = text[len(self._sent) :]
         self._sent = text
         return fresh
+
+
+async def with_pings(events: AsyncIterator[str], seconds: float) -> AsyncIterator[str]:
+    """Give the events on, and a comment whenever none has come for so many seconds."""
+    pending: asyncio.Future[str | None] | None = None
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(anext(events, None))
+            done, _ = await asyncio.wait({pending}, timeout=seconds)
+            if not done:
+                yield PING
+                continue
+            event, pending = pending.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if pending is not None:
+            pending.cancel()
 
 
 def _beginning_of(stop: str, text: str) -> int:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Message
 
-from dmax.serving.access import cost_facts, log_request, may_ask, prompt_facts, refused_key
+from dmax.serving.access import bearer_key, cost_facts, error_facts, log_request, may_ask, prompt_facts, refused_key
 from dmax.serving.answering import Answering
 from dmax.serving.errors import ApiError, bad_request, client_gone, malformed, unexpected
 from dmax.serving.protocol import ChatRequest
@@ -65,7 +65,7 @@ class Traces:
                     await _close(socket)
 
     def _has_key(self, socket: WebSocket) -> bool:
-        key = socket.headers.get("authorization", "").removeprefix("Bearer ") or socket.query_params.get("api_key", "")
+        key = bearer_key(socket.headers.get("authorization", "")) or socket.query_params.get("api_key", "")
         return may_ask(key, self._settings)
 
     async def _converse(self, socket: WebSocket) -> None:
@@ -102,6 +102,7 @@ class Traces:
         try:
             refusal = await self._tell(socket, text, facts)
             if refusal is not None:
+                facts |= error_facts(refusal)
                 await _send(socket, refusal.body())
             status = 200 if refusal is None else refusal.status
         finally:
@@ -132,7 +133,7 @@ class Traces:
             raise bad_request("send the request as text, not as binary data.", code="invalid_json")
         if len(text.encode()) > self._settings.max_body_bytes:
             raise ApiError(413, f"a message may have {self._settings.max_body_bytes} bytes.", code="too_large")
-        return ChatRequest.model_validate_json(text)
+        return self._answering.bodies.chat.model_validate_json(text)
 
 
 def _refusal(error: Exception) -> ApiError:

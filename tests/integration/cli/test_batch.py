@@ -13,8 +13,8 @@ import pytest
 from typer.testing import Result
 
 from dmax import LLM, GenerationParams
-from dmax.cli.errors import CommandError
-from dmax.cli.files import LineFile
+from dmax.cli._common.errors import CommandError
+from dmax.cli._common.files import LineFile
 
 Run = Callable[..., Result]
 Lines = Callable[..., Path]
@@ -45,7 +45,9 @@ def batch(generate: Run, checkpoints: Any, tmp_path: Path) -> Callable[..., tupl
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it, and from then on loading a model fails the test."""
-    return lambda: monkeypatch.setattr("dmax.cli.batch.load_llm", lambda *_: pytest.fail("the model was loaded"))
+    return lambda: monkeypatch.setattr(
+        "dmax.cli._common.batch.load_llm", lambda *_: pytest.fail("the model was loaded")
+    )
 
 
 def test_answers_come_in_the_order_of_the_prompts(

@@ -187,7 +187,9 @@ def test_a_server_is_asked_with_every_decoding_option(
     assert result.exit_code == 0
     [body] = bodies
     assert set(given) <= body.keys(), "a value that is the default here need not be the server's"
-    params = protocol.ChatRequest.model_validate(body).params(default_length=1, default_block_length=1, seed=0)
+    params = (
+        protocol.request_models().chat.model_validate(body).params(default_length=1, default_block_length=1, seed=0)
+    )
     assert {name: getattr(params, name) for name in given} == {**given, "stop": ("w9",)}
     assert params.decoder_options == {"soft": False}
     stated = json.loads((tmp_path / "run" / "results.json").read_text())["params"]
@@ -224,8 +226,8 @@ def test_a_sweep_goes_on_point_by_point_and_is_reported(
     assert report.exit_code == 0
     assert report.stdout.count("| ") > 10
     other = arguments(checkpoints, rows, out, "--limit", 4, "--over", "soft-parallel=0.5")
-    assert "another acceptance_threshold" in refusal("sweep", *other, "--acceptance-threshold", 0.5)
-    assert "another buffer_size" in refusal("sweep", *other, "--buffer-size", 2)
+    assert "another --acceptance-threshold" in refusal("sweep", *other, "--acceptance-threshold", 0.5)
+    assert "another --buffer-size" in refusal("sweep", *other, "--buffer-size", 2)
     assert "another decoder_option" in refusal("sweep", *other, "--decoder-option", "soft=false")
     assert "is no threshold" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "threshold=high"))
     assert "no option 'threshold'" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "fixed-steps=0.9"))

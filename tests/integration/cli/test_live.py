@@ -17,8 +17,8 @@ from rich.style import Style
 from rich.text import Text
 
 from dmax import LLM, GenerationOutput, GenerationParams, PassRecord
-from dmax.cli.canvas import END, FLASH_SECONDS, MASK, Canvas, pieces, printable
-from dmax.cli.live import LiveView
+from dmax.cli._common.canvas import END, FLASH_SECONDS, MASK, Canvas, pieces, printable
+from dmax.cli._common.live import LiveView
 from dmax.models import Tokenizer, load_tokenizer
 
 M, E = 1, 2

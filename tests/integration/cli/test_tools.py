@@ -77,7 +77,12 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_train_hands_over_its_arguments(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     assert invoke("train", "a.yaml").stdout == "run/model\n"
     assert invoke("train", "a.yaml", "--output", "run", "--resume").exit_code == 0
-    assert training == [(Path("a.yaml"), None, False, validator), (Path("a.yaml"), Path("run"), True, validator)]
+    assert invoke("train", "a.yaml", "--data", "openai/gsm8k=rows.jsonl").exit_code == 0
+    assert training == [
+        (Path("a.yaml"), None, False, validator, {}),
+        (Path("a.yaml"), Path("run"), True, validator, {}),
+        (Path("a.yaml"), None, False, validator, {"openai/gsm8k": "rows.jsonl"}),
+    ]
 
 
 def test_a_dry_run_says_what_a_run_needs_and_trains_nothing(

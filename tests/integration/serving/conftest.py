@@ -42,9 +42,9 @@ def llm(
 Serve = Callable[..., Any]
 
 
-@pytest.fixture
-def serve(llm: LLM) -> Serve:
-    """Settings of a server -> a context with a client of it."""
+@pytest.fixture(scope="session")
+def serve_module(llm: LLM) -> Serve:
+    """Settings of a server -> a context with a client of it; for servers that several tests ask."""
 
     @contextmanager
     def running(engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[TestClient]:
@@ -55,6 +55,12 @@ def serve(llm: LLM) -> Serve:
             yield client
 
     return running
+
+
+@pytest.fixture
+def serve(serve_module: Serve) -> Serve:
+    """Settings of a server -> a context with a client of it."""
+    return serve_module
 
 
 @pytest.fixture(scope="session")

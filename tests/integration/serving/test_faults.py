@@ -182,7 +182,7 @@ def test_the_event_loop_never_waits_for_the_model(serve: Any, monkeypatch: pytes
             assert entered.wait(30)
             assert client.get("/health").status_code == 200
             assert client.get("/v1/models").status_code == 200
-            assert ask(client, treshold=1).status_code == 422
+            assert ask(client, treshold=1).status_code == 400
             assert not answer.done()
         finally:
             go_on.set()

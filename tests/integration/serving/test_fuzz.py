@@ -77,7 +77,7 @@ FIELDS = (
 def test_fields_of_any_kind_are_taken_or_refused(client: TestClient, fields: dict[str, Any]) -> None:
     body = {"messages": [{"role": "user", "content": "w7"}], **fields}
     reply = client.post("/v1/chat/completions", content=json.dumps(body), headers={"Content-Type": "application/json"})
-    assert reply.status_code in (200, 400, 404, 422), reply.text
+    assert reply.status_code in (200, 400, 404), reply.text
     if reply.status_code != 200:
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -87,7 +87,7 @@ def test_fields_of_any_kind_are_taken_or_refused(client: TestClient, fields: dic
 def test_bodies_of_any_bytes_are_refused(client: TestClient, content: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
         reply = client.post(path, content=content, headers={"Content-Type": "application/json"})
-        assert reply.status_code in (400, 422), reply.text
+        assert reply.status_code in (400,), reply.text
 
 
 words = st.integers(3, 47).map(lambda token_id: f"w{token_id}")

@@ -88,7 +88,7 @@ def test_refusals_are_the_exceptions_that_its_users_catch(connect: Connect) -> N
     with pytest.raises(openai.BadRequestError, match="up to 400 tokens") as refusal:
         client.completions.create(model="tiny", prompt="w7", max_tokens=401, stream=True)
     assert (refusal.value.param, refusal.value.type) == ("max_tokens", "invalid_request_error")
-    with pytest.raises(openai.UnprocessableEntityError, match="temperature"):
+    with pytest.raises(openai.BadRequestError, match="temperature"):
         client.completions.create(model="tiny", prompt="w7", temperature=9)
     with pytest.raises(openai.NotFoundError, match="no model"):
         client.completions.create(model="other", prompt="w7")
@@ -96,3 +96,19 @@ def test_refusals_are_the_exceptions_that_its_users_catch(connect: Connect) -> N
         client.models.retrieve("other")
     with pytest.raises(openai.AuthenticationError, match="API key"):
         connect("wrong").models.list()
+
+
+def test_responses(connect: Connect) -> None:
+    client = connect()
+    whole = client.responses.create(model="tiny", input=MESSAGES, max_output_tokens=16)
+    told = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=16)
+    assert whole.output_text == told.choices[0].message.content
+    stream = list(client.responses.create(model="tiny", input=MESSAGES, max_output_tokens=16, stream=True))
+    assert "".join(event.delta for event in stream if event.type == "response.output_text.delta") == whole.output_text
+    assert stream[-1].response.output_text == whole.output_text
+
+
+def test_a_prompt_beyond_the_context_is_known_by_its_code(connect: Connect) -> None:
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 512 tokens") as refusal:
+        connect().chat.completions.create(model="tiny", messages=[{"role": "user", "content": "w7 " * 600}])
+    assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", "messages")

@@ -157,7 +157,7 @@ def test_a_port_in_use_is_one_sentence(checkpoint: Path) -> None:
         (["--max-queue", "0"], "--max-queue"),
         (["--drain-timeout", "0"], "--drain-timeout"),
         (["--timeout", "nan"], "--timeout"),
-        (["--block-length", "129"], "raise max_positions_in_flight to at least block_length"),
+        (["--block-length", "129"], "raise --max-positions-in-flight to at least --block-length"),
         (["--max-positions-in-flight", "0"], "--max-positions-in-flight"),
     ],
 )

@@ -63,3 +63,19 @@ def test_a_stop_string_behind_the_end_does_not_count() -> None:
     assert StopRule(EOS, gen_length=9, strings=("c",), decode=decode).ending([3, EOS, 5]) == Ending(
         [3, EOS], 1, "a", "stop"
     )
+
+
+def test_an_end_before_the_fewest_tokens_does_not_count() -> None:
+    rule = StopRule(EOS, gen_length=6, strings=("c",), decode=decode, min_tokens=2)
+    assert rule.ending([3, EOS, 4]) is None
+    ending = rule.ending([3, 4, EOS])
+    assert ending is not None
+    assert (ending.token_ids, ending.num_tokens, ending.reason) == ([3, 4, EOS], 2, "stop")
+
+
+def test_without_an_eos_the_answer_has_its_greatest_length() -> None:
+    rule = StopRule(None, gen_length=4)
+    assert rule.ending([EOS, 3]) is None
+    ending = rule.ending([EOS, 3, EOS, 4, 5])
+    assert ending is not None
+    assert (ending.token_ids, ending.num_tokens, ending.reason) == ([EOS, 3, EOS, 4], 4, "length")

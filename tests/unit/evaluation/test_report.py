@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from dmax.cli.errors import OneLineErrors
+from dmax.cli._common.errors import OneLineErrors
 from dmax.cli.report import report as report_command
 from dmax.evaluation.metrics import MeasurementError, summarize
 from dmax.evaluation.report import Table, compare, read_runs, to_html, to_markdown

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,10 @@ def client() -> TestClient:
     app = FastAPI()
     add_pages(app, {})
     return TestClient(app)
+
+
+def defaults_of(decoder: dict[str, Any]) -> dict[str, Any]:
+    return {option["name"]: option["default"] for option in decoder["options"]}
 
 
 def text_of(name: str) -> str:
@@ -67,20 +72,29 @@ def test_nothing_else_is_served(client: TestClient, name: str) -> None:
 
 
 def test_the_page_knows_the_decoders_there_are(client: TestClient) -> None:
-    decoders = client.get("/web/decoders.json").json()
+    decoders = client.get("/web/settings.json").json()["decoders"]
     assert [decoder["name"] for decoder in decoders] == decoder_names()
     for decoder in decoders:
         built = get_decoder(decoder["name"])
-        assert decoder["options"] == {name: getattr(built, name) for name in decoder["options"]}
-    assert {"threshold", "acceptance_threshold"} == decoders[0]["options"].keys()
+        assert defaults_of(decoder) == {name: getattr(built, name) for name in defaults_of(decoder)}
+    assert {"threshold", "acceptance_threshold", "top_k", "soft"} < defaults_of(decoders[0]).keys()
+    assert "temperature" not in defaults_of(decoders[0])
+
+
+def test_the_page_knows_what_all_decoders_share(client: TestClient) -> None:
+    shared = {each["name"]: each for each in client.get("/web/settings.json").json()["shared"]}
+    assert {"max_tokens", "block_length", "temperature", "buffer_size", "add_threshold", "seed"} <= shared.keys()
+    assert not {"decoder", "stop", "gen_length", "threshold"} & shared.keys()
+    assert (shared["temperature"]["maximum"], shared["seed"]["kind"]) == (2, "whole")
 
 
 def test_the_page_knows_how_the_checkpoint_is_best_decoded() -> None:
     app = FastAPI()
     add_pages(app, {"soft-parallel": {"threshold": 0.8, "soft": True}})
-    decoders = {each["name"]: each["options"] for each in TestClient(app).get("/web/decoders.json").json()}
-    assert decoders["soft-parallel"] == {"threshold": 0.8, "acceptance_threshold": 0.9}
-    assert decoders["threshold"]["threshold"] == 0.95
+    decoders = {each["name"]: each for each in TestClient(app).get("/web/settings.json").json()["decoders"]}
+    assert defaults_of(decoders["soft-parallel"])["threshold"] == 0.8
+    assert defaults_of(decoders["soft-parallel"])["acceptance_threshold"] == 0.9
+    assert defaults_of(decoders["threshold"])["threshold"] == 0.95
 
 
 def test_the_template_is_served_filled_but_for_its_data(client: TestClient) -> None:
@@ -100,7 +114,7 @@ def test_every_file_that_is_asked_for_is_there() -> None:
     for name in NAMES:
         asked = re.findall(r'(?:href|src)="web/([^"]+)"|from "\./([^"]+)"|fetch\("web/([^"]+)"', text_of(name))
         for target in map("".join, asked):
-            assert target in (*NAMES, "decoders.json"), f"{name} asks for {target}"
+            assert target in (*NAMES, "settings.json"), f"{name} asks for {target}"
 
 
 def test_every_element_that_is_looked_up_is_there() -> None:

@@ -48,10 +48,10 @@ export async function modelFacts(page) {
   }
 }
 
-/** Decoders and their options, as the server has them. */
-export async function decoderFacts() {
-  const reply = await fetch("web/decoders.json");
-  if (!reply.ok) throw new Error(`the server does not tell its decoders (status ${reply.status}).`);
+/** What can be set, for all decoders and for each, as the server has it. */
+export async function settingFacts() {
+  const reply = await fetch("web/settings.json");
+  if (!reply.ok) throw new Error(`the server does not tell its settings (status ${reply.status}).`);
   return reply.json();
 }
 

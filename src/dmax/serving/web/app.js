@@ -1,6 +1,6 @@
 /* The page: asks, shows, stops, begins anew. */
 
-import { decoderFacts, modelFacts, traceAddress } from "./access.js";
+import { settingFacts, modelFacts, traceAddress } from "./access.js";
 import { Announcer } from "./announcer.js";
 import { Turn } from "./conversation.js";
 import { showIntro } from "./intro.js";
@@ -23,7 +23,7 @@ const NEAR_THE_END = 160; // pixels
 const COMPOSER_FADE = 24; // pixels; the see-through part of the composer's top
 
 class Page {
-  constructor(facts, decoders) {
+  constructor(facts, schema) {
     this.facts = facts;
     this.turns = [];
     this.running = null;
@@ -32,7 +32,7 @@ class Page {
       new Connection(traceAddress, (state) => this.#connectionIs(state)),
       new Connection(traceAddress),
     ];
-    this.settings = new Settings(page, decoders, facts, () => this.#settingsChanged());
+    this.settings = new Settings(page, schema, facts, () => this.#settingsChanged());
     page.model.textContent = facts.id;
     this.#wire();
     this.#settingsChanged();
@@ -156,7 +156,7 @@ async function start() {
   }).observe(page.composer);
   try {
     const facts = await modelFacts(page);
-    const shown = new Page(facts, await decoderFacts());
+    const shown = new Page(facts, await settingFacts());
     showIntro(page, (example) => shown.send(example));
     page.prompt.focus();
   } catch (error) {

@@ -4,54 +4,77 @@ import { el } from "./dom.js";
 
 const STORE = "dmax.settings";
 
-const ABOUT = {
-  "soft-parallel": "DMax. Undecided tokens stay a mix of prediction and mask, and may change until their block settles.",
-  threshold: "Commits every token above the threshold, at least one a pass. What is committed stays.",
-  hierarchical: "Also commits the surest token of every gap, from its lower bar upwards.",
-  "fixed-steps": "The same number of tokens in every pass, the surest first.",
-  "joint-threshold": "Commits as threshold does, and edits committed tokens the model would now replace.",
-};
-
-const FIELDS = [
-  { name: "threshold", label: "Threshold", min: 0, max: 1, hint: "Confidence from which a mask becomes a token." },
-  { name: "acceptance_threshold", label: "Acceptance threshold", min: 0, max: 1, hint: "Confidence from which a block may settle." },
-  { name: "low_threshold", label: "Low threshold", min: 0, max: 1, hint: "Lower bar for the surest token of a gap." },
-  { name: "editing_threshold", label: "Editing threshold", min: 0, max: 1, hint: "Confidence from which a token is edited." },
-  { name: "block_length", label: "Block length", min: 1, max: 1024, whole: true, hint: "Tokens denoised together." },
-  { name: "buffer_size", label: "Blocks in flight", min: 1, max: 16, whole: true, hint: "Above 1, later blocks begin before earlier ones have settled." },
-  { name: "max_tokens", label: "Longest answer", min: 1, max: 1e6, whole: true, hint: "In tokens." },
-  { name: "temperature", label: "Temperature", min: 0, max: 2, hint: "0 always takes the likeliest token." },
-  { name: "seed", label: "Seed", min: 0, max: Number.MAX_SAFE_INTEGER, whole: true, hint: "The same seed draws the same answer." },
-];
+const BEST_KNOWN = { max_tokens: "the server's choice", seed: "at random" };
+const LARGE = 1e5; // a bound that nobody needs to be told
 
 /** What is wrong with a number field, in a sentence; empty where nothing is. */
-export function problemWith(input, { label, min, max, whole = false }) {
+export function problemWith(input, { label, minimum, maximum, kind }) {
+  if (kind !== "number" && kind !== "whole") return "";
   if (input.value === "" && !input.validity.badInput) return "";
   const value = Number(input.value);
-  const isFine = input.value !== "" && value >= min && value <= max && (!whole || Number.isInteger(value));
+  const most = maximum ?? Infinity;
+  const isFine = input.value !== "" && value >= (minimum ?? -Infinity) && value <= most
+    && (kind === "number" || Number.isSafeInteger(value));
   if (isFine) return "";
-  const kind = whole ? "a whole number" : "a number";
-  return max > 1e5 ? `${label} must be ${kind} of at least ${min}.` : `${label} must be ${kind} from ${min} to ${max}.`;
+  const wanted = kind === "whole" ? "a whole number" : "a number";
+  if (minimum === null) return `${label} must be ${wanted}.`;
+  return most > LARGE ? `${label} must be ${wanted} of at least ${minimum}.` : `${label} must be ${wanted} from ${minimum} to ${most}.`;
+}
+
+/** What a setting's control holds, as JSON has it. */
+function valueOf(input, kind) {
+  if (kind === "number" || kind === "whole") return Number(input.value);
+  if (kind === "text") return input.value;
+  try {
+    return JSON.parse(input.value);
+  } catch {
+    return input.value;
+  }
+}
+
+/** The control of one setting: a number, a switch with a third state for what is not given, or text. */
+function control({ name, kind, minimum, maximum }, onchange) {
+  const shared = { id: `set-${name}`, "aria-describedby": `hint-${name}`, oninput: onchange };
+  if (kind === "switch") {
+    const states = [["", ""], ["true", "On"], ["false", "Off"]];
+    return el("select", shared, ...states.map(([value, text]) => el("option", { value }, text)));
+  }
+  if (kind !== "number" && kind !== "whole") return el("input", { ...shared, type: "text" });
+  const bounds = { ...(minimum === null ? {} : { min: minimum }), ...(maximum === null ? {} : { max: maximum }) };
+  const whole = kind === "whole";
+  return el("input", { ...shared, ...bounds, type: "number", step: whole ? 1 : "any", inputMode: whole ? "numeric" : "decimal" });
 }
 
 class Field {
   constructor(definition, onchange) {
-    this.definition = definition;
-    const { name, label, whole } = definition;
-    this.input = el("input", {
-      id: `set-${name}`, type: "number", step: whole ? 1 : "any", min: definition.min, max: definition.max,
-      inputMode: whole ? "numeric" : "decimal", "aria-describedby": `hint-${name}`,
-      oninput: () => { this.check(); onchange(); },
-    });
-    this.hint = el("p.hint", { id: `hint-${name}` });
-    this.element = el("div.field", {}, el("label", { htmlFor: this.input.id }, label), this.input, this.hint);
+    this.input = control(definition, () => { this.check(); onchange(); });
+    this.label = el("label", { htmlFor: this.input.id });
+    this.hint = el("p.hint", { id: `hint-${definition.name}` });
+    this.element = el("div.field", {}, this.label, this.input, this.hint);
+    this.show(definition);
+  }
+
+  /** Show the setting as the chosen decoder has it; null where it has none. */
+  show(definition) {
+    this.element.hidden = !definition;
+    if (definition) {
+      this.definition = definition;
+      this.label.textContent = definition.label;
+      const known = BEST_KNOWN[definition.name] ?? definition.default ?? "";
+      if (definition.kind === "switch") this.input.options[0].text = `${known ? "On" : "Off"}, as the decoder has it`;
+      else this.input.placeholder = known;
+    }
     this.check();
+  }
+
+  get isGiven() {
+    return !this.element.hidden && this.input.value !== "";
   }
 
   /** Say what is wrong, or else what the field is for. True where nothing is wrong. */
   check() {
     const problem = this.element.hidden ? "" : problemWith(this.input, this.definition);
-    this.hint.textContent = problem || this.definition.hint;
+    this.hint.textContent = problem || this.definition.help;
     this.hint.classList.toggle("error", Boolean(problem));
     this.input.setAttribute("aria-invalid", String(Boolean(problem)));
     return !problem;
@@ -61,22 +84,22 @@ class Field {
 export class Settings {
   /**
    * @param page elements by name: fields, compare, second, secondDecoder, secondThreshold
-   * @param decoders name and options of each, with their defaults
+   * @param schema settings that all decoders share, and each decoder with its options
    * @param facts of the model, from /v1/models
    * @param onchange called after every change
    */
-  constructor(page, decoders, facts, onchange) {
+  constructor(page, schema, facts, onchange) {
     this.page = page;
-    this.decoders = new Map(decoders.map(({ name, options }) => [name, options]));
+    this.decoders = new Map(schema.decoders.map((decoder) => [decoder.name, decoder]));
     this.onchange = () => { this.store(); onchange(); };
     this.about = el("p.hint", { id: "hint-decoder" });
     this.decoder = el("select", { id: "set-decoder", onchange: () => this.choose(), "aria-describedby": "hint-decoder" },
       ...this.#options());
-    this.fields = FIELDS.map((definition) => new Field(definition, () => this.onchange()));
-    const known = {
-      block_length: facts.block_length, buffer_size: 1, max_tokens: "the server's choice", temperature: 0, seed: "at random",
-    };
-    for (const { definition, input } of this.fields) input.placeholder = known[definition.name] ?? "";
+    const known = { block_length: facts.block_length };
+    const shared = schema.shared.map((definition) => ({ ...definition, default: known[definition.name] ?? definition.default }));
+    const own = new Map(schema.decoders.flatMap(({ options }) => options).reverse().map((option) => [option.name, option]));
+    this.own = [...own.values()].reverse().map((definition) => new Field(definition, () => this.onchange()));
+    this.fields = [...this.own, ...shared.map((definition) => new Field(definition, () => this.onchange()))];
     page.fields.append(
       el("div.field", {}, el("label", { htmlFor: "set-decoder" }, "Decoder"), this.decoder, this.about),
       ...this.fields.map((field) => field.element));
@@ -91,22 +114,19 @@ export class Settings {
     return [...this.decoders.keys()].map((name) => el("option", { value: name }, name));
   }
 
+  #option(decoder, name) {
+    return this.decoders.get(decoder).options.find((option) => option.name === name);
+  }
+
   /** Show what belongs to the decoders that are chosen. */
   choose() {
     const { page } = this;
-    const options = this.decoders.get(this.decoder.value);
-    this.about.textContent = ABOUT[this.decoder.value] ?? "Registered by another package.";
-    for (const field of this.fields) {
-      const { name } = field.definition;
-      if (!name.endsWith("threshold")) continue;
-      field.element.hidden = !(name in options);
-      field.input.placeholder = options[name] ?? "";
-      field.check();
-    }
-    const second = this.decoders.get(page.secondDecoder.value);
+    this.about.textContent = this.decoders.get(this.decoder.value).about || "Registered by another package.";
+    for (const field of this.own) field.show(this.#option(this.decoder.value, field.definition.name));
+    const second = this.#option(page.secondDecoder.value, "threshold");
     page.second.hidden = !page.compare.checked;
-    page.secondThreshold.hidden = !("threshold" in second);
-    page.secondThreshold.placeholder = second.threshold ?? "";
+    page.secondThreshold.hidden = !second;
+    page.secondThreshold.placeholder = second?.default ?? "";
     this.onchange();
   }
 
@@ -116,32 +136,37 @@ export class Settings {
     if (field) return { sentence: field.hint.textContent, input: field.input, inDrawer: true };
     const { compare, secondThreshold: input } = this.page;
     const isAsked = compare.checked && !input.hidden;
-    const sentence = isAsked ? problemWith(input, { label: "The second decoder's threshold", min: 0, max: 1 }) : "";
+    const range = { label: "The second decoder's threshold", kind: "number", minimum: 0, maximum: 1 };
+    const sentence = isAsked ? problemWith(input, range) : "";
     input.setAttribute("aria-invalid", String(Boolean(sentence)));
     return sentence ? { sentence, input, inDrawer: false } : null;
   }
 
   /** What to ask the server for, beside the messages: one request, or two to compare. */
   requests() {
-    const given = {};
-    for (const { element, definition, input } of this.fields) {
-      if (!element.hidden && input.value !== "") given[definition.name] = Number(input.value);
+    const [shared, own] = [{}, {}];
+    for (const field of this.fields) {
+      if (!field.isGiven) continue;
+      const { name, kind, further } = field.definition;
+      const place = !this.own.includes(field) ? shared : further ? (own.decoder_options ??= {}) : own;
+      place[name] = valueOf(field.input, kind);
     }
-    const requests = [{ decoder: this.decoder.value, ...given }];
+    const requests = [{ decoder: this.decoder.value, ...shared, ...own }];
     if (this.page.compare.checked) {
       // Options of the first decoder are not the second one's.
-      const shared = Object.fromEntries(Object.entries(given).filter(([name]) => !name.endsWith("threshold")));
       const { secondDecoder, secondThreshold } = this.page;
-      const own = secondThreshold.hidden || secondThreshold.value === "" ? {} : { threshold: Number(secondThreshold.value) };
-      requests.push({ decoder: secondDecoder.value, ...shared, ...own });
+      const threshold = secondThreshold.hidden || secondThreshold.value === "" ? {} : { threshold: Number(secondThreshold.value) };
+      requests.push({ decoder: secondDecoder.value, ...shared, ...threshold });
     }
     return requests;
   }
 
   /** The first decoder in few words. */
   summary() {
-    const threshold = this.fields[0].input.value || this.decoders.get(this.decoder.value).threshold;
-    return this.decoder.value + (threshold === undefined ? "" : ` · ${threshold}`);
+    const option = this.#option(this.decoder.value, "threshold");
+    if (!option) return this.decoder.value;
+    const { value } = this.own.find((field) => field.definition.name === "threshold").input;
+    return `${this.decoder.value} · ${value || option.default}`;
   }
 
   reset() {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dmax.cli.errors import CommandError, choose, user_errors
-from dmax.cli.options import DecodingOptions, ModelOptions
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, choose, user_errors
+from dmax.cli._common.options import ModelOptions
 from dmax.engine import GenerationOutput, GenerationParams
 
 if TYPE_CHECKING:
@@ -56,45 +56,10 @@ def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
         CommandError: a value is out of range, or the decoder or one of its options does not exist.
     """
     with user_errors():
-        params = GenerationParams(
-            decoder=options.decoder,
-            threshold=options.threshold,
-            acceptance_threshold=options.acceptance_threshold,
-            low_threshold=options.low_threshold,
-            editing_threshold=options.editing_threshold,
-            buffer_size=options.buffer_size,
-            add_threshold=options.add_threshold,
-            stable_threshold=options.stable_threshold,
-            semi_threshold=options.semi_threshold,
-            decoder_options=decoder_options(options.decoder_option or ()),
-            gen_length=GenerationParams.gen_length if options.gen_length is None else options.gen_length,
-            block_length=options.block_length,
-            temperature=options.temperature,
-            seed=options.seed,
-            stop=tuple(options.stop or ()),
-            trace=trace,
-        )
+        params = options.params(trace=trace)
         # What needs no torch is checked by now; importing it takes a moment.
         with status("Starting"):
             return Rule(params, params.build_decoder())
-
-
-def decoder_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """The values of ``--decoder-option``, read as JSON where they are JSON and as text elsewhere.
-
-    Raises:
-        CommandError: one has no name or no value.
-    """
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise CommandError(f"--decoder-option {pair!r} must have the form NAME=VALUE, such as soft=false.")
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            options[name.replace("-", "_")] = value
-    return options
 
 
 def load_llm(options: ModelOptions) -> LLM:

@@ -22,8 +22,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from dmax.cli.canvas import FLASH_SECONDS, Canvas, printable
-from dmax.cli.session import decode
+from dmax.cli._common.canvas import FLASH_SECONDS, Canvas, printable
+from dmax.cli._common.session import decode
 from dmax.engine import GenerationOutput, GenerationParams, PassRecord
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ MAX_LAG_FRAMES = 30
 
 
 def decode_in_view(console: Console, llm: LLM, token_ids: list[int], params: GenerationParams) -> GenerationOutput:
-    """Answer one prompt and show it while it is decoded; raises as :func:`dmax.cli.session.decode` does."""
+    """Answer one prompt and show it while it is decoded; raises as :func:`dmax.cli._common.session.decode` does."""
     config = llm.model.config
     canvas = Canvas(llm.tokenizer, config.mask_token_id, config.eos_token_id, params.gen_length)
     with _no_echo(), LiveView(console, canvas) as view:

@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dmax.cli.errors import USAGE_ERROR, CommandError, note, report, user_errors
-from dmax.cli.files import LineFile, to_json
-from dmax.cli.options import ModelOptions, OutputOptions
-from dmax.cli.prompts import Prompt, encode, prompt_of_line
-from dmax.cli.session import Rule, decode, load_llm
+from dmax.cli._common.errors import USAGE_ERROR, CommandError, note, report, user_errors
+from dmax.cli._common.files import LineFile, to_json
+from dmax.cli._common.options import ModelOptions, OutputOptions
+from dmax.cli._common.prompts import Prompt, encode, prompt_of_line
+from dmax.cli._common.session import Rule, decode, load_llm
 from dmax.engine import GenerationOutput, GenerationParams
 
 if TYPE_CHECKING:

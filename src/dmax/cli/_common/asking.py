@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dmax.cli.errors import CommandError, needs_extra, note, user_errors
-from dmax.cli.options import DecodingOptions, ModelOptions
-from dmax.cli.session import decoding_rule, load_llm
+from dmax.cli._common.decoding import DecodingOptions
+from dmax.cli._common.errors import CommandError, needs_extra, note, user_errors
+from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.session import decoding_rule, load_llm
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer

@@ -11,8 +11,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from dmax.cli._common.decoding import DecodingOptions
+
+_CONTEXT = "_context"
 _MODEL = "Model"
-_DECODING = "Decoding"
 _INPUT = "Input and output"
 
 
@@ -33,68 +35,6 @@ class ModelOptions:
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.", rich_help_panel=_MODEL)
     ] = "auto"
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How an answer is decoded; None leaves a setting at the model's or the decoder's own default."""
-
-    decoder: Annotated[
-        str,
-        typer.Option(
-            help="soft-parallel, threshold, hierarchical, fixed-steps, joint-threshold, or a decoder of your own.",
-            rich_help_panel=_DECODING,
-        ),
-    ] = "soft-parallel"
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Confidence from which a mask becomes a token, 0 to 1.", rich_help_panel=_DECODING),
-    ] = None
-    acceptance_threshold: Annotated[
-        float | None,
-        typer.Option(help="Confidence from which a decoded block is settled, 0 to 1.", rich_help_panel=_DECODING),
-    ] = None
-    low_threshold: Annotated[
-        float | None, typer.Option(help="Lower bar of hierarchical, 0 to 1.", rich_help_panel=_DECODING)
-    ] = None
-    editing_threshold: Annotated[
-        float | None,
-        typer.Option(help="Confidence from which joint-threshold edits a token, 0 to 1.", rich_help_panel=_DECODING),
-    ] = None
-    buffer_size: Annotated[
-        int, typer.Option(help="Most blocks in flight; 1 decodes one after another.", rich_help_panel=_DECODING)
-    ] = 1
-    add_threshold: Annotated[
-        float,
-        typer.Option(help="Share of the last block that is decoded before the next joins.", rich_help_panel=_DECODING),
-    ] = 0.1
-    stable_threshold: Annotated[
-        float, typer.Option(help="Share of its tokens that have stayed as they were.", rich_help_panel=_DECODING)
-    ] = 0.5
-    semi_threshold: Annotated[
-        float,
-        typer.Option(
-            help="Share of a block from which the one behind it promotes in every pass.", rich_help_panel=_DECODING
-        ),
-    ] = 0.9
-    decoder_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="Any further option of the decoder; repeatable.", rich_help_panel=_DECODING
-        ),
-    ] = None
-    gen_length: Annotated[
-        int | None, typer.Option(help="Most tokens of the answer; 512 if not given.", rich_help_panel=_DECODING)
-    ] = None
-    block_length: Annotated[int, typer.Option(help="Tokens denoised together.", rich_help_panel=_DECODING)] = 32
-    temperature: Annotated[
-        float, typer.Option(help="0 decodes greedily, above 0 tokens are drawn.", rich_help_panel=_DECODING)
-    ] = 0.0
-    seed: Annotated[int, typer.Option(help="Seed of the draws.", rich_help_panel=_DECODING)] = 0
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="End the answer where this begins; repeatable.", rich_help_panel=_DECODING),
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +84,7 @@ class OutputOptions:
 def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Let ``command`` take option dataclasses; typer sees their fields as the command's own options.
 
-    Parameters that are no dataclass stay as they are.
+    Parameters that are no dataclass stay as they are. What ``DecodingOptions`` take, they say themselves.
     """
     groups: dict[str, type[Any]] = {}
     flat: list[inspect.Parameter] = []
@@ -153,13 +93,25 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
         kind = hints[parameter.name]
         if hasattr(kind, "__dataclass_fields__"):
             groups[parameter.name] = kind
-            flat.extend(_field_parameters(kind))
+            flat.extend(_parameters(kind))
         else:
             flat.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+    context_name = next((name for name, kind in hints.items() if kind is typer.Context), None)
+    if context_name is None:
+        flat.append(inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
 
     @wraps(command)
     def flattened(**values: Any) -> None:
-        grouped = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        context = values[context_name] if context_name else values.pop(_CONTEXT)
+        grouped = {
+            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for name, kind in groups.items()
+            if not issubclass(kind, DecodingOptions)
+        }
+        for name, kind in groups.items():
+            if issubclass(kind, DecodingOptions):
+                taken = {each.name: values.pop(each.name) for each in kind.parameters()}
+                grouped[name] = kind.taken(taken, context)
         command(**grouped, **values)
 
     flattened.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
@@ -167,7 +119,15 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     return flattened
 
 
-def _field_parameters(group: type[Any]) -> list[inspect.Parameter]:
+def takes_decoding(command: Callable[..., None]) -> bool:
+    """Return whether a command has the options of a decoder."""
+    hints = get_type_hints(command).values()
+    return any(isinstance(kind, type) and issubclass(kind, DecodingOptions) for kind in hints)
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    if issubclass(group, DecodingOptions):
+        return group.parameters()
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dmax.cli.session import AUTO, pick_device
+from dmax.cli._common.session import AUTO, pick_device
 from dmax.engine.backends import backend_name
 from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_config, load_tokenizer, resolve
 from dmax.models.checkpoint import is_stack, native_name

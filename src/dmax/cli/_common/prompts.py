@@ -6,8 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
-from dmax.cli.errors import CommandError
-from dmax.cli.options import InputOptions
+from dmax.cli._common.errors import CommandError
+from dmax.cli._common.options import InputOptions
 
 if TYPE_CHECKING:
     from dmax.engine import LLM

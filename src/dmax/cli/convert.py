@@ -1,8 +1,7 @@
-"""``dmax convert`` and ``dmax train``: the command line of work done elsewhere."""
+"""``dmax convert``: a checkpoint in another layout, or in 8 bits."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -10,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dmax.cli.errors import CommandError, choose, needs_extra, note, user_errors
-from dmax.cli.plan import plan_table
+from dmax.cli._common.errors import CommandError, choose, note, user_errors
 
 
 def convert(
@@ -59,51 +57,3 @@ def convert(
     for error in errors:
         note(f"layer {error.layer:3}  {error.part:7}  relative error {error.relative_error:.3%}")
     typer.echo(destination)
-
-
-def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file, such as recipes/smoke/oput.yaml.", show_default=False)],
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run; runs/<name of the recipe> if not given.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run needs and whether it fits; load no weight.")
-    ] = False,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID=PATH", help="Read a data set of the Hub from a file or folder here; may be repeated."),
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="For --dry-run: processes that are to share the model.")] = 1,
-    device_memory: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="GIB", help="For --dry-run: of each device."),
-    ] = None,
-) -> None:
-    """Train a model by a recipe."""
-    with needs_extra("train", "training"):
-        from dmax.evaluation.word_problems import validator
-        from dmax.training.run import plan_recipe, run_recipe
-    if dry_run:
-        with user_errors():
-            plan, available = plan_recipe(recipe, output, processes, device_memory)
-            Console().print(plan_table(plan, available))
-            plan.check(available)
-        return
-    try:
-        with user_errors():
-            weights = run_recipe(recipe, output, resume, validator, _local_data(data or []))
-    except KeyboardInterrupt:
-        note("Stopped; --resume goes on from the newest checkpoint.")
-        raise typer.Exit(130) from None
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(weights)
-
-
-def _local_data(given: list[str]) -> dict[str, str]:
-    """The paths that stand for data sets, by their ids."""
-    pairs = [pair.partition("=") for pair in given]
-    for name, equals, path in pairs:
-        if not (name and equals and path):
-            raise CommandError(f"--data {name!r} has no path; give it as ID=PATH, such as openai/gsm8k=train.jsonl.")
-    return {name: path for name, _, path in pairs}

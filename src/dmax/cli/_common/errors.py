@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
+
+from dmax.engine.params import PARAMS
 
 USAGE_ERROR = 2
 """Exit code of everything that bad input ends."""
@@ -38,6 +41,9 @@ class OneLineErrors(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+_OF_SERVE = ("kv_memory", "max_positions_in_flight")
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn the errors that this package raises for bad input into a :class:`CommandError`.
@@ -49,10 +55,21 @@ def user_errors() -> Iterator[None]:
     except ValueError as error:
         if not type(error).__module__.startswith("dmax."):
             raise
-        raise CommandError(str(error)) from error
+        raise CommandError(_with_flags(str(error))) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise CommandError(f"{where}{error.strerror or error}.") from error
+
+
+def _with_flags(message: str) -> str:
+    """The message with options named as the command line has them: ``--gen-length``, not ``gen_length``.
+
+    A name of one word is an option only where the sentence begins with it; elsewhere it may be a word like any other.
+    """
+    for name in (*PARAMS, *_OF_SERVE):
+        place = rf"(?<![\w'./-]){name}(?![\w'/-])" if "_" in name else rf"^{name}(?= is )"
+        message = re.sub(place, f"--{name.replace('_', '-')}", message)
+    return message
 
 
 @contextmanager

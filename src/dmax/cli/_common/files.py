@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from dmax.cli.errors import CommandError, user_errors
+from dmax.cli._common.errors import CommandError, user_errors
 
 _FIRST_KEY = b'{"line":'
 """How every line of a batch begins; tells a torn line of ours from somebody else's file."""

@@ -1,0 +1,222 @@
+"""What clients send by default is answered, or refused with a 400 that names the field; kind by kind."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from dmax import LLM
+
+CAPTURED = json.loads((Path(__file__).parents[2] / "data" / "client_requests.json").read_text(encoding="utf-8"))
+MESSAGES = [{"role": "user", "content": "w7 w8"}]
+
+
+@pytest.fixture(scope="module")
+def client(serve_module: Any) -> Iterator[TestClient]:
+    with serve_module() as running:
+        yield running
+
+
+def chat(client: Any, **fields: Any) -> Any:
+    return client.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
+
+
+@pytest.mark.parametrize("case", CAPTURED, ids=lambda case: case["client"])
+def test_what_clients_send_by_default(client: TestClient, case: dict[str, Any]) -> None:
+    reply = client.post(case["path"], json=case["body"])
+    if refused := case.get("refused"):
+        assert reply.status_code == 400, reply.text
+        assert reply.json()["error"]["param"] == refused
+    else:
+        assert reply.status_code == 200, reply.text
+        assert '"error":{' not in reply.text.replace(" ", "")
+
+
+def test_null_is_absent_for_every_optional_field(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    fields = set(schemas["ChatRequest"]["properties"]) - {"messages"}
+    assert {"threshold", "steps", "ignore_eos", "temperature", "n", "stream"} <= fields
+    assert chat(client, **dict.fromkeys(fields)).status_code == 200
+    texts = set(schemas["CompletionRequest"]["properties"]) - {"prompt"}
+    assert client.post("/v1/completions", json={"prompt": "w7", **dict.fromkeys(texts)}).status_code == 200
+    assert chat(client, stream=True, stream_options={"include_usage": None}).status_code == 200
+
+
+def test_an_answer_has_by_default_the_room_that_is_left(client: TestClient) -> None:
+    prompt = [7] * 500
+    reply = client.post("/v1/completions", json={"prompt": prompt, "ignore_eos": True}).json()
+    assert reply["usage"]["completion_tokens"] == 12
+    error = client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 24}).json()["error"]
+    assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
+    assert "500, which leaves 12; max_tokens asks for 24" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "prompt"),
+    [
+        ("/v1/completions", "prompt", [7] * 512),
+        ("/v1/chat/completions", "messages", [{"role": "user", "content": "w7 " * 600}]),
+        ("/v1/responses", "input", "w7 " * 600),
+    ],
+)
+def test_a_prompt_beyond_the_context_is_told_in_openais_words(
+    client: TestClient, path: str, field: str, prompt: Any
+) -> None:
+    for length in ({}, {"max_output_tokens" if field == "input" else "max_tokens": 8}):
+        reply = client.post(path, json={field: prompt, **length})
+        error = reply.json()["error"]
+        assert reply.status_code == 400
+        assert error["message"].startswith("This model's maximum context length is 512 tokens, and ")
+        assert (error["param"], error["code"]) == (field, "context_length_exceeded")
+        assert "gen_length" not in error["message"]
+        assert "position" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code", "hint"),
+    [
+        ({"treshold": 0.5}, "treshold", "unknown_parameter", "did you mean threshold?"),
+        ({"reasonig": 1}, "reasonig", "unknown_parameter", "there is no field 'reasonig'."),
+        ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter", "not supported"),
+        ({"top_p": 1.1, "temperature": 1}, "top_p", "less_than_equal", "top_p"),
+        ({"modalities": ["audio"]}, "modalities", "unsupported_parameter", "not supported"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "not supported"),
+        ({"max_tokens": 12.5}, "max_tokens", "int_type", "max_tokens"),
+        ({"stop": 5}, "stop", "string_type", "stop"),
+        ({"seed": -2}, "seed", "greater_than_equal", "seed"),
+    ],
+)
+def test_what_is_refused_is_named(client: TestClient, fields: Any, param: str, code: str, hint: str) -> None:
+    reply = chat(client, **fields)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, param, code)
+    assert hint in error["message"]
+
+
+def test_benchmarks_get_the_length_they_ask_for(client: TestClient) -> None:
+    for prompt in ("w7", "w9 w8", "w11"):
+        body = {"prompt": prompt, "max_tokens": 30, "ignore_eos": True}
+        assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 30
+        body = {"prompt": prompt, "max_tokens": 30, "min_tokens": 20}
+        assert 20 <= client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] <= 30
+    reply = client.post("/v1/completions", json={"prompt": "w7", "max_tokens": 3, "min_tokens": 4})
+    assert (reply.status_code, "min_tokens is 4" in reply.text) == (400, True)
+    error = client.post("/v1/completions", json={"prompt": "w7", "min_tokens": 500}).json()["error"]
+    assert error["param"] == "min_tokens"
+
+
+def test_many_prompts_at_a_time_and_no_more_than_could_ever_be_queued(client: TestClient, serve: Any) -> None:
+    reply = client.post("/v1/completions", json={"prompt": ["w7", "w8"] * 64, "max_tokens": 8})
+    assert len(reply.json()["choices"]) == 128
+    with serve(max_queue=2) as small:
+        error = chat(small, n=8).json()["error"]
+        assert (error["param"], "queues up to 2" in error["message"]) == ("n", True)
+        reply = small.post("/v1/completions", json={"prompt": ["w7"] * 3})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_numbers_are_numbers_however_they_are_written(client: TestClient) -> None:
+    whole, written = chat(client, max_tokens=16).json(), chat(client, max_tokens=16.0, n=1.0, buffer_size=1.0).json()
+    assert written["choices"] == whole["choices"]
+    drawn = {chat(client, temperature=1.5, seed=-1).json()["dmax"]["params"]["seed"] for _ in range(3)}
+    assert len(drawn) == 3
+
+
+def test_bodies_in_chunks_and_questions_without_a_body(client: TestClient) -> None:
+    body = json.dumps({"messages": MESSAGES}).encode()
+    headers = {"Content-Type": "application/json"}
+    reply = client.post("/v1/chat/completions", content=iter([body[:9], body[9:]]), headers=headers)
+    assert reply.json()["choices"] == chat(client).json()["choices"]
+    for path in ("/health", "/ready", "/v1/models"):
+        assert client.head(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [("bearer k", 200), ("BEARER k", 200), ("Bearer k", 200), ("k", 401), ("Basic k", 401)]
+)
+def test_the_scheme_of_a_key_is_required_in_any_case(serve: Any, header: str, status: int) -> None:
+    with serve(api_keys=("k",)) as guarded:
+        assert guarded.get("/v1/models", headers={"Authorization": header}).status_code == status
+        body = {"prompt": "w7"}
+        assert guarded.post("/tokenize", json=body, headers={"Authorization": header}).status_code == status
+
+
+def test_a_part_that_is_no_text_is_told_by_its_number(client: TestClient) -> None:
+    parts = [{"type": "text", "text": "w7", "cache_control": {}}, {"type": "image_url", "image_url": {"url": "x"}}]
+    error = chat(client, messages=[{"role": "user", "content": parts}]).json()["error"]
+    assert error["message"] == "messages.0.content: part 2 is image_url; only text is taken."
+
+
+def test_the_log_says_why_a_request_was_refused_and_what_a_stream_cost(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="dmax.serving.access"):
+        chat(client, treshold=1)
+        chat(client, decoder="soft")
+        assert chat(client, stream=True).text.endswith("[DONE]\n\n")
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "dmax.serving.access"]
+    assert [line["status"] for line in lines] == [400, 400, 200]
+    assert (lines[0]["error_code"], lines[0]["param"]) == ("unknown_parameter", "treshold")
+    assert "soft-parallel" in lines[1]["error"]
+    assert lines[2]["nfe"] > 0
+    assert "w7" not in caplog.text
+
+
+def test_a_stream_that_waits_is_kept_alive(serve: Any) -> None:
+    slow = {"decoder": "fixed-steps", "max_tokens": 300, "ignore_eos": True}
+    with serve(ping_seconds=0.001) as client:
+        text = chat(client, stream=True, **slow).text
+        assert ": ping\n\n" in text
+        events = [part for part in text.split("\n\n") if part and part != ": ping"]
+        assert all(part.startswith("data: ") for part in events)
+        pieces = [json.loads(part.removeprefix("data: ")) for part in events[:-1]]
+        whole = chat(client, **slow).json()["choices"][0]["message"]["content"]
+    assert "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces) == whole
+
+
+def test_a_response_is_the_chat_answer(client: TestClient, llm: LLM) -> None:
+    told = chat(client, max_tokens=16, messages=[{"role": "system", "content": "w9"}, *MESSAGES]).json()
+    body = {"input": "w7 w8", "instructions": "w9", "max_output_tokens": 16}
+    reply = client.post("/v1/responses", json=body).json()
+    [item] = reply["output"]
+    assert item["content"][0]["text"] == told["choices"][0]["message"]["content"]
+    assert reply["status"] == ("incomplete" if told["choices"][0]["finish_reason"] == "length" else "completed")
+    assert reply["usage"]["output_tokens"] == told["usage"]["completion_tokens"]
+    text = client.post("/v1/responses", json={**body, "stream": True}).text
+    events = [json.loads(part.partition("data: ")[2]) for part in text.split("\n\n") if part]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    kinds = [event["type"] for event in events]
+    assert kinds[:4] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
+    ]  # fmt: skip
+    deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == item["content"][0]["text"]
+    last = events[-1]
+    assert last["type"] == f"response.{reply['status']}"
+    assert last["response"]["output"][0]["content"] == item["content"]
+
+
+def test_a_draw_from_one_token_is_greedy_and_neighbours_draw_as_alone(client: TestClient) -> None:
+    greedy = chat(client).json()["choices"][0]["message"]["content"]
+    for narrow in ({"top_k": 1}, {"top_p": 0}, {"min_p": 1}):
+        assert chat(client, temperature=2, **narrow).json()["choices"][0]["message"]["content"] == greedy
+    wide = chat(client, temperature=2, seed=3).json()["choices"]
+    assert chat(client, temperature=2, seed=3, top_p=1, top_k=-1, min_p=0).json()["choices"] == wide
+
+
+def test_tokens_and_version(client: TestClient, llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    reply = client.post("/tokenize", json={"model": "tiny", "prompt": "w7 w8", "return_token_strs": True}).json()
+    expected = llm.tokenizer.encode("w7 w8")
+    assert (reply["count"], reply["tokens"], reply["max_model_len"]) == (2, expected, 512)
+    assert len(reply["token_strs"]) == 2
+    told = client.post("/tokenize", json={"messages": MESSAGES}).json()
+    assert told["count"] == chat(client).json()["usage"]["prompt_tokens"]
+    assert client.post("/tokenize", json={"prompt": "w7", "messages": MESSAGES}).status_code == 400
+    assert client.get("/version").json()["version"]
