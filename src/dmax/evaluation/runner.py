@@ -26,7 +26,7 @@ from dmax.evaluation.provenance import describe_process
 from dmax.evaluation.report import FORMAT, RESULTS_FILE, read_results
 from dmax.evaluation.run_folder import RunFolderError, claim, to_json, write_whole
 from dmax.evaluation.tasks import rows_digest
-from dmax.evaluation.tasks.base import Row, Task
+from dmax.evaluation.tasks.base import Row, Task, Verdict
 
 SESSIONS_FILE = "sessions.jsonl"
 
@@ -190,11 +190,12 @@ class _TaskRun:
                 "id": task.row_id(row, index),
                 "prompt": prompt,
                 "reference": task.reference(row),
-                "correct": correct,
+                "correct": verdict.right,
+                "reason": verdict.reason,
                 **asdict(answer),
                 "wall_share": wall_share,
             }
-            for index, row, prompt, (answer, correct) in zip(indices, rows, prompts, graded, strict=True)
+            for index, row, prompt, (answer, verdict) in zip(indices, rows, prompts, graded, strict=True)
         ]
 
     def _standing(self) -> Standing:
@@ -224,17 +225,18 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return [sample for _, sample in samples]
 
 
-def grade_answer(task: Task, row: Row, answer: Answer) -> tuple[Answer, bool]:
-    """Whether an answer is right.
+def grade_answer(task: Task, row: Row, answer: Answer) -> tuple[Answer, Verdict]:
+    """Return the answer and whether it is right.
 
     A grader that raises is a fault of ours, but no reason to lose the answer or the run: it becomes the answer's error.
     """
     if answer.text is None:
-        return answer, False
+        return answer, Verdict(False, "no answer")
     try:
         return answer, task.grade(row, answer.text)
     except Exception as error:
-        return replace(answer, error=f"grading raised {type(error).__name__}: {error}"), False
+        reason = f"grading raised {type(error).__name__}: {error}"
+        return replace(answer, error=reason), Verdict(False, reason)
 
 
 def _join_parts(folder: Path, data: TaskData, world: int) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from dmax.evaluation.answerers import Answer
 from dmax.evaluation.run_folder import RunFolderError
 from dmax.evaluation.runner import Share, TaskData, evaluate, read_samples
+from dmax.evaluation.tasks import Verdict
 
 
 class Adding:
@@ -29,10 +30,10 @@ class Adding:
     def reference(self, row: Mapping[str, Any]) -> str:
         return str(row["a"] + row["b"])
 
-    def grade(self, row: Mapping[str, Any], text: str) -> bool:
+    def grade(self, row: Mapping[str, Any], text: str) -> Verdict:
         if text == "raise":
             raise RuntimeError("no such grade")
-        return text == self.reference(row)
+        return Verdict(text == self.reference(row), f"text {text!r}")
 
     def check(self, row: Mapping[str, Any]) -> None:
         pass

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dmax.evaluation.sandbox import available_isolation, run_program
-from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, text_of, texts_of
+from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, Verdict, text_of, texts_of
 from dmax.evaluation.tasks.code_answers import called_names, complete, find_code
 
 SHOWN_TESTS = 3
@@ -36,11 +36,12 @@ class _ProgrammingTask:
     name: str
     description: str
     source: HubSource
-    version: int = 1
+    version: int = 2
     gen_length: int = PAPER_LENGTH
     grading: str = (
-        "The Python code in the answer's fence (the last one that defines the function asked for) must pass the tests, "
-        "which run in a sandbox with limits on time, memory and files."
+        "The Python code of the answer (the longest part that compiles, in the last fence that defines the function "
+        "asked for, or outside of fences) must pass the tests, which run in a sandbox with limits on time, memory "
+        "and files."
     )
 
     def isolation(self) -> dict[str, Any]:
@@ -66,10 +67,10 @@ class HumanEval(_ProgrammingTask):
     def reference(self, row: Row) -> str:
         return fenced(text_of(row, "prompt") + text_of(row, "canonical_solution"))
 
-    def grade(self, row: Row, text: str) -> bool:
+    def grade(self, row: Row, text: str) -> Verdict:
         name = text_of(row, "entry_point")
         program = complete(text_of(row, "prompt"), find_code(text, (name,)), name)
-        return run_program(program, f"{text_of(row, 'test')}\n\ncheck({name})\n").passed
+        return _verdict(program, f"{text_of(row, 'test')}\n\ncheck({name})\n")
 
     def check(self, row: Row) -> None:
         for column in ("prompt", "canonical_solution", "test", "entry_point"):
@@ -95,9 +96,8 @@ class Mbpp(_ProgrammingTask):
     def reference(self, row: Row) -> str:
         return fenced(text_of(row, "code"))
 
-    def grade(self, row: Row, text: str) -> bool:
-        tests = texts_of(row, "test_list")
-        return run_program(find_code(text, called_names(tests)), self._tests(row)).passed
+    def grade(self, row: Row, text: str) -> Verdict:
+        return _verdict(find_code(text, called_names(texts_of(row, "test_list"))), self._tests(row))
 
     def check(self, row: Row) -> None:
         text_of(row, "prompt", "text")
@@ -110,6 +110,12 @@ class Mbpp(_ProgrammingTask):
         """The one program in the column ``test``, as EvalPlus has it, else the list of assertions."""
         before = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
         return "\n".join([*before, row.get("test") or "\n".join(texts_of(row, "test_list"))]) + "\n"
+
+
+def _verdict(program: str, tests: str) -> Verdict:
+    result = run_program(program, tests)
+    shown = f"code of {len(program.strip().splitlines())} lines: {result.reason}"
+    return Verdict(result.passed, f"{shown}: {result.detail}" if result.detail else shown)
 
 
 def fenced(code: str) -> str:
