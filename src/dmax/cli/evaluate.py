@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from dmax.cli.session import decoder_options, own_command
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer
     from dmax.evaluation.runner import TaskData
+    from dmax.evaluation.tasks import Task
 
 _SERVER = "A model that is served"
 _FAILURES = 8
@@ -53,6 +54,9 @@ def evaluate(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed/--keep-failed", help="Ask rows that failed again when a run goes on.")
     ] = True,
+    unprotected: Annotated[
+        bool, typer.Option("--unprotected", help="Run programs even where no sandbox keeps them from your files.")
+    ] = False,
     regrade: Annotated[
         bool, typer.Option("--regrade", help="Grade the stored answers of --out again; no model.")
     ] = False,
@@ -67,6 +71,7 @@ def evaluate(
     if samples > 1 and not decoding.temperature:
         raise CommandError(f"--samples {samples} needs answers that differ; give a --temperature above 0.")
     tasks = [replace(data, samples=samples) for data in load_tasks(asking, decoding)]
+    tasks = _sandboxed(tasks, unprotected=unprotected)
     fields_given = _request_fields(context, decoding)
     folder = Path("runs") / "eval" / _run_name(model, decoding, base_url, fields_given) if out is None else out
     with evaluation_errors():
@@ -98,6 +103,30 @@ def evaluate(
         note(f"This process is done; the last one writes {folder / 'results.json'}.")
     else:
         _show(results, folder)
+
+
+def _sandboxed(tasks: list[TaskData], *, unprotected: bool) -> list[TaskData]:
+    """Say what the sandbox lacks here before the first program runs, and refuse where it lacks everything.
+
+    Raises:
+        CommandError: programs would run unprotected, and that was not asked for.
+    """
+    from dmax.evaluation.sandbox import available_isolation, require_protection
+    from dmax.evaluation.tasks.programming import ProgrammingTask
+
+    if not any(isinstance(data.task, ProgrammingTask) for data in tasks):
+        return tasks
+    with evaluation_errors():
+        if not unprotected:
+            require_protection()
+        for sentence in available_isolation().missing:
+            note(f"Sandbox: {sentence}")
+    return [
+        replace(data, task=cast("Task", replace(data.task, unprotected=unprotected)))
+        if isinstance(data.task, ProgrammingTask)
+        else data
+        for data in tasks
+    ]
 
 
 def _show(results: dict[str, Any], folder: Path) -> None:

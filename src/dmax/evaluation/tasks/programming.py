@@ -30,7 +30,7 @@ _MBPP_EXAMPLE: Row = {
 
 
 @dataclass(frozen=True)
-class _ProgrammingTask:
+class ProgrammingTask:
     """What tasks have in common whose answers are programs."""
 
     name: str
@@ -38,6 +38,8 @@ class _ProgrammingTask:
     source: HubSource
     version: int = 2
     gen_length: int = PAPER_LENGTH
+    unprotected: bool = False
+    """Whether programs may run where nothing keeps them from this machine."""
     grading: str = (
         "The Python code of the answer (the longest part that compiles, in the last fence that defines the function "
         "asked for, or outside of fences) must pass the tests, which run in a sandbox with limits on time, memory "
@@ -47,12 +49,22 @@ class _ProgrammingTask:
     def isolation(self) -> dict[str, Any]:
         return asdict(available_isolation())
 
+    def verdict(self, program: str, tests: str) -> Verdict:
+        """Return what the sandbox says of a program.
+
+        Raises:
+            SandboxError: this machine protects nothing, and that was not asked for.
+        """
+        result = run_program(program, tests, unprotected=self.unprotected)
+        shown = f"code of {len(program.strip().splitlines())} lines: {result.reason}"
+        return Verdict(result.passed, f"{shown}: {result.detail}" if result.detail else shown)
+
     def row_id(self, row: Row, index: int) -> str:
         return str(row.get("task_id") or index)
 
 
 @dataclass(frozen=True)
-class HumanEval(_ProgrammingTask):
+class HumanEval(ProgrammingTask):
     """Functions to be written from their signature and docstring."""
 
     example: Row = field(default_factory=lambda: _HUMANEVAL_EXAMPLE)
@@ -70,7 +82,7 @@ class HumanEval(_ProgrammingTask):
     def grade(self, row: Row, text: str) -> Verdict:
         name = text_of(row, "entry_point")
         program = complete(text_of(row, "prompt"), find_code(text, (name,)), name)
-        return _verdict(program, f"{text_of(row, 'test')}\n\ncheck({name})\n")
+        return self.verdict(program, f"{text_of(row, 'test')}\n\ncheck({name})\n")
 
     def check(self, row: Row) -> None:
         for column in ("prompt", "canonical_solution", "test", "entry_point"):
@@ -80,7 +92,7 @@ class HumanEval(_ProgrammingTask):
 
 
 @dataclass(frozen=True)
-class Mbpp(_ProgrammingTask):
+class Mbpp(ProgrammingTask):
     """Functions to be written from a sentence and a few assertions."""
 
     example: Row = field(default_factory=lambda: _MBPP_EXAMPLE)
@@ -97,7 +109,7 @@ class Mbpp(_ProgrammingTask):
         return fenced(text_of(row, "code"))
 
     def grade(self, row: Row, text: str) -> Verdict:
-        return _verdict(find_code(text, called_names(texts_of(row, "test_list"))), self._tests(row))
+        return self.verdict(find_code(text, called_names(texts_of(row, "test_list"))), self._tests(row))
 
     def check(self, row: Row) -> None:
         text_of(row, "prompt", "text")
@@ -110,12 +122,6 @@ class Mbpp(_ProgrammingTask):
         """The one program in the column ``test``, as EvalPlus has it, else the list of assertions."""
         before = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
         return "\n".join([*before, row.get("test") or "\n".join(texts_of(row, "test_list"))]) + "\n"
-
-
-def _verdict(program: str, tests: str) -> Verdict:
-    result = run_program(program, tests)
-    shown = f"code of {len(program.strip().splitlines())} lines: {result.reason}"
-    return Verdict(result.passed, f"{shown}: {result.detail}" if result.detail else shown)
 
 
 def fenced(code: str) -> str:
