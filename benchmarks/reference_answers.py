@@ -45,17 +45,10 @@ _LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*$)")
 Variant = tuple[str, str, bool]
 """What was done to the reference, the answer that came of it, and whether it is right."""
 
-_BASE = "math-verify leaves the base of a number (the 8 of 52_8) out of the comparison"
 _UNIT = "math-verify leaves units, here with the exponent that was changed, out of the comparison"
 KNOWN: dict[tuple[str, str, str], str] = {
     ("asdiv", "nluds-1111", "last number plus one"): "of a time with a date only the time counts; the year was changed",
     ("math500", "23", "negated"): "-(x=5) is no expression; math-verify reads x = 5 in it",
-    (
-        "math500",
-        "176",
-        "last number plus one",
-    ): "math-verify takes .0000672 and .0000673 for equal: it rounds to six places",
-    **{("math500", row, "last number plus one"): _BASE for row in ("30", "70", "71", "127", "137", "338")},
     **{("math500", row, "last number plus one"): _UNIT for row in ("257", "467")},
 }
 """Why the verdict on (task, row, variant) is not the one expected."""
@@ -85,7 +78,9 @@ def numeric_variants(task: Task, row: Row) -> Iterator[Variant]:
     assert value is not None
     yield "boxed, with currency and separators", rf"{solution}so \boxed{{\${_decimal(value, ',')}}}.", True
     yield "last number of a sentence", f"The answer is {_decimal(value)} in all.", True
+    yield "boxed behind a numbered heading", rf"{solution}#### 1: Check\n\boxed{{{_decimal(value)}.}}", True
     yield "plus one", f"{solution}#### {_decimal(value + 1)}", False
+    yield "or one more", f"{solution}#### {_decimal(value)} or {_decimal(value + 1)}", False
     if value:
         yield "negated", f"{solution}#### {_decimal(-value)}", False
     if abs(value) >= 10:
@@ -114,6 +109,8 @@ def math_variants(task: Task, row: Row) -> Iterator[Variant]:
     answer = task.reference(row).removeprefix(r"\boxed{").removesuffix("}")
     respelled = answer.replace(r"\frac", r"\dfrac").replace(r"\left", "").replace(r"\right", "")
     yield "respelled", rf"We get $\boxed{{ {respelled} }}$.", True
+    yield "with a full stop in the box", rf"$\boxed{{{answer}.}}$", True
+    yield "in doubled braces, with a comma", rf"\boxed{{{{{answer}}},}}", True
     yield "plus one", rf"\boxed{{{answer} + 1}}", False
     if answer != "0":
         yield "negated", rf"\boxed{{-({answer})}}", False
@@ -130,6 +127,7 @@ def code_variants(task: Task, row: Row) -> Iterator[Variant]:
         name = next(
             name for name in called_names(row["test_list"]) if re.search(rf"^def +{name}\b", code, re.MULTILINE)
         )
+    yield "fence cut off, with prose", f"```python\n{code}\n\nThis solves it.", True
     yield "returns None", fenced(f"{code}\n\ndef {name}(*arguments, **named):\n    return None"), False
     yield "raises", fenced(f"{code}\n\ndef {name}(*arguments, **named):\n    raise ValueError"), False
     yield "off by one", fenced(f"{code}\n{_OFF_BY_ONE}\n{name} = _wrapped({name})"), False
@@ -165,7 +163,7 @@ def grade_all(task: Task, rows: list[Row], workers: int) -> dict[str, Any]:
 
     def grade(index: int, row: Row) -> list[tuple[str, str, bool, bool]]:
         variants = [("reference", task.reference(row), True), *VARIANTS[task.name](task, row)]
-        return [(task.row_id(row, index), kind, right, task.grade(row, text)) for kind, text, right in variants]
+        return [(task.row_id(row, index), kind, right, task.grade(row, text).right) for kind, text, right in variants]
 
     verdicts = []
     with ThreadPoolExecutor(workers) as pool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -12,14 +13,18 @@ from rich.table import Table
 
 from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import note
+from dmax.cli._common.errors import CommandError, note
 from dmax.cli._common.options import ModelOptions
 from dmax.cli._common.session import own_command
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer
+    from dmax.evaluation.runner import TaskData
+    from dmax.evaluation.tasks import Task
 
 _SERVER = "A model that is served"
+_FAILURES = 8
+"""Answers of a server that may fail in a row."""
 
 
 def evaluate(
@@ -40,6 +45,21 @@ def evaluate(
     api_key: Annotated[
         str | None, typer.Option(envvar="OPENAI_API_KEY", help="Its key.", rich_help_panel=_SERVER)
     ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that it may take for one answer.", rich_help_panel=_SERVER)
+    ] = 600.0,
+    samples: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Answers a row, drawn apart (--temperature); gives pass@k.")
+    ] = 1,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed/--keep-failed", help="Ask rows that failed again when a run goes on.")
+    ] = True,
+    unprotected: Annotated[
+        bool, typer.Option("--unprotected", help="Run programs even where no sandbox keeps them from your files.")
+    ] = False,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade the stored answers of --out again; no model.")
+    ] = False,
 ) -> None:
     """Measure accuracy and tokens per forward on benchmarks.
 
@@ -48,31 +68,86 @@ def evaluate(
     if describe is not None:
         _describe(describe)
         return
-    tasks = load_tasks(asking, decoding)
+    temperature = decoding.values["temperature"]
+    if samples > 1 and not temperature:
+        raise CommandError(f"--samples {samples} needs answers that differ; give a --temperature above 0.")
+    tasks = [replace(data, samples=samples) for data in load_tasks(asking, decoding)]
+    tasks = _sandboxed(tasks, unprotected=unprotected)
     fields_given = _request_fields(decoding)
     folder = Path("runs") / "eval" / _run_name(model, decoding, base_url, fields_given) if out is None else out
     with evaluation_errors():
         from dmax.evaluation.runner import evaluate as run
 
+        if regrade:
+            _regrade(tasks, folder)
+            return
         if base_url is None:
             answerer: Answerer = local_answerer(model, decoding, asking.batch_size)
         else:
-            answerer = _server(
-                base_url, api_key, model, decoding.values["temperature"], fields_given, asking.batch_size
-            )
+            answerer = _server(base_url, api_key, model, temperature, fields_given, asking.batch_size, timeout)
         try:
             with progress_bars() as show:
-                results = run(tasks, answerer, folder, seed=decoding.seed, command=own_command(), on_progress=show)
+                results = run(
+                    tasks,
+                    answerer,
+                    folder,
+                    seed=decoding.values["seed"],
+                    command=own_command(),
+                    retry_failed=retry_failed,
+                    most_failures=None if base_url is None else _FAILURES,
+                    on_progress=show,
+                )
         except KeyboardInterrupt:
             note(f"Stopped; the same command goes on with what is in {folder}.")
             raise typer.Exit(130) from None
     if results is None:
         note(f"This process is done; the last one writes {folder / 'results.json'}.")
     else:
-        Console().print(_table(results))
-        for failure in _failures(results, folder):
-            note(failure)
-        note(f"Results and every answer: {folder}")
+        _show(results, folder)
+
+
+def _sandboxed(tasks: list[TaskData], *, unprotected: bool) -> list[TaskData]:
+    """Say what the sandbox lacks here before the first program runs, and refuse where it lacks everything.
+
+    Raises:
+        CommandError: programs would run unprotected, and that was not asked for.
+    """
+    from dmax.evaluation.sandbox import available_isolation, require_protection
+    from dmax.evaluation.tasks.programming import ProgrammingTask
+
+    if not any(isinstance(data.task, ProgrammingTask) for data in tasks):
+        return tasks
+    with evaluation_errors():
+        if not unprotected:
+            require_protection()
+        for sentence in available_isolation().missing:
+            note(f"Sandbox: {sentence}")
+    return [
+        replace(data, task=cast("Task", replace(data.task, unprotected=unprotected)))
+        if isinstance(data.task, ProgrammingTask)
+        else data
+        for data in tasks
+    ]
+
+
+def _show(results: dict[str, Any], folder: Path) -> None:
+    Console().print(_table(results))
+    for name, task in results["tasks"].items():
+        if passes := task["metrics"].get("pass_at_k"):
+            note(f"{name}: " + ", ".join(f"pass@{k} {share:.1%}" for k, share in passes.items()))
+    for failure in _failures(results, folder):
+        note(failure)
+    note(f"Results and every answer: {folder}")
+
+
+def _regrade(tasks: list[TaskData], folder: Path) -> None:
+    from dmax.evaluation.regrade import regrade
+
+    results = regrade(tasks, folder)
+    if results is None:
+        note(f"The answers in {folder} are graded again; the run is not finished, so there are no results yet.")
+    else:
+        _show(results, folder)
 
 
 def _server(
@@ -82,6 +157,7 @@ def _server(
     temperature: float,
     fields_given: dict[str, Any],
     concurrency: int,
+    timeout: float,
 ) -> Answerer:
     from dmax.evaluation.answerers import RemoteAnswerer
 
@@ -92,6 +168,7 @@ def _server(
         concurrency=concurrency,
         temperature=temperature,
         extra=fields_given,
+        timeout=timeout,
     )
     answerer.check()
     return answerer

@@ -141,7 +141,7 @@ class TaskPrompts:
         return [{"role": "user", "content": self.task.prompt(row)}]
 
     def grade(self, row: Row, text: str) -> bool:
-        return self.task.grade(row, text)
+        return self.task.grade(row, text).right
 
     def check(self, row: Row) -> None:
         self.task.check(row)

@@ -272,7 +272,7 @@ class DecodeBatch:
             before = block.active - block.masks
             stability = 1 - revisions / before if before else 1.0
             slots.append(
-                SlotView(1 - masks / block.active, stability, config.eos_token_id in answer, bool(host_row[-1]))
+                SlotView(1 - masks / block.active, stability, row.stop_rule.certain_end in answer, bool(host_row[-1]))
             )
             moved.append(replace(block, masks=masks))
             row.revise(revisions)

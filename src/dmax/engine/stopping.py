@@ -35,6 +35,11 @@ class StopRule:
     min_tokens: int = 0
     """EOS and stop strings before so many tokens do not count."""
 
+    @property
+    def certain_end(self) -> int | None:
+        """The token behind which no block need begin; None where an EOS may not count."""
+        return None if self.min_tokens else self.eos_token_id
+
     def ending(self, answer_ids: list[int]) -> Ending | None:
         """The finished answer, or None where decoding has to go on.
 

@@ -20,6 +20,10 @@ from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 
 
+_NO_TOKEN = -1
+"""An id that no token has: nothing ends the loop but the sequence's own rule."""
+
+
 @dataclass(frozen=True)
 class _CheckedDecoder:
     """A decoder that is not this package's own: what it gives is checked before anybody reads it."""
@@ -67,7 +71,7 @@ def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
         decoder,
         list(row.tokens),
         mask_token_id=config.mask_token_id,
-        eos_token_id=config.eos_token_id,
+        eos_token_id=_NO_TOKEN if row.stop_rule.certain_end is None else row.stop_rule.certain_end,
         block_length=params.block_length,
         gen_length=params.gen_length,
         rule=row.blocks_rule,

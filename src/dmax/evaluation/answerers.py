@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dmax.engine import LLM, GenerationOutput, GenerationParams
 from dmax.engine.backends import choose_backend
 from dmax.engine.requests import decoder_settings
+from dmax.evaluation.replies import MalformedReply, is_configuration_error, read_completion, seconds_to_wait
 from dmax.models.source import list_tensors, resolve
 
 _HASHED_WHOLE = 4 * 2**30
 """Weights up to this many bytes are hashed whole; of larger ones the headers and sizes are."""
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _ATTEMPTS = 5
-
+_LONGEST_PAUSE = 300.0
+"""Seconds that a server may ask to be left alone before the row counts as failed."""
 
 Asked = str | list[dict[str, str]]
 """The text of a user's turn, or the turns of a conversation."""
@@ -71,6 +74,16 @@ class Answerer(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """``model``, ``decoder`` and ``params`` (but for ``gen_length``), as a results file states them."""
+        ...
+
+
+@runtime_checkable
+class WaitingAnswerer(Answerer, Protocol):
+    """One that may have to wait without anything being computed."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds so far, all in all; they are no part of the throughput."""
         ...
 
 
@@ -136,7 +149,7 @@ class RemoteAnswerer:
         concurrency: requests in flight together.
         temperature: 0 for greedy decoding.
         extra: further fields of the request body, such as ``decoder`` and ``threshold``.
-        timeout: seconds that one request may take.
+        timeout: seconds that a server may take for one request before the row counts as failed.
     """
 
     def __init__(
@@ -156,57 +169,114 @@ class RemoteAnswerer:
         self.base_url = base_url.rstrip("/")
         self.batch_size = concurrency
         self.settings = {"temperature": temperature, **(extra or {})}
+        self._timeout = timeout
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._client = httpx.Client(headers=headers, timeout=timeout)
-        self._failures = httpx.HTTPError
+        self._failures = (httpx.HTTPError, httpx.InvalidURL)
+        self._timeouts = (httpx.ReadTimeout, httpx.WriteTimeout)
+        self._waits = _Waits()
+
+    @property
+    def waited(self) -> float:
+        """Seconds in which no request was in flight because all of them waited to be sent again."""
+        return self._waits.seconds
 
     @property
     def backend(self) -> None:
         """Unknown here."""
 
     def check(self) -> None:
-        """Make sure that the server is there and lets us in.
+        """Make sure that the server is there, lets us in, and knows the model and the decoding options.
+
+        One request of a single token tells the latter.
 
         Raises:
             AnswererError: it is not, or does not.
         """
         try:
-            reply = self._client.get(f"{self.base_url}/models", timeout=10)
+            reply = self._client.get(f"{self.base_url}/models", timeout=min(10, self._timeout))
         except self._failures as error:
             raise AnswererError(f"{self.base_url} does not answer ({_one_line(error)}); check --base-url.") from error
-        if reply.status_code in (401, 403):
-            raise AnswererError(f"{self.base_url} refuses the API key (HTTP {reply.status_code}); check --api-key.")
+        self._check_access(reply.status_code)
         if reply.status_code >= 400:
             raise AnswererError(f"{self.base_url}/models answers HTTP {reply.status_code}; --base-url must end in /v1.")
+        body = self._body("Hello", 0, 1)
+        try:
+            probe = self._client.post(f"{self.base_url}/chat/completions", json=body)
+        except self._failures as error:
+            raise AnswererError(
+                f"{self.base_url} answers no question ({_one_line(error)}); check the server, or give it a longer "
+                "--timeout."
+            ) from error
+        self._check_settings(probe, known=_model_names(reply.text))
+
+    def _check_access(self, status: int) -> None:
+        if status in (401, 403):
+            raise AnswererError(f"{self.base_url} refuses the API key (HTTP {status}); check --api-key.")
+
+    def _check_settings(self, reply: Any, known: str = "") -> None:
+        """Raise where a reply is about something that every request has."""
+        self._check_access(reply.status_code)
+        fields = {"model", *self.settings, *self.settings.get("decoder_options", ())}
+        if is_configuration_error(reply.status_code, reply.text, fields):
+            raise AnswererError(
+                f"{self.base_url} refuses every request as it is set (HTTP {reply.status_code}: "
+                f"{' '.join(reply.text[:200].split())}); check --model and the decoding options{known}."
+            )
 
     def answer(self, prompts: Sequence[Asked], seeds: Sequence[int], gen_length: int) -> list[Answer]:
-        with ThreadPoolExecutor(self.batch_size) as pool:
-            return list(pool.map(partial(self._ask, gen_length), prompts, seeds))
+        """Answer as :class:`Answerer` says; what fails is a failed answer.
 
-    def _ask(self, gen_length: int, prompt: Asked, seed: int) -> Answer:
-        body = {
+        Raises:
+            AnswererError: the server refuses what all requests have in common.
+        """
+        with ThreadPoolExecutor(self.batch_size) as pool:
+            asked = [pool.submit(self._ask, gen_length, *one) for one in zip(prompts, seeds, strict=True)]
+            try:
+                return [future.result() for future in asked]
+            except AnswererError:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _body(self, prompt: Asked, seed: int, gen_length: int) -> dict[str, Any]:
+        return {
             "model": self.model,
             "messages": as_turns(prompt),
             "max_tokens": gen_length,
             **self.settings,
             **({"seed": seed} if self.settings["temperature"] else {}),
         }
-        started = time.perf_counter()
-        problem = ""
+
+    def _ask(self, gen_length: int, prompt: Asked, seed: int) -> Answer:
+        body = self._body(prompt, seed, gen_length)
+        seconds, problem = 0.0, ""
+        pause: float | None = None
         for attempt in range(_ATTEMPTS):
             if attempt:
-                time.sleep(min(2.0**attempt, 30.0))
+                with self._waits.waiting():
+                    time.sleep(min(2.0**attempt, 30.0) if pause is None else pause)
+            started = time.perf_counter()
             try:
-                reply = self._client.post(f"{self.base_url}/chat/completions", json=body)
+                with self._waits.asking():
+                    reply = self._client.post(f"{self.base_url}/chat/completions", json=body)
             except self._failures as error:
-                problem = _one_line(error)
+                seconds, problem, pause = time.perf_counter() - started, _one_line(error), None
+                if isinstance(error, self._timeouts):
+                    problem += f" (no answer within --timeout, {self._timeout:g} s)"
+                    break
                 continue
+            seconds = time.perf_counter() - started
             if reply.status_code == 200:
-                return _remote_answer(reply.text, time.perf_counter() - started)
+                return _remote_answer(reply.text, seconds)
+            self._check_settings(reply)
             problem = f"HTTP {reply.status_code}: {reply.text[:200]}"
+            pause = seconds_to_wait(reply.headers.get("Retry-After"))
             if reply.status_code not in _RETRIED:
                 break
-        return Answer.failed(problem, time.perf_counter() - started)
+            if pause is not None and pause > _LONGEST_PAUSE:
+                problem += f" (asks to wait {pause:.0f} s)"
+                break
+        return Answer.failed(problem, seconds)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -214,6 +284,40 @@ class RemoteAnswerer:
             "decoder": self.settings.get("decoder", "as served"),
             "params": {key: value for key, value in self.settings.items() if key != "decoder"},
         }
+
+
+class _Waits:
+    """How long requests waited while none was in flight."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._counts = {"asking": 0, "waiting": 0}
+        self._since = 0.0
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Return a context in which a request is in flight."""
+        return self._counted("asking")
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Return a context in which one waits to be sent again."""
+        return self._counted("waiting")
+
+    @contextmanager
+    def _counted(self, what: str) -> Iterator[None]:
+        self._change(what, 1)
+        try:
+            yield
+        finally:
+            self._change(what, -1)
+
+    def _change(self, what: str, by: int) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            if self._counts["waiting"] and not self._counts["asking"]:
+                self.seconds += now - self._since
+            self._since = now
+            self._counts[what] += by
 
 
 def as_turns(prompt: Asked) -> list[dict[str, str]]:
@@ -256,22 +360,18 @@ def _answer(output: GenerationOutput) -> Answer:
 
 def _remote_answer(reply: str, seconds: float) -> Answer:
     try:
-        body = json.loads(reply)
-        [choice] = body["choices"]
-        text = choice["message"]["content"]
-    except (KeyError, TypeError, ValueError):
-        return Answer.failed(f"the reply is no chat completion: {reply[:200]}", seconds)
-    usage, cost = body.get("usage") or {}, body.get("dmax") or {}
-    return Answer(
-        text=text or "",
-        num_tokens=cost.get("num_tokens", usage.get("completion_tokens")),
-        passes=cost.get("passes"),
-        nfe=cost.get("nfe"),
-        blocks=cost.get("blocks"),
-        revisions=cost.get("revisions"),
-        seconds=seconds,
-        finish_reason=choice.get("finish_reason"),
-    )
+        return Answer(**asdict(read_completion(reply)), seconds=seconds)
+    except MalformedReply as error:
+        return Answer.failed(str(error), seconds)
+
+
+def _model_names(reply: str) -> str:
+    """What a server says it serves, for an error message."""
+    try:
+        names = [str(model["id"]) for model in json.loads(reply)["data"]]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
+    return f"; it serves {', '.join(names[:5])}" if names else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -55,6 +55,7 @@ def summarize(
     if not samples:
         raise MeasurementError("there are no samples to summarize; a task needs at least one row.")
     right = right_answers(samples)
+    drawn = _by_row(samples, right)
     answered = [sample for sample in samples if _was_answered(sample)]
     tokens, nfe, passes, blocks, revisions = (
         _column(answered, key) for key in ("num_tokens", "nfe", "passes", "blocks", "revisions")
@@ -63,7 +64,8 @@ def summarize(
         "n": len(samples),
         "failed": sum(sample["error"] is not None for sample in samples),
         "accuracy": float(right.mean()),
-        "accuracy_ci95": interval(bootstrap_means(right[:, None], seed)[:, 0]),
+        "accuracy_ci95": accuracy_interval(right if drawn is None else drawn.mean(axis=1), seed),
+        **({} if drawn is None else {"rows": len(drawn), "samples": drawn.shape[1], "pass_at_k": pass_at(drawn)}),
         "tpf_mean": _mean_of_ratios(tokens, nfe),
         "tpf_pooled": _pooled_ratio(tokens, nfe),
         "tpf_mean_without_prefill": _mean_of_ratios(tokens, passes),
@@ -124,6 +126,46 @@ def interval(draws_R: ArrayLike) -> list[float]:
     return [float(bound) for bound in np.quantile(np.asarray(draws_R, dtype=np.float64), (0.025, 0.975))]
 
 
+def accuracy_interval(right: ArrayLike, seed: int) -> list[float]:
+    """Return the 95 % interval of an accuracy from the shares of right answers, one a row.
+
+    By bootstrap of the rows; where all or none are right, which no resample can change, the exact binomial one of
+    Clopper and Pearson.
+    """
+    right_N = np.asarray(right, dtype=np.float64)
+    tail = 0.025 ** (1 / len(right_N))
+    if (right_N == 1).all():
+        return [tail, 1.0]
+    if (right_N == 0).all():
+        return [0.0, 1 - tail]
+    return interval(bootstrap_means(right_N[:, None], seed)[:, 0])
+
+
+def pass_at(right_NK: ArrayLike) -> dict[str, float]:
+    """Return the chance that at least one of k answers to a row is right, for k of 1, 2, 5, 10, … and of all.
+
+    The unbiased estimator of Chen et al. (arXiv 2107.03374): 1 - C(n - c, k) / C(n, k) over the rows, of which c of n
+    answers are right.
+    """
+    counts = [int(row.sum()) for row in np.asarray(right_NK, dtype=np.float64)]
+    samples = np.asarray(right_NK).shape[1]
+    wanted = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500) if k < samples] + [samples]
+    return {
+        str(k): math.fsum(1 - math.comb(samples - c, k) / math.comb(samples, k) for c in counts) / len(counts)
+        for k in wanted
+    }
+
+
+def _by_row(samples: Sequence[Mapping[str, Any]], right: Floats) -> Floats | None:
+    """Which answers to every row are right, shape (rows, answers); None where every row has one."""
+    if "row" not in samples[0]:
+        return None
+    rows: dict[int, list[float]] = {}
+    for sample, value in zip(samples, right.tolist(), strict=True):
+        rows.setdefault(sample["row"], []).append(value)
+    return np.array(list(rows.values()))
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """How a second run differs from a first on the same rows."""
@@ -153,7 +195,9 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], seed: int =
         )
     change = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
-    ci95 = interval(bootstrap_means(change[:, None], seed)[:, 0])
+    # Where no row differs, as many rows as these would show a difference of more than this in 97.5 % of draws.
+    most = 1 - 0.025 ** (1 / len(first))
+    ci95 = interval(bootstrap_means(change[:, None], seed)[:, 0]) if gained or lost else [-most, most]
     return PairedDifference(len(first), float(change.mean()), ci95, gained, lost, mcnemar(gained, lost))
 
 

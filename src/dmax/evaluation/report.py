@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmax.evaluation.metrics import MeasurementError, paired_difference, right_answers
+from dmax.evaluation.run_folder import by_id
 
 RESULTS_FILE = "results.json"
 FORMAT = 1
@@ -18,7 +19,7 @@ FORMAT = 1
 
 CONVENTIONS = (
     "Accuracy is over all rows: a generation that failed counts as wrong. Intervals are 95 %, from 10,000 bootstrap "
-    "resamples of the rows.",
+    "resamples of the rows, or exact (Clopper-Pearson) where all or none are right.",
     "TPF is tokens per forward pass of the model. The prefill of the prompt counts as a forward, the EOS and what "
     "follows it are not counted as tokens. Mean: the average of each prompt's own ratio, as in the DMax paper. "
     "Pooled: all tokens over all forwards.",
@@ -183,7 +184,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = []
     for name, folder in zip(names, folders, strict=True):
         results = read_results(folder)
-        samples = {task: {row["id"]: row for row in read_samples(folder, task)} for task in results["tasks"]}
+        samples = {task: by_id(read_samples(folder, task)) for task in results["tasks"]}
         runs.append(Run(name, folder, results, samples))
     return runs
 
@@ -300,7 +301,12 @@ def _against_row(name: str, pairs: list[tuple[Sample, Sample]]) -> tuple[str, ..
 def _left_out(task: str, runs: Sequence[Run]) -> list[str]:
     """Malformed rows that runs were told to do without."""
     counts = {run.name: len(run.tasks[task]["data"].get("left_out", ())) for run in runs}
-    return [f"{name} left out {_rows(count)} that could not be read." for name, count in counts.items() if count]
+    said = [f"{name} left out {_rows(count)} that could not be read." for name, count in counts.items() if count]
+    for run in runs:
+        repeated = sum(row["id"] != key for key, row in run.samples[task].items())
+        if repeated:
+            said.append(f"In {run.name}, {_rows(repeated)} repeat another's id; those are paired by position.")
+    return said
 
 
 def _differences(task: str, base: Run, others: Sequence[Run]) -> list[str]:

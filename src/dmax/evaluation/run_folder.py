@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,16 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         raise RunFolderError(f"{folder} holds other files and no run of ours; choose another --out.")
     else:
         write_whole(path, to_json(settings))
+
+
+def by_id(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return samples by id; those that share one by their position among them too."""
+    seen = Counter[str]()
+    keyed: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        seen[row["id"]] += 1
+        keyed[row["id"] if seen[row["id"]] == 1 else f"{row['id']} (number {seen[row['id']]})"] = row
+    return keyed
 
 
 def to_json(record: dict[str, Any]) -> str:

@@ -20,13 +20,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from dmax.evaluation.answerers import Answer, Answerer
+from dmax.evaluation.answerers import Answer, Answerer, AnswererError, WaitingAnswerer
 from dmax.evaluation.metrics import summarize
 from dmax.evaluation.provenance import describe_process
 from dmax.evaluation.report import FORMAT, RESULTS_FILE, read_results
 from dmax.evaluation.run_folder import RunFolderError, claim, to_json, write_whole
 from dmax.evaluation.tasks import rows_digest
-from dmax.evaluation.tasks.base import Row, Task
+from dmax.evaluation.tasks.base import Row, Task, Verdict
 
 SESSIONS_FILE = "sessions.jsonl"
 
@@ -41,6 +41,17 @@ class TaskData:
     """Where the rows come from, as the results state it."""
     gen_length: int
     """Most tokens of an answer."""
+    samples: int = 1
+    """Answers to every row, which are drawn apart; sample ``index`` belongs to row ``index // samples``."""
+
+    def row(self, index: int) -> Row:
+        """Return the row that a sample answers."""
+        return self.rows[index // self.samples]
+
+    @property
+    def total(self) -> int:
+        """Samples of all rows."""
+        return len(self.rows) * self.samples
 
     @cached_property
     def digest(self) -> str:
@@ -50,7 +61,8 @@ class TaskData:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for two runs of the task to be one."""
-        return {"version": self.task.version, "gen_length": self.gen_length, "rows": self.digest}
+        several = {"samples": self.samples} if self.samples > 1 else {}
+        return {"version": self.task.version, "gen_length": self.gen_length, "rows": self.digest, **several}
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ def evaluate(
     seed: int,
     command: Sequence[str],
     share: Share | None = None,
+    retry_failed: bool = True,
+    most_failures: int | None = None,
     on_progress: Callable[[Standing], None] = lambda standing: None,
 ) -> dict[str, Any] | None:
     """Answer and grade what the folder does not hold yet.
@@ -94,9 +108,11 @@ def evaluate(
         tasks: what to ask.
         answerer: who answers.
         folder: made if need be; one that holds the same run is taken up where it stopped.
-        seed: of the draws where answers are drawn (row i draws with ``seed + i``), and of the bootstrap.
+        seed: of the draws where answers are drawn (sample i draws with ``seed + i``), and of the bootstrap.
         command: written into the results.
         share: the rows of this process; by default as the environment says.
+        retry_failed: whether rows that the folder holds without an answer are asked again.
+        most_failures: answers that may fail in a row; one more stops the run. None for any number.
         on_progress: called after every batch.
 
     Returns:
@@ -104,6 +120,7 @@ def evaluate(
 
     Raises:
         RunFolderError: the folder belongs to another run.
+        AnswererError: too many answers failed in a row, or one that concerns them all; what was answered is stored.
     """
     share = Share.from_environment() if share is None else share
     description = answerer.describe()
@@ -115,16 +132,17 @@ def evaluate(
         "tasks": {data.task.name: data.identity for data in tasks},
     }
     claim(folder, settings)
-    runs = [_TaskRun(data, answerer, folder, share, seed) for data in tasks]
+    runs = [_TaskRun(data, answerer, folder, share, seed, retry_failed=retry_failed) for data in tasks]
+    patience = _Patience(most_failures, folder)
     # Not among the settings: a run may go on where kernels are compiled, or are not.
     session = {"command": list(command), **describe_process(), "backend": answerer.backend}
     if any(run.todo for run in runs):
         with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as file:
             file.write(_line({"started": _now(), **session}))
-    elif (folder / RESULTS_FILE).exists():
+    elif (folder / RESULTS_FILE).exists() and not any(run.in_parts for run in runs):
         return read_results(folder)
     for run in runs:
-        run.run(on_progress)
+        run.run(on_progress, patience)
     if not all(_join_parts(folder, data, share.world) for data in tasks):
         return None
     sessions = [json.loads(line) for line in (folder / SESSIONS_FILE).read_bytes().split(b"\n") if line]
@@ -140,7 +158,7 @@ def evaluate(
                 "version": data.task.version,
                 "gen_length": data.gen_length,
                 "data": {**data.source, "rows": len(data.rows), "digest": data.digest},
-                "metrics": _metrics(folder, data.task.name, answerer.batch_size, share.world, seed),
+                "metrics": task_metrics(folder, data, answerer.batch_size, share.world, seed),
             }
             for data in tasks
         },
@@ -149,23 +167,47 @@ def evaluate(
     return results
 
 
+class _Patience:
+    """Ends a run that gets no answers any more."""
+
+    def __init__(self, most: int | None, folder: Path) -> None:
+        self._most = most
+        self._folder = folder
+        self._failures = 0
+
+    def watch(self, batch: Sequence[dict[str, Any]]) -> None:
+        """Raise ``AnswererError`` where too many samples in a row have no answer."""
+        for sample in batch:
+            self._failures = self._failures + 1 if _failed(sample) else 0
+            if self._most is not None and self._failures > self._most:
+                raise AnswererError(
+                    f"{self._failures} answers in a row failed, so the run stops; the last: {sample['error']}. The "
+                    f"same command asks the failed rows again and goes on with what is in {self._folder}."
+                )
+
+
 class _TaskRun:
     """One process's rows of one task."""
 
-    def __init__(self, data: TaskData, answerer: Answerer, folder: Path, share: Share, seed: int) -> None:
+    def __init__(
+        self, data: TaskData, answerer: Answerer, folder: Path, share: Share, seed: int, *, retry_failed: bool
+    ) -> None:
         self.data = data
         self.answerer = answerer
         self.seed = seed
-        self.mine = range(share.rank, len(data.rows), share.world)
+        self.mine = range(share.rank, data.total, share.world)
         self.path = _part(folder, data.task.name, share)
-        whole = _whole(folder, data.task.name)
-        self.samples = [s for s in read_samples(whole if whole.exists() else self.path) if s["index"] in self.mine]
+        held = read_samples(self.path) if self.path.exists() else read_samples(_whole(folder, data.task.name))
+        again = retry_failed and any(map(_failed, held))
+        self.samples = [s for s in held if s["index"] in self.mine and not (again and _failed(s))]
         done = {sample["index"] for sample in self.samples}
         self.todo = [index for index in self.mine if index not in done]
+        # A whole file of which some rows are asked again falls into parts again, this process's share of it too.
+        self.in_parts = again and share.world > 1
 
-    def run(self, on_progress: Callable[[Standing], None]) -> None:
+    def run(self, on_progress: Callable[[Standing], None], patience: _Patience) -> None:
         on_progress(self._standing())
-        if not self.todo:
+        if not self.todo and not self.in_parts:
             return
         write_whole(self.path, "".join(_line(sample) for sample in self.samples))  # drops what broke off half-written
         with self.path.open("a", encoding="utf-8") as file:
@@ -175,27 +217,31 @@ class _TaskRun:
                 file.flush()
                 self.samples += batch
                 on_progress(self._standing())
+                patience.watch(batch)
 
     def _answer(self, indices: list[int]) -> list[dict[str, Any]]:
         task = self.data.task
-        rows = [self.data.rows[index] for index in indices]
+        rows = [self.data.row(index) for index in indices]
         prompts = [task.prompt(row) for row in rows]
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), _waited(self.answerer)
         answers = self.answerer.answer(prompts, [self.seed + index for index in indices], self.data.gen_length)
-        wall_share = (time.perf_counter() - started) / len(indices)
+        wall_share = (time.perf_counter() - started - (_waited(self.answerer) - waited)) / len(indices)
+        several = self.data.samples > 1
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             graded = list(pool.map(partial(grade_answer, task), rows, answers))
         return [
             {
                 "index": index,
-                "id": task.row_id(row, index),
+                "id": task.row_id(row, index // self.data.samples),
+                **({"row": index // self.data.samples} if several else {}),
                 "prompt": prompt,
                 "reference": task.reference(row),
-                "correct": correct,
+                "correct": verdict.right,
+                "reason": verdict.reason,
                 **asdict(answer),
                 "wall_share": wall_share,
             }
-            for index, row, prompt, (answer, correct) in zip(indices, rows, prompts, graded, strict=True)
+            for index, row, prompt, (answer, verdict) in zip(indices, rows, prompts, graded, strict=True)
         ]
 
     def _standing(self) -> Standing:
@@ -225,27 +271,32 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return [sample for _, sample in samples]
 
 
-def grade_answer(task: Task, row: Row, answer: Answer) -> tuple[Answer, bool]:
-    """Whether an answer is right.
+def grade_answer(task: Task, row: Row, answer: Answer) -> tuple[Answer, Verdict]:
+    """Return the answer and whether it is right.
 
     A grader that raises is a fault of ours, but no reason to lose the answer or the run: it becomes the answer's error.
     """
     if answer.text is None:
-        return answer, False
+        return answer, Verdict(False, "no answer")
     try:
         return answer, task.grade(row, answer.text)
     except Exception as error:
-        return replace(answer, error=f"grading raised {type(error).__name__}: {error}"), False
+        reason = f"grading raised {type(error).__name__}: {error}"
+        return replace(answer, error=reason), Verdict(False, reason)
 
 
 def _join_parts(folder: Path, data: TaskData, world: int) -> bool:
     """Whether every row is answered; the process that sees the last part complete writes the whole file."""
     whole = _whole(folder, data.task.name)
-    if len(read_samples(whole)) == len(data.rows):
-        return True
     parts = [_part(folder, data.task.name, Share(rank, world)) for rank in range(world)]
+    stored = read_samples(whole)
+    if len(stored) == data.total and not any(part.exists() for part in parts if part != whole):
+        order = [sample["index"] for sample in stored]
+        if order != sorted(order):  # rows that failed were asked again after the others
+            write_whole(whole, "".join(_line(sample) for sample in sorted(stored, key=lambda one: int(one["index"]))))
+        return True
     samples = {sample["index"]: sample for part in parts for sample in read_samples(part)}
-    if len(samples) < len(data.rows):
+    if len(samples) < data.total:
         return False
     write_whole(whole, "".join(_line(samples[index]) for index in sorted(samples)))
     for part in parts:
@@ -254,11 +305,20 @@ def _join_parts(folder: Path, data: TaskData, world: int) -> bool:
     return True
 
 
-def _metrics(folder: Path, name: str, batch_size: int, world: int, seed: int) -> dict[str, Any]:
-    """Metrics of a complete task; processes work at the same time, so the slowest one's time counts."""
-    samples = read_samples(_whole(folder, name))
+def task_metrics(folder: Path, data: TaskData, batch_size: int, world: int, seed: int) -> dict[str, Any]:
+    """Return the metrics of a complete task; processes work at the same time, so the slowest one's time counts."""
+    samples = read_samples(_whole(folder, data.task.name))
     walls = [sum(sample["wall_share"] for sample in samples if sample["index"] % world == r) for r in range(world)]
     return summarize(samples, wall_seconds=max(walls), batch_size=batch_size * world, seed=seed)
+
+
+def _failed(sample: dict[str, Any]) -> bool:
+    """Whether a sample has no answer; one that could not be graded has one."""
+    return sample["error"] is not None and sample["text"] is None
+
+
+def _waited(answerer: Answerer) -> float:
+    return answerer.waited if isinstance(answerer, WaitingAnswerer) else 0.0
 
 
 def _now() -> str:

@@ -185,7 +185,8 @@ def test_a_server_is_asked_with_every_decoding_option(
         "--out", tmp_path / "run", "--gen-length", 16, *options, "--decoder-option", "soft=false",
     )  # fmt: skip
     assert result.exit_code == 0
-    [body] = bodies
+    [probe, body] = bodies
+    assert probe == {**body, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
     assert set(given) <= body.keys(), "a value that is the default here need not be the server's"
     params = (
         protocol.request_models().chat.model_validate(body).params(default_length=1, default_block_length=1, seed=0)
@@ -199,7 +200,7 @@ def test_a_server_is_asked_with_every_decoding_option(
 def test_a_task_is_described(invoke: Callable[..., Any]) -> None:
     text = invoke("eval", "--describe", "gsm8k").stdout
     assert "Let's think step by step" in text
-    assert "version 1" in text
+    assert "version 2" in text
 
 
 def test_a_sweep_goes_on_point_by_point_and_is_reported(

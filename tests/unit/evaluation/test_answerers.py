@@ -108,3 +108,94 @@ def test_results_state_the_options_that_took_effect(tiny_config: Callable[..., M
     assert (params["threshold"], params["acceptance_threshold"]) == (0.8, 0.6)
     [output] = answerer.llm.generate([5, 6], GenerationParams(gen_length=8, block_length=4))
     assert (output.params["threshold"], output.params["acceptance_threshold"]) == (0.8, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (completion("x", usage={"completion_tokens": "three"}), "'completion_tokens' is no count but 'three'"),
+        (completion("x", usage={"completion_tokens": 3.5}), "no count"),
+        (completion("x", usage={"completion_tokens": True}), "no count"),
+        (completion("x", usage={"completion_tokens": -1}), "no count"),
+        (completion("x", usage=[1]), "'usage' is no object"),
+        (completion("x", dmax="fast"), "'dmax' is no object"),
+        (completion("x", dmax={"nfe": [2]}), "'nfe' is no count"),
+        (completion("half \ud83d"), "half a character"),
+        ({"choices": [{"message": {"content": ["x"]}}]}, "content is no text"),
+        ({"choices": [{"message": {"content": "x"}, "finish_reason": 3}]}, "finish_reason is no text"),
+        ({"choices": []}, "no chat completion"),
+        ({"choices": [{"message": None}]}, "no chat completion"),
+        ([], "no chat completion"),
+    ],
+)
+def test_a_malformed_reply_is_a_recorded_failure(body: Any, named: str) -> None:
+    text = json.dumps(body)
+    [answer] = server(lambda request: httpx.Response(200, text=text)).answer(["a"], [0], 64)
+    assert answer.text is None
+    assert named in (answer.error or "")
+    assert answer.error and answer.error.encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (401, {}),
+        (403, {}),
+        (404, {"message": "no model", "param": "model", "code": "model_not_found"}),
+        (400, {"message": "no decoder 'fast'", "param": "decoder"}),
+        (422, {"message": "threshold is 7", "param": "decoder_options.threshold"}),
+    ],
+)
+def test_a_configuration_error_ends_a_run_before_its_first_row(status: int, error: dict[str, Any]) -> None:
+    def handle(request: Any) -> Any:
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "nano"}]})
+        return httpx.Response(status, json={"error": error})
+
+    answerer = server(handle, extra={"decoder": "fast", "decoder_options": {}})
+    with pytest.raises(AnswererError, match=r"check --(api-key|model)"):
+        answerer.check()
+    with pytest.raises(AnswererError):
+        answerer.answer(["a"], [0], 64)
+
+
+def test_a_server_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(answerers.time, "sleep", pauses.append)
+    busy = httpx.Response(429, headers={"Retry-After": "7"})
+    past = httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    replies = [
+        busy,
+        past,
+        httpx.Response(503, headers={"Retry-After": "soon"}),
+        httpx.Response(200, json=completion("x")),
+    ]
+    [answer] = server(lambda request: replies.pop(0)).answer(["a"], [0], 64)
+    assert answer.text == "x"
+    assert pauses == [7.0, 0.0, 8.0]
+
+
+def test_a_server_that_wants_hours_of_peace_fails_the_row() -> None:
+    [answer] = server(lambda request: httpx.Response(429, headers={"Retry-After": "7200"})).answer(["a"], [0], 64)
+    assert "asks to wait 7200 s" in (answer.error or "")
+
+
+def test_a_server_that_never_answers_is_asked_once() -> None:
+    asked = []
+
+    def handle(request: Any) -> Any:
+        asked.append(request)
+        raise httpx.ReadTimeout("slow")
+
+    [answer] = server(handle, timeout=5).answer(["a"], [0], 64)
+    assert len(asked) == 1
+    assert "no answer within --timeout, 5 s" in (answer.error or "")
+
+
+def test_waits_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    replies = [httpx.Response(503, headers={"Retry-After": "0.1"}), httpx.Response(200, json=completion("x"))]
+    answerer = server(lambda request: replies.pop(0))
+    [answer] = answerer.answer(["a"], [0], 64)
+    assert 0.09 < answerer.waited < 5
+    assert answer.seconds < 0.09

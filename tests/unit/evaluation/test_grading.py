@@ -15,7 +15,7 @@ from dmax.evaluation.grading import boxed, final_number, final_statement, number
         ("#### -12", -12),
         ("first #### 3 then #### 5.", 5),
         (r"therefore \boxed{42} and 17 more words", 42),
-        (r"#### 3 and \boxed{4}", 3),
+        (r"#### 3 and \boxed{4}", 4),
         ("She pays 1,250 dollars.", 1250),
         ("He has 36.0 left.", 36),
         ("The answer is 18.", 18),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from dmax.evaluation.metrics import (
     MeasurementError,
+    accuracy_interval,
     aup,
     aup_intervals,
     aup_points,
@@ -21,6 +23,7 @@ from dmax.evaluation.metrics import (
     mcnemar,
     paired_difference,
     pareto_front,
+    pass_at,
     right_answers,
     summarize,
     tpf_of_rows,
@@ -91,7 +94,7 @@ def test_one_answer_without_counts_leaves_the_cost_unknown() -> None:
 
 def test_a_run_in_which_everything_failed() -> None:
     summary = summarize([failed(0), failed(1)], 1.0, 2)
-    assert (summary["accuracy"], summary["accuracy_ci95"], summary["failed"]) == (0.0, [0.0, 0.0], 2)
+    assert (summary["accuracy"], summary["accuracy_ci95"][0], summary["failed"]) == (0.0, 0.0, 2)
     assert summary["tps"] is summary["tpf_mean"] is summary["nfe_mean"] is None
 
 
@@ -350,3 +353,19 @@ def test_a_front_beats_everything_else(points: list[tuple[int, int]]) -> None:
 
 def test_an_interval_is_the_middle_95_percent() -> None:
     assert interval(np.arange(1001) / 1000) == pytest.approx([0.025, 0.975])
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [([1] * 6, 0.5407, 1.0), ([0] * 6, 0.0, 0.4593), ([1], 0.025, 1.0)])
+def test_all_or_none_right_has_an_exact_interval(right: list[int], low: float, high: float) -> None:
+    assert accuracy_interval(right, 0) == pytest.approx([low, high], abs=1e-4)
+
+
+def test_two_runs_that_never_differ_may_differ_elsewhere() -> None:
+    low, high = paired_difference([True] * 6, [True] * 6).ci95
+    assert (low, high) == pytest.approx((-0.4593, 0.4593), abs=1e-4)
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_answer() -> None:
+    right = [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
+    by_hand = [sum(any(row[i] for i in drawn) for drawn in combinations(range(4), 2)) / 6 for row in right]
+    assert pass_at(right) == pytest.approx({"1": 0.5, "2": sum(by_hand) / 3, "4": 2 / 3})

@@ -270,3 +270,14 @@ def test_the_command_refuses_in_one_sentence(write: Write, invoke: Callable[...,
         assert (result.exit_code, result.stdout) == (2, "")
         assert sentence in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_rows_with_the_same_id_are_paired_by_position_and_said(write: Write) -> None:
+    twins = [sample(0, True, id="same"), sample(1, False, id="same"), sample(2, True, id="same")]
+    other = [{**row, "correct": True} for row in twins]
+    for row in (*twins, *other):
+        row["prompt"] = row["reference"] = "one"
+    section = compare(read_runs([write("first", samples=twins), write("other", samples=other)])).sections[0]
+    assert section.against is not None
+    assert section.against.rows[0][2:] == ("1", "0", "1.000", "3")
+    assert section.warnings[0] == "In first, 2 rows repeat another's id; those are paired by position."

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dmax.evaluation.answerers import Answer
+from dmax.evaluation.answerers import Answer, AnswererError
+from dmax.evaluation.regrade import regrade
 from dmax.evaluation.run_folder import RunFolderError
 from dmax.evaluation.runner import Share, TaskData, evaluate, read_samples
+from dmax.evaluation.tasks import Verdict
 
 
 class Adding:
@@ -29,10 +33,10 @@ class Adding:
     def reference(self, row: Mapping[str, Any]) -> str:
         return str(row["a"] + row["b"])
 
-    def grade(self, row: Mapping[str, Any], text: str) -> bool:
+    def grade(self, row: Mapping[str, Any], text: str) -> Verdict:
         if text == "raise":
             raise RuntimeError("no such grade")
-        return text == self.reference(row)
+        return Verdict(text == self.reference(row), f"text {text!r}")
 
     def check(self, row: Mapping[str, Any]) -> None:
         pass
@@ -203,3 +207,95 @@ def test_a_line_that_is_no_sample_is_reported(tmp_path: Path) -> None:
     path.write_bytes(b"[]\n" + path.read_bytes())
     with pytest.raises(RunFolderError, match="line 1"):
         run(tmp_path, Calculator())
+
+
+def test_failed_rows_are_asked_again_and_the_file_is_in_order(tmp_path: Path) -> None:
+    run(tmp_path, Calculator({"1+2": "fail", "2+4": "fail"}))
+    again = Calculator()
+    results = run(tmp_path, again)
+    assert results is not None
+    assert again.asked == ["1+2", "2+4"]
+    assert results["tasks"]["adding"]["metrics"]["failed"] == 0
+    assert [sample["index"] for sample in read_samples(tmp_path / "samples-adding.jsonl")] == list(range(10))
+
+
+def test_failed_rows_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    run(tmp_path, Calculator({"1+2": "fail"}))
+    again = Calculator()
+    assert run(tmp_path, again, retry_failed=False) is not None
+    assert again.asked == []
+
+
+def test_failed_rows_of_several_processes_are_asked_again(tmp_path: Path) -> None:
+    for rank in range(2):
+        run(tmp_path, Calculator({"1+2": "fail", "3+6": "fail"}), share=Share(rank, 2))
+    results = [run(tmp_path, Calculator(), share=Share(rank, 2)) for rank in range(2)]
+    assert results[0] is None
+    assert results[1] is not None
+    assert results[1]["tasks"]["adding"]["metrics"]["accuracy"] == 1
+    assert [sample["index"] for sample in read_samples(tmp_path / "samples-adding.jsonl")] == list(range(10))
+
+
+def test_a_run_without_answers_stops_and_goes_on(tmp_path: Path) -> None:
+    dead = Calculator({f"{i}+{2 * i}": "fail" for i in range(3, 10)})
+    with pytest.raises(AnswererError, match=r"4 answers in a row failed.*too long.*same command"):
+        run(tmp_path, dead, most_failures=3)
+    assert len(dead.asked) == 8
+    assert not (tmp_path / "results.json").exists()
+    rest = Calculator()
+    assert run(tmp_path, rest, most_failures=3) is not None
+    assert rest.asked == [f"{i}+{2 * i}" for i in range(3, 10)]
+
+
+def test_several_samples_a_row_give_pass_at_k(tmp_path: Path) -> None:
+    class Drawing(Calculator):
+        def answer(self, prompts: Sequence[str], seeds: Sequence[int], gen_length: int) -> list[Answer]:
+            answers = super().answer(prompts, seeds, gen_length)
+            return [replace(a, text="no") if seed % 2 else a for a, seed in zip(answers, seeds, strict=True)]
+
+    drawing, data = Drawing(), [replace(asked(3)[0], samples=2)]
+    results = evaluate(data, drawing, tmp_path, seed=0, command=[])
+    assert results is not None
+    metrics = results["tasks"]["adding"]["metrics"]
+    assert (metrics["n"], metrics["rows"], metrics["accuracy"]) == (6, 3, 0.5)
+    assert metrics["pass_at_k"] == {"1": 0.5, "2": 1.0}
+    assert drawing.seeds == list(range(6))
+    rows = [(s["id"], s["row"]) for s in read_samples(tmp_path / "samples-adding.jsonl")]
+    assert rows == [("row-0", 0), ("row-0", 0), ("row-1", 1), ("row-1", 1), ("row-2", 2), ("row-2", 2)]
+
+
+def test_stored_answers_are_graded_again_without_asking(tmp_path: Path) -> None:
+    run(tmp_path, Calculator({"3+6": "nine", "2+4": "raise", "1+2": "fail"}))
+
+    class Lenient(Adding):
+        version = 2
+
+        def grade(self, row: Mapping[str, Any], text: str) -> Verdict:
+            return Verdict(True, f"read {text}")
+
+    data = [TaskData(Lenient(), asked()[0].rows, {"kind": "test"}, gen_length=8)]
+    results = regrade(data, tmp_path)
+    assert results is not None
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert results["tasks"]["adding"]["version"] == 2
+    metrics = results["tasks"]["adding"]["metrics"]
+    assert (metrics["accuracy"], metrics["failed"]) == (0.9, 1)
+    samples = read_samples(tmp_path / "samples-adding.jsonl")
+    assert (samples[3]["reason"], samples[2]["error"], samples[1]["correct"]) == ("read nine", None, False)
+    with pytest.raises(RunFolderError, match="other rows"):
+        regrade([replace(data[0], rows=data[0].rows[:4])], tmp_path)
+
+
+def test_waiting_for_a_server_is_no_part_of_the_throughput(tmp_path: Path) -> None:
+    class Waiting(Calculator):
+        waited = 0.0
+
+        def answer(self, prompts: Sequence[str], seeds: Sequence[int], gen_length: int) -> list[Answer]:
+            started = time.perf_counter()
+            time.sleep(0.05)
+            self.waited += time.perf_counter() - started
+            return super().answer(prompts, seeds, gen_length)
+
+    results = run(tmp_path, Waiting())
+    assert results is not None
+    assert results["tasks"]["adding"]["metrics"]["wall_seconds"] < 0.05

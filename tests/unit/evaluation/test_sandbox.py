@@ -17,7 +17,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +304,30 @@ print(open(canary).read())
     )
     assert (done.returncode, done.stdout.strip()) == (0, CANARY), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["canary"]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "assert f(1) == 1",
+        "from __future__ import annotations\nx = 1; y = 2\nassert f(x) == 1 and f(y) == 2",
+        "\"\"\"Doc.\"\"\"\ndef check(c):\n    '''Doc.'''\n    for i in range(3):\n        assert c(i) == i\n"
+        "    if c(1): return\n    assert False\n\ncheck(f)",
+        "def twice(c):\n    assert c(1) == 1\ntwice(f)\ntwice(f)",
+        "try:\n    f(1)\nexcept ValueError:\n    raise\nassert f(\n    2\n) == 2",
+        "def gen(c):\n    yield c(1)\ngen(f)",
+        "def maybe(c):\n    assert c(1) == 1\nif f(1) == 2: maybe(f)",
+        "é = 'ä'; assert f(é) == é",
+        "",
+    ],
+)
+def test_marks_change_no_verdict(tests: str) -> None:
+    assert run_program("def f(x): return x", tests).passed
+
+
+def test_nothing_runs_unprotected_unless_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = replace(available_isolation(), file_system="open", missing=("No walls.",))
+    monkeypatch.setattr("dmax.evaluation.sandbox.isolation.available_isolation", lambda: bare)
+    with pytest.raises(SandboxError, match=r"unprotected.*No walls\..*--unprotected"):
+        run_program("x = 1", "assert x")
+    assert run_program("x = 1", "assert x", unprotected=True).passed

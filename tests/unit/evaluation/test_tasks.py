@@ -81,16 +81,16 @@ def test_prompts(name: str, row: Row, prompt: str) -> None:
 
 
 PROMPT_DIGESTS = {
-    "gsm-symbolic": (1, "b20436c18c6e22d4"),
+    "gsm-symbolic": (2, "b20436c18c6e22d4"),
     "parallel-stress": (1, "77a38f0e270c8e19"),
-    "gsm8k": (1, "85951e73db9e7438"),
-    "asdiv": (1, "1e62319d46c0fba1"),
-    "math500": (1, "cac105ddb30a03ac"),
-    "minerva-algebra": (1, "cac105ddb30a03ac"),
-    "humaneval": (1, "b7e0301f617e336e"),
-    "humaneval+": (1, "b7e0301f617e336e"),
-    "mbpp": (1, "55a9804b334d07c8"),
-    "mbpp+": (1, "55a9804b334d07c8"),
+    "gsm8k": (2, "85951e73db9e7438"),
+    "asdiv": (2, "1e62319d46c0fba1"),
+    "math500": (2, "cac105ddb30a03ac"),
+    "minerva-algebra": (2, "cac105ddb30a03ac"),
+    "humaneval": (2, "b7e0301f617e336e"),
+    "humaneval+": (2, "b7e0301f617e336e"),
+    "mbpp": (2, "55a9804b334d07c8"),
+    "mbpp+": (2, "55a9804b334d07c8"),
 }
 
 
@@ -193,7 +193,7 @@ def test_mathematics_is_compared_by_value_from_any_thread() -> None:
     right = [r"so \boxed{0.5}", r"\boxed{\dfrac12}", r"\boxed{\frac{1}{2}}"]
     wrong = [r"\boxed{\frac{1}{3}}", "no idea", "", r"\boxed{((((}"]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(partial(task.grade, row), right + wrong)) == [True] * 3 + [False] * 4
+        assert [v.right for v in pool.map(partial(task.grade, row), right + wrong)] == [True] * 3 + [False] * 4
 
 
 def test_a_comparison_that_hangs_is_wrong_and_the_next_one_works() -> None:

@@ -7,7 +7,8 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dmax.evaluation.sandbox.isolation import namespaces_work
+from dmax.evaluation.sandbox.checkpoints import with_checkpoints
+from dmax.evaluation.sandbox.isolation import namespaces_work, require_protection
 from dmax.evaluation.sandbox.launch import Limits, launch
 
 _LONGEST_DETAIL = 200
@@ -31,7 +32,7 @@ class SandboxResult:
     """Wall time from the start of the program to its end, the interpreter's start not counted."""
 
 
-def run_program(program: str, tests: str, limits: Limits | None = None) -> SandboxResult:
+def run_program(program: str, tests: str, limits: Limits | None = None, *, unprotected: bool = False) -> SandboxResult:
     """Run a program and then its tests in a sandbox, in a process of their own that nothing outlives.
 
     The tests see what the program defined, and pass where they run to their end. ``__name__`` is not ``"__main__"``.
@@ -42,30 +43,30 @@ def run_program(program: str, tests: str, limits: Limits | None = None) -> Sandb
         program: Python source that is not trusted.
         tests: Python source that is.
         limits: what both together may use up; ``Limits()`` where None.
+        unprotected: whether to run it where nothing keeps it from this machine's files and network.
 
     Returns:
-        The verdict. A program that passes has run twice: the second time the last of the tests cannot be passed, and
-        a program that passes nevertheless has ``forged`` its result.
+        The verdict. A program that passes has run twice: the second time one of the tests cannot be passed, and a
+        program that passes nevertheless has ``forged`` its result.
 
     Raises:
-        SandboxError: the sandbox could not be set up.
+        SandboxError: the sandbox could not be set up, or would protect nothing.
     """
     limits = limits or Limits()
+    if not unprotected:
+        require_protection()
     number = 2 * secrets.randbits(62)
-    result = _run(program, _with_parity_test(tests, number), limits)
-    if result.passed and _run(program, _with_parity_test(tests, number + 1), limits).passed:
+    result = _run(program, tests, number, limits)
+    if result.passed and _run(program, tests, number + 1, limits).passed:
         detail = "it also passes tests that no program can pass"
         return replace(result, passed=False, reason="forged", detail=detail)
     return result
 
 
-def _with_parity_test(tests: str, number: int) -> str:
-    """The tests and one more; the program can tell the number's parity only by looking at the tests."""
-    return f"{tests}\nassert {number} % 2 == 0\n"
-
-
-def _run(program: str, tests: str, limits: Limits) -> SandboxResult:
-    report = launch(program, tests, limits, namespaces=namespaces_work())
+def _run(program: str, tests: str, number: int, limits: Limits) -> SandboxResult:
+    """Run the program with tests that can be passed where ``number`` is even."""
+    name = f"_{secrets.token_hex(8)}"
+    report = launch(program, with_checkpoints(tests, name, number), limits, namespaces=namespaces_work(), marks=name)
     if report is None:
         return SandboxResult(False, "crashed", "the sandbox was killed from outside", 0.0)
     reason, detail = _verdict(report, limits)

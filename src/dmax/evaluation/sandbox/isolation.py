@@ -68,6 +68,20 @@ def available_isolation() -> Isolation:
     return _isolation(_facts(namespaces=False), reason)
 
 
+def require_protection() -> None:
+    """Make sure that something keeps a program from this machine.
+
+    Raises:
+        SandboxError: it could write every file that its user can.
+    """
+    isolation = available_isolation()
+    if isolation.file_system == "open":
+        raise SandboxError(
+            f"Programs would run unprotected on this machine. {' '.join(isolation.missing)} Use a container, or ask "
+            "for it by name: --unprotected."
+        )
+
+
 def namespaces_work() -> bool:
     """Whether sandboxes on this machine are built on namespaces."""
     return available_isolation().namespaces

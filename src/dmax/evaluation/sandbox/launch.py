@@ -64,7 +64,7 @@ class Limits:
                 raise SandboxError(f"{name} is {value!r}; it must be a whole number.")
 
 
-def launch(program: str, tests: str, limits: Limits, *, namespaces: bool) -> dict[str, Any] | None:
+def launch(program: str, tests: str, limits: Limits, *, namespaces: bool, marks: str = "") -> dict[str, Any] | None:
     """Run a program and its tests in a sandbox of their own.
 
     Args:
@@ -72,6 +72,7 @@ def launch(program: str, tests: str, limits: Limits, *, namespaces: bool) -> dic
         tests: Python source, run in the program's namespace once the program has run to its end.
         limits: what they may use up.
         namespaces: whether to build the sandbox on Linux namespaces.
+        marks: name of the list in which the tests mark what they have run; none where empty.
 
     Returns:
         The judge's report (``jail/judge.py`` lists its keys); None where the judge itself was killed.
@@ -81,7 +82,7 @@ def launch(program: str, tests: str, limits: Limits, *, namespaces: bool) -> dic
     """
     box = Path(tempfile.mkdtemp(prefix="dmax-sandbox-"))
     try:
-        return _report(*_talk(program, tests, _settings(limits, box, namespaces), box, limits.wall_seconds))
+        return _report(*_talk((program, tests, marks), _settings(limits, box, namespaces), box, limits.wall_seconds))
     finally:
         remove_tree(box)
 
@@ -107,7 +108,7 @@ def _environment() -> dict[str, str]:
 
 
 def _talk(
-    program: str, tests: str, settings: dict[str, Any], box: Path, wall_seconds: float
+    sources: tuple[str, str, str], settings: dict[str, Any], box: Path, wall_seconds: float
 ) -> tuple[int, bytes, bytes]:
     """Exit code, standard output and standard error of one sandbox."""
     jail = str(Path(__file__).parent)
@@ -120,7 +121,7 @@ def _talk(
         env=_environment(),
         start_new_session=True,
     )
-    request = json.dumps({"program": program, "tests": tests}).encode()
+    request = json.dumps(dict(zip(("program", "tests", "marks"), sources, strict=True))).encode()
     try:
         output, errors = process.communicate(request, timeout=wall_seconds + STARTUP_SECONDS)
     except subprocess.TimeoutExpired:

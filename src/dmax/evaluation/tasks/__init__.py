@@ -5,7 +5,17 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from dmax.evaluation.tasks.asdiv import Asdiv
-from dmax.evaluation.tasks.base import BadRow, GeneratedTask, HubSource, Row, RowForm, SandboxedTask, Task, TaskError
+from dmax.evaluation.tasks.base import (
+    BadRow,
+    GeneratedTask,
+    HubSource,
+    Row,
+    RowForm,
+    SandboxedTask,
+    Task,
+    TaskError,
+    Verdict,
+)
 from dmax.evaluation.tasks.competition import MATH500, MINERVA_ALGEBRA
 from dmax.evaluation.tasks.data import Rows, load_rows, read_rows, rows_digest
 from dmax.evaluation.tasks.numeric import Gsm8k, GsmSymbolic
@@ -22,6 +32,7 @@ __all__ = [
     "SandboxedTask",
     "Task",
     "TaskError",
+    "Verdict",
     "describe",
     "get_task",
     "load_rows",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from fractions import Fraction
 from typing import ClassVar
 
-from dmax.evaluation.grading import boxed, final_number, final_statement, numbers
-from dmax.evaluation.tasks.base import PAPER_LENGTH, HubSource, Row, text_of
+from dmax.evaluation.grading import boxed, final_number, final_statement, numbers, read_number
+from dmax.evaluation.tasks.base import PAPER_LENGTH, HubSource, Row, Verdict, one_line, text_of
 from dmax.evaluation.tasks.numeric import STEP_BY_STEP
 
 _NUMBER = re.compile(r"-?\(?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?\)?")
@@ -22,6 +22,8 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _MONTH = re.compile(r"\b(?:Jan|Febr)uary|March|April|May|June|July|August|(?:Sept|Nov|Dec)ember|October")
 _NAMED = re.compile(r"(?<=\S)\(([^()]*[A-Za-z][^()]*)\)")
 """A thing compared, as in ``12 apples(Ann) > 9 apples(Ben)``; before a unit there is a space."""
+_CLAUSE = re.compile(r"[.,;:!?\n]+|\bbut\b|\bbecause\b|\bsince\b|\bwhile\b", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(?:not|never|neither|nor|cannot|hardly|no\s+longer|\w+n't)\b", re.IGNORECASE)
 _CONTRARY = {"yes": ["no"], "no": ["yes"]}
 _EQUAL = frozenset({"equal", "equally", "equivalent", "same", "tie", "tied"})
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -31,7 +33,7 @@ class Asdiv:
     """The grade-school problems of ASDiv, with the columns of its XML file or of the hub's copy."""
 
     name = "asdiv"
-    version = 1
+    version = 2
     description = "Grade-school word problems of many kinds; the answers are numbers, ratios, times of day or words."
     grading = (
         r"The answer is what follows the last ####, else the last \boxed{}, else the end of the text. A number must "
@@ -57,7 +59,12 @@ class Asdiv:
         formula = row.get("Formula", row.get("formula")) or ""
         return f"{formula}\n#### {text_of(row, 'Answer', 'answer')}".lstrip()
 
-    def grade(self, row: Row, text: str) -> bool:
+    def grade(self, row: Row, text: str) -> Verdict:
+        reading = read_number(text) if re.search("[0-9]", str(row.get("Answer", row.get("answer")))) else None
+        read = str(reading) if reading else f"words {one_line(final_statement(text))!r}"
+        return Verdict(self._is_right(row, text), read)
+
+    def _is_right(self, row: Row, text: str) -> bool:
         answer = text_of(row, "Answer", "answer").strip()
         parts = [_UNIT.sub("", part).strip() for part in answer.split(";")]
         if all(_NUMBER.fullmatch(part) for part in parts):
@@ -160,15 +167,23 @@ def _names(text: str, expected: str, named: list[str]) -> bool:
     """
     statement, wanted = _words(final_statement(text)), _words(expected)
     if not _EQUAL.isdisjoint(wanted):
-        return not _EQUAL.isdisjoint(statement)
+        return _affirmed(final_statement(text), _EQUAL)
     named = _CONTRARY.get(expected.lower().strip("."), named)
     others = {word for name in named if _words(name) != wanted for word in _words(name)}
     own = [word for word in wanted if word not in others] or wanted
     if not others:
         return all(word in statement for word in own)
+    if named is not _CONTRARY.get(expected.lower().strip(".")) and not _affirmed(final_statement(text), set(own)):
+        return False
     # "Ann's box is heavier than Ben's" names both.
     rivals = [statement.index(word) for word in others.difference(wanted) if word in statement]
     return any(word in statement[: min(rivals, default=len(statement))] for word in own)
+
+
+def _affirmed(statement: str, wanted: Set[str]) -> bool:
+    """Whether one of some words stands in a clause that does not deny it, or before the denial of something else."""
+    clauses = [clause for clause in _CLAUSE.split(statement) if not wanted.isdisjoint(_words(clause))]
+    return any(not _DENIAL.search(clause.replace("*", "").replace("’", "'")) for clause in clauses)
 
 
 def _words(text: str) -> list[str]:

@@ -22,6 +22,18 @@ class BadRow(ValueError):
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and why."""
+
+    right: bool
+    reason: str
+    """What was read (a number, a box, code) and, from the sandbox, why it failed."""
+
+    def __bool__(self) -> bool:
+        return self.right
+
+
+@dataclass(frozen=True)
 class HubSource:
     """A data set on the Hugging Face Hub."""
 
@@ -91,8 +103,8 @@ class Task(RowForm, Protocol):
         """A whole answer that must grade as right."""
         ...
 
-    def grade(self, row: Row, text: str) -> bool:
-        """Whether an answer is right. May be called from several threads."""
+    def grade(self, row: Row, text: str) -> Verdict:
+        """Return whether an answer is right, and why. May be called from several threads."""
         ...
 
     def row_id(self, row: Row, index: int) -> str:
@@ -129,6 +141,12 @@ class SandboxedTask(Task, Protocol):
             SandboxError: no sandbox can be set up here.
         """
         ...
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    """Return a text in one line, cut to so many characters from its end."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= longest else f"…{flat[-longest:]}"
 
 
 def text_of(row: Row, *columns: str) -> str:

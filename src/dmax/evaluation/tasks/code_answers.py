@@ -1,4 +1,4 @@
-"""Finding the program in an answer."""
+"""Finding the program in an answer: the longest part that is Python, in and out of fences."""
 
 from __future__ import annotations
 
@@ -8,37 +8,75 @@ import re
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-_FENCE = re.compile(
-    r"(?:```|~~~)[ \t]*([\w+.-]*)[^\n`]*\n(.*?)(?:^[ \t]*(?:```|~~~)|(?<=\S)```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
-)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+.-]*)[^\n`]*$|(?<=\S)(```)[ \t]*$", re.MULTILINE)
 _PYTHON = frozenset({"", "python", "python3", "py"})
-_CODE_LINE = re.compile(r"(?:async )?def \w|class \w+\s*[:(]|import \w|from [\w.]+ import |@\w")
+_MARKERS = re.compile(
+    r"^[ \t]*\[/?(?:BEGIN|DONE|PYTHON|CODE|ANSWER|SOLUTION)\][ \t]*|^<s>|</?(?:code|answer)>", re.MULTILINE
+)
+_DONE = re.compile(r"\[(?:DONE|/PYTHON|/CODE|/ANSWER|/SOLUTION)\]")
+_END = re.compile(r"<\|[\w▁ ]+\|>|<｜[^｜]*｜>|</s>|<eos>|<EOS>|<end_of_turn>|<role>\w*</role>")
+"""How models write that an answer ends, where it was not taken off."""
+_CODE_LINE = re.compile(r"(?:async )?def \w|class \w+\s*[:(]|import \w|from [\w.]+ import |@\w|\w+ *(?::[^=]+)?= *\S")
+_DEFINITION = re.compile(r"^[ \t]*(?:(?:async )?def \w|class \w)|^[ \t]+return\b", re.MULTILINE)
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _WARNINGS = threading.Lock()
+_MOST_TRIES = 2000
+"""Parts that are compiled in search of the longest that is Python."""
 
 
 def find_code(text: str, names: tuple[str, ...] = ()) -> str:
-    """The Python code of an answer.
+    """Return the Python code of an answer.
 
-    The last block in a Python fence that defines one of ``names``, else the first block. Without fences, the whole
-    text where it is Python, else the lines from the first definition or import on, up to where they stop being
-    Python, else the text as it is.
+    The last block in a Python fence that defines one of ``names``, else what defines one outside of fences, else the
+    first block. Of a block that is no Python as it stands, because it was cut off or because prose follows it, the
+    longest part that compiles counts. A fence that is never closed reaches to the end, and what stands before a
+    fence that only closes is a block too. Without any, the text as it is.
     """
-    blocks = [textwrap.dedent(code) for language, code in _FENCE.findall(text) if language.lower() in _PYTHON]
-    if blocks:
-        return next((block for block in reversed(blocks) if defines(block, names)), blocks[0])
-    text = text.strip("\n").rstrip()
-    lines = text.splitlines()
-    start = next((number for number, line in enumerate(lines) if _CODE_LINE.match(line)), None)
-    if start is None or compiles(text):
-        return text
-    return _longest(lines[start:], str) or "\n".join(lines[start:])
+    blocks = [block for block, _ in _blocks(text)]
+    fenced = [block for block, in_fence in _blocks(text) if in_fence]
+    whole = [part for block in blocks if (part := python_part(block, names)) is not None]
+    in_fences = [part for block in fenced if (part := python_part(block, names)) is not None]
+    for parts in (in_fences, whole):
+        defining = [part for part in parts if defines(part, names)]
+        if defining:
+            return defining[-1]
+    if fenced:
+        return next(iter(in_fences), fenced[0])
+    plain = _without_markers(text).strip("\n").rstrip()
+    if not whole or any(line[:1].isspace() for line in plain.splitlines()[:1]):  # a function's body
+        return plain
+    return max(whole, key=len)
+
+
+def python_part(code: str, names: tuple[str, ...] = ()) -> str | None:
+    """Return the longest run of whole lines that compiles, of those that define one of ``names`` where any does; None
+    where nothing that looks like code compiles."""
+    if compiles(code) and code.strip():
+        return _without_remarks(code)
+    if compiles("def body():\n" + textwrap.indent(_levelled(code), "    ")):
+        return code
+    lines = code.splitlines()
+    best: str | None = None
+    for part in _parts(lines):
+        better = best is None or (defines(part, names), len(part)) > (defines(best, names), len(best))
+        if better and compiles(part):
+            best = part
+    return best and _without_remarks(best)
+
+
+def _without_remarks(code: str) -> str:
+    """Without lines at the end that are prose by their looks and Python by chance, such as ``This is prose``."""
+    tree = ast.parse(code)
+    kept = list(tree.body)
+    while len(kept) > 1 and isinstance(kept[-1], ast.Expr) and isinstance(kept[-1].value, ast.Name | ast.Compare):
+        kept.pop()
+    return code if len(kept) == len(tree.body) else "\n".join(code.splitlines()[: kept[-1].end_lineno])
 
 
 def defines(code: str, names: tuple[str, ...]) -> bool:
-    """Whether code defines one of some names at its top level, by the look of it: it may not be whole."""
+    """Return whether code defines one of some names at its top level, by the look of it: it may not be whole."""
     either = "|".join(map(re.escape, names))
     return (
         bool(names)
@@ -47,29 +85,37 @@ def defines(code: str, names: tuple[str, ...]) -> bool:
 
 
 def complete(prompt: str, code: str, name: str) -> str:
-    """A program out of a function's beginning (imports, signature, docstring) and an answer's code.
+    """Return a program out of a function's beginning (imports, signature, docstring) and an answer's code.
 
     Code that defines the function stands for itself, after the imports and helpers that the prompt gives it; other
-    code is taken for the function's body, indented or not, as far as it is Python.
+    code is taken for the function's body, indented by whatever or not at all, as far as it is Python.
     """
     if defines(code, (name,)):
         given = prompt[: _start_of(prompt, name)]
         return "".join(_FUTURE.findall(code)) + given + "\n" + _FUTURE.sub("", code) + "\n"
     head = prompt.rstrip() + "\n"
+    indent = re.match(r"[ \t]*", head.rstrip("\n").rpartition("\n")[2])
+    indent_text = (indent[0] if indent else "") or "    "
     forms: list[Callable[[str], str]] = [
-        lambda body: head + textwrap.indent(body, "    "),
+        lambda body: head + textwrap.indent(body, indent_text),
         # A body whose first line lost its indentation, as happens where an answer is stripped.
-        lambda body: head + "    " + body,
+        lambda body: head + indent_text + body,
+        # The same, indented by tabs or by another number of spaces than the docstring.
+        lambda body: head + textwrap.indent(_levelled(body), indent_text),
     ]
     if code[:1].isspace():
         forms.insert(0, lambda body: head + body)
     whole = [form(code) for form in forms]
+    compiled = next(filter(compiles, whole), None)
+    if compiled:
+        return compiled
     lines = code.strip("\n").splitlines()
-    return next(filter(compiles, whole), None) or _longest(lines, forms[0]) or whole[0]
+    parts = [part for form in (forms[-3], forms[-1]) if (part := _longest(lines, form))]
+    return max(parts, key=len, default=whole[0])
 
 
 def called_names(tests: list[str]) -> tuple[str, ...]:
-    """Names that every one of some tests mentions; Python's own ones only where there are no others."""
+    """Return the names that every one of some tests mentions; Python's own ones only where there are no others."""
     shared: set[str] | None = None
     for test in tests:
         try:
@@ -82,7 +128,7 @@ def called_names(tests: list[str]) -> tuple[str, ...]:
 
 
 def compiles(code: str) -> bool:
-    """Whether Python can compile some code."""
+    """Return whether Python can compile some code."""
     try:
         with _WARNINGS, warnings.catch_warnings():  # the lock, because the filters are the whole process's
             warnings.simplefilter("ignore")
@@ -90,6 +136,67 @@ def compiles(code: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return False
     return True
+
+
+def _without_markers(text: str) -> str:
+    """The text without what says that an answer begins or ends, and nothing behind the latter."""
+    text = _END.split(text.lstrip("\n"), maxsplit=1)[0] if _END.split(text)[0].strip() else _END.sub("", text)
+    return _MARKERS.sub("", text)
+
+
+def _blocks(text: str) -> Iterator[tuple[str, bool]]:
+    """What stands between fences, in order, and whether that is inside one of Python or of no language."""
+    end = _END.search(text)
+    text = text[: end.start()] if end and text[: end.start()].strip() else _END.sub("", text)
+    for stretch in _DONE.split(text):
+        stretch = _MARKERS.sub("", stretch)
+        fences = list(_FENCE.finditer(stretch))
+        at, language = 0, None
+        for number, fence in enumerate(fences):
+            inner = stretch[at : fence.start()]
+            opens = language is None and not _closes_alone(fence, inner, len(fences) - number)
+            if inner.strip():
+                in_fence = not opens and (language or "").lower() in _PYTHON
+                if in_fence or language is None:
+                    yield _block(inner), in_fence
+            at, language = fence.end(), (fence[1] or "") if opens else None
+        if stretch[at:].strip() and (language or "").lower() in _PYTHON:
+            yield _block(stretch[at:]), language is not None
+
+
+def _block(text: str) -> str:
+    return textwrap.dedent(text.removeprefix("\n"))
+
+
+def _closes_alone(fence: re.Match[str], before: str, left: int) -> bool:
+    """Whether a fence that no other opened closes the code before it: it names no language, the number of those left is
+    odd, and there is a definition before it."""
+    return not fence[1] and left % 2 == 1 and _DEFINITION.search(before) is not None
+
+
+def _parts(lines: list[str]) -> Iterator[str]:
+    """Runs of lines that begin with code, the earliest first and of each beginning the longest first."""
+    tries = 0
+    starts = [number for number, line in enumerate(lines) if _CODE_LINE.match(line)]
+    for start in starts:
+        for end in range(len(lines), start, -1):
+            if not lines[end - 1].strip():
+                continue
+            yield "\n".join(lines[start:end])
+            tries += 1
+            if tries >= _MOST_TRIES:
+                return
+
+
+def _levelled(body: str) -> str:
+    """A body with spaces for its tabs, its own indentation taken off."""
+    lines = [re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(4), line) for line in body.splitlines()]
+    level = textwrap.dedent("\n".join(lines))
+    if level[:1].isspace() or len(lines) < 2:
+        return level
+    later = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
+    first_lost = bool(later) and min(later) > 0 and not lines[0].rstrip().endswith(":")
+    return lines[0] + "\n" + textwrap.dedent("\n".join(lines[1:])) if first_lost else level
 
 
 def _start_of(prompt: str, name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dmax.evaluation.grading import boxed
-from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, text_of
+from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, Verdict, one_line, text_of
 from dmax.evaluation.tasks.math_verifier import MathVerifier
 
 INSTRUCTION = r"Work through it step by step and write the final answer inside \boxed{}."
@@ -27,12 +27,13 @@ class CompetitionMath:
     name: str
     description: str
     source: HubSource
-    version: int = 1
+    version: int = 2
     gen_length: int = PAPER_LENGTH
     example: Row = field(default_factory=lambda: _EXAMPLE)
     grading: str = (
         r"The last \boxed{} of the answer, else its last expression, must equal the reference by math-verify, which "
-        "compares by value and symbolically."
+        "compares by value and symbolically; numbers that it rounds to the same are compared again, exactly. "
+        "Punctuation, degrees, currency and the letter of a choice do not count."
     )
     _verifier: MathVerifier = field(default=_VERIFIER, repr=False, compare=False)
 
@@ -45,8 +46,10 @@ class CompetitionMath:
         solution = row.get("solution")
         return solution if isinstance(solution, str) and boxed(solution) else self._gold(row)
 
-    def grade(self, row: Row, text: str) -> bool:
-        return self._verifier.same(self._gold(row), text)
+    def grade(self, row: Row, text: str) -> Verdict:
+        boxes = boxed(text)
+        read = f"box {one_line(boxes[-1])!r}" if boxes else f"no box; the end of the answer, {one_line(text)[-80:]!r}"
+        return Verdict(self._verifier.same(self._gold(row), text), read)
 
     def check(self, row: Row) -> None:
         self._verifier.require()

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dmax.evaluation.grading import boxed
+from dmax.evaluation.grading.latex import comparable, same_words, stated_forms, tidy
 from dmax.evaluation.tasks.base import TaskError
 
 _START_SECONDS = 120.0
@@ -55,8 +56,19 @@ class MathVerifier:
         Raises:
             TaskError: ``math-verify`` is missing or does not start.
         """
-        if boxed(gold)[-1:] == boxed(answer)[-1:]:
-            return True
+        expected = tidy(boxed(gold)[-1])
+        for form in stated_forms(answer):
+            same = same_words(expected, form)
+            if same is not None:
+                return same
+            if self._equal(*comparable(expected, form)):
+                return True
+        return not boxed(answer) and self._ask(gold, answer)
+
+    def _equal(self, gold: str, given: str) -> bool:
+        return gold == given or self._ask(rf"\boxed{{{gold}}}", rf"\boxed{{{given}}}")
+
+    def _ask(self, gold: str, answer: str) -> bool:
         request = {"gold": gold, "answer": answer, "seconds": self._seconds}
         with self._lock:
             process = self._running()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dmax.evaluation.grading import final_number, same_number
-from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, TaskError, text_of
+from dmax.evaluation.grading import final_number, read_number
+from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, TaskError, Verdict, text_of
 from dmax.problems import Split, problem
 
 STEP_BY_STEP = "Let's think step by step"
@@ -15,15 +15,20 @@ class _NumericTask:
     """What word problems with one number for an answer have in common."""
 
     grading = (
-        r"The number after the last ####, else in the last \boxed{}, else the last number of the answer must equal the "
-        "reference's exactly; currency signs, thousands separators, units and a full stop do not count, fractions do."
+        r"The last \boxed{} behind the last ####, else what stands directly behind ####, else the last \boxed{}, else "
+        "the last number of the answer must equal the reference's exactly. The whole statement counts (10^6 is a "
+        "million, 12 or 13 is no number); currency signs, thousands separators, units and punctuation do not."
     )
 
     def reference(self, row: Row) -> str:
         return text_of(row, "answer")
 
-    def grade(self, row: Row, text: str) -> bool:
-        return same_number(text, self.reference(row))
+    def grade(self, row: Row, text: str) -> Verdict:
+        reading = read_number(text)
+        if reading is None:
+            return Verdict(False, "no number in the answer")
+        right = reading.value is not None and reading.value == final_number(self.reference(row))
+        return Verdict(right, str(reading))
 
     def check(self, row: Row) -> None:
         text_of(row, "question")
@@ -38,7 +43,7 @@ class Gsm8k(_NumericTask):
     """Grade-school word problems, with worked solutions that end in ``#### number``."""
 
     name = "gsm8k"
-    version = 1
+    version = 2
     description = "Grade-school word problems in natural language; the answer is one number."
     gen_length = PAPER_LENGTH
     source = HubSource("openai/gsm8k", "main", "test")
@@ -55,7 +60,7 @@ class GsmSymbolic(_NumericTask):
     """Problems from the templates of ``reasoning-gym``, by default out of the split that no training reaches."""
 
     name = "gsm-symbolic"
-    version = 1
+    version = 2
     description = "Grade-school word problems drawn from templates with fresh names and numbers; nothing to download."
     gen_length = 448
     """Tokens of the embedded model; its solutions are shorter."""

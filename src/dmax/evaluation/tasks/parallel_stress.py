@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dmax.evaluation.tasks.base import BadRow, HubSource, Row, text_of
+from dmax.evaluation.tasks.base import BadRow, HubSource, Row, Verdict, one_line, text_of
 from dmax.problems import KINDS, Split, keeps_to_the_rule, stress_problem
 
 
@@ -42,8 +42,9 @@ class ParallelStress:
     def reference(self, row: Row) -> str:
         return text_of(row, "solution")
 
-    def grade(self, row: Row, text: str) -> bool:
-        return keeps_to_the_rule(dict(row), text)
+    def grade(self, row: Row, text: str) -> Verdict:
+        right = keeps_to_the_rule(dict(row), text)
+        return Verdict(right, f"list {one_line(text)!r}")
 
     def check(self, row: Row) -> None:
         for column in ("question", "solution", "words"):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dmax.evaluation.sandbox import available_isolation, run_program
-from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, text_of, texts_of
+from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, Verdict, text_of, texts_of
 from dmax.evaluation.tasks.code_answers import called_names, complete, find_code
 
 SHOWN_TESTS = 3
@@ -30,28 +30,41 @@ _MBPP_EXAMPLE: Row = {
 
 
 @dataclass(frozen=True)
-class _ProgrammingTask:
+class ProgrammingTask:
     """What tasks have in common whose answers are programs."""
 
     name: str
     description: str
     source: HubSource
-    version: int = 1
+    version: int = 2
     gen_length: int = PAPER_LENGTH
+    unprotected: bool = False
+    """Whether programs may run where nothing keeps them from this machine."""
     grading: str = (
-        "The Python code in the answer's fence (the last one that defines the function asked for) must pass the tests, "
-        "which run in a sandbox with limits on time, memory and files."
+        "The Python code of the answer (the longest part that compiles, in the last fence that defines the function "
+        "asked for, or outside of fences) must pass the tests, which run in a sandbox with limits on time, memory "
+        "and files."
     )
 
     def isolation(self) -> dict[str, Any]:
         return asdict(available_isolation())
+
+    def verdict(self, program: str, tests: str) -> Verdict:
+        """Return what the sandbox says of a program.
+
+        Raises:
+            SandboxError: this machine protects nothing, and that was not asked for.
+        """
+        result = run_program(program, tests, unprotected=self.unprotected)
+        shown = f"code of {len(program.strip().splitlines())} lines: {result.reason}"
+        return Verdict(result.passed, f"{shown}: {result.detail}" if result.detail else shown)
 
     def row_id(self, row: Row, index: int) -> str:
         return str(row.get("task_id") or index)
 
 
 @dataclass(frozen=True)
-class HumanEval(_ProgrammingTask):
+class HumanEval(ProgrammingTask):
     """Functions to be written from their signature and docstring."""
 
     example: Row = field(default_factory=lambda: _HUMANEVAL_EXAMPLE)
@@ -66,10 +79,10 @@ class HumanEval(_ProgrammingTask):
     def reference(self, row: Row) -> str:
         return fenced(text_of(row, "prompt") + text_of(row, "canonical_solution"))
 
-    def grade(self, row: Row, text: str) -> bool:
+    def grade(self, row: Row, text: str) -> Verdict:
         name = text_of(row, "entry_point")
         program = complete(text_of(row, "prompt"), find_code(text, (name,)), name)
-        return run_program(program, f"{text_of(row, 'test')}\n\ncheck({name})\n").passed
+        return self.verdict(program, f"{text_of(row, 'test')}\n\ncheck({name})\n")
 
     def check(self, row: Row) -> None:
         for column in ("prompt", "canonical_solution", "test", "entry_point"):
@@ -79,7 +92,7 @@ class HumanEval(_ProgrammingTask):
 
 
 @dataclass(frozen=True)
-class Mbpp(_ProgrammingTask):
+class Mbpp(ProgrammingTask):
     """Functions to be written from a sentence and a few assertions."""
 
     example: Row = field(default_factory=lambda: _MBPP_EXAMPLE)
@@ -95,9 +108,8 @@ class Mbpp(_ProgrammingTask):
     def reference(self, row: Row) -> str:
         return fenced(text_of(row, "code"))
 
-    def grade(self, row: Row, text: str) -> bool:
-        tests = texts_of(row, "test_list")
-        return run_program(find_code(text, called_names(tests)), self._tests(row)).passed
+    def grade(self, row: Row, text: str) -> Verdict:
+        return self.verdict(find_code(text, called_names(texts_of(row, "test_list"))), self._tests(row))
 
     def check(self, row: Row) -> None:
         text_of(row, "prompt", "text")

@@ -23,7 +23,7 @@ _CHUNK = 1 << 16
 class Exam:
     """Which line a runner may say next, and what it is told once it has."""
 
-    def __init__(self, program: str, tests: str) -> None:
+    def __init__(self, program: str, tests: str, marks: str) -> None:
         first, second, half = (os.urandom(runner.HALF_TICKET // 2).hex() for _ in range(3))
         self.facts: dict[str, Any] | None = None
         """What the runner stated about its confinement, before it was sent anything."""
@@ -32,8 +32,8 @@ class Exam:
         self.to_send = bytearray()
         self._heard = bytearray()
         self._messages = [
-            runner.frame({"program": program, "ticket": first}),
-            runner.frame({"tests": tests, "ticket": second}) + half.encode(),
+            runner.frame(program, first, marks),
+            runner.frame(tests, second, marks) + half.encode(),
         ]
         self._expected = [first, second + half]
 
@@ -82,6 +82,7 @@ class Watch:
             os.close(end)
         for end in (self._inbox[1], self._outbox[0], self._errors[0], *self._wake):
             os.set_blocking(end, False)
+        _ignore_signals()
         signal.set_wakeup_fd(self._wake[1])
         signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler of ours nothing is written to the pipe
         self._said = bytearray()
@@ -110,7 +111,7 @@ class Watch:
             the runner, negative for a signal; ``cpu_seconds``, ``seconds`` and the end of ``stderr``.
         """
         request = json.load(sys.stdin)  # only now: what the runner's memory was copied from must not hold the tests
-        exam = Exam(request["program"], request["tests"])
+        exam = Exam(request["program"], request["tests"], request["marks"])
         started = time.monotonic()
         deadline = started + _SETUP_SECONDS
         while self._runs() and not exam.tampered:
@@ -205,3 +206,19 @@ class Watch:
                 return [int(word) for word in children.read().split()]
         except OSError:
             return alone
+
+
+def _ignore_signals() -> None:
+    """Die of SIGKILL and of faults of one's own only: the program may be able to send anything else."""
+    needed = {
+        signal.SIGKILL,
+        signal.SIGSTOP,
+        signal.SIGCHLD,
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+    }
+    for number in signal.valid_signals() - needed:
+        with suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_IGN)

@@ -72,7 +72,8 @@ def _build_root(settings: dict[str, Any], user: int) -> None:
     os.chdir("/")
     views = sorted({view for path, real in readable for view in ((path, real), (real, real))})
     _bind_all([view for view in views if view[0] != box], kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV)
-    _bind_all(devices, kernel.MS_NOSUID)
+    # Read-only: a device can be written to all the same, but its mode cannot be changed, which would be the machine's.
+    _bind_all(devices, kernel.MS_RDONLY | kernel.MS_NOSUID)
     os.makedirs(box, exist_ok=True)
     size = settings["limits"]["file_mib"]
     kernel.mount("tmpfs", box, "tmpfs", flags, f"size={size}m,nr_inodes={_FILES},mode=700,uid={user}")

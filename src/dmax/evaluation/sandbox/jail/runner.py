@@ -11,7 +11,10 @@ import builtins
 import json
 import os
 import sys
-from types import CodeType, ModuleType, TracebackType
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from .confine import confine
@@ -24,10 +27,13 @@ _LENGTH_BYTES = 8
 _LONGEST_MESSAGE = 1000
 
 
-def frame(message: dict[str, str]) -> bytes:
-    """A message to the runner: its length, then JSON."""
-    text = json.dumps(message).encode()
-    return len(text).to_bytes(_LENGTH_BYTES, "big") + text
+def frame(source: str, ticket: str, marks: str) -> bytes:
+    """Return a message to the runner: lengths, the ticket, the name of the list of marks, the source.
+
+    No JSON, whose functions the program may have replaced by the time the tests are read.
+    """
+    parts = [part.encode(errors="surrogatepass") for part in (ticket, marks, source)]
+    return b"".join([*(len(part).to_bytes(_LENGTH_BYTES, "big") for part in parts), *parts])
 
 
 def run(settings: dict[str, Any], own_user: int | None, inbox: int, outbox: int) -> NoReturn:
@@ -62,6 +68,7 @@ def _confine(settings: dict[str, Any], own_user: int | None) -> dict[str, Any]:
         del sys.modules[name]
     sys.path[:] = [*sys.path[1:], *settings["packages"]]  # the first is where the jail lies
     sys.argv[:] = [""]
+    sys.orig_argv[:] = [""]  # it names the sandbox's folder and dmax's own
     sys.dont_write_bytecode = True
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # an interpreter without ``site`` lacks them
     return facts
@@ -69,14 +76,18 @@ def _confine(settings: dict[str, Any], own_user: int | None) -> dict[str, Any]:
 
 def _examine(inbox: int, outbox: int) -> int:
     """Run program and tests, showing the tickets. Returns the exit code."""
-    read, write = os.read, os.write
+    # Whatever the runner still needs after the program is bound here, and taken from no module that it may change.
+    read, write, execute, compiled, close_eyes = os.read, os.write, exec, compile, _without_tracing()
+    builtin, originals = vars(builtins), dict(vars(builtins))
     module = ModuleType("program")  # dataclasses and pickle look for the module of a class by its name
     sys.modules["program"] = module
     for name in ("program", "tests"):
-        message = json.loads(_receive(read, inbox, int.from_bytes(_receive(read, inbox, _LENGTH_BYTES), "big")))
-        source = message[name]
+        lengths = [int.from_bytes(_receive(read, inbox, _LENGTH_BYTES), "big") for _ in range(3)]
+        ticket, marks, source = (_receive(read, inbox, length).decode(errors="surrogatepass") for length in lengths)
+        if name == "tests" and marks:
+            module.__dict__[marks] = []
         try:
-            exec(_compile(source, f"<{name}>"), module.__dict__)
+            execute(compiled(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
         except SystemExit as exit_:
             _say(f"SystemExit: {exit_.code!r:.80} before the tests were through")
             return exit_.code if isinstance(exit_.code, int) and 0 <= exit_.code < FAILED else 1
@@ -84,17 +95,36 @@ def _examine(inbox: int, outbox: int) -> int:
             _say("MemoryError")
             return OUT_OF_MEMORY
         except BaseException as error:
-            _say(_describe(error, name, source))
+            _say(_describe(error, name, source, marks))
             return FAILED
-        ticket = message["ticket"].encode()
-        if name == "tests":
-            ticket += _receive(read, inbox, HALF_TICKET)
-        write(outbox, ticket + b"\n")
+        builtin.update(originals)
+        close_eyes()
+        half = _receive(read, inbox, HALF_TICKET) if name == "tests" else b""
+        write(outbox, ticket.encode() + half + b"\n")
     return 0
 
 
-def _compile(source: str, name: str) -> CodeType:
-    return compile(source, name, "exec", dont_inherit=True)  # without this file's own __future__ imports
+def _without_tracing() -> Callable[[], None]:
+    """Return a function that ends what the program may use to be told of, and to jump over, lines of the tests."""
+    frame_of, trace, profile, threads = sys._getframe, sys.settrace, sys.setprofile, vars(threading)
+    monitoring = getattr(sys, "monitoring", None)
+    events, free = (monitoring.set_events, monitoring.free_tool_id) if monitoring else (None, None)
+
+    def close_eyes() -> None:
+        trace(None)
+        profile(None)
+        threads.update(_trace_hook=None, _profile_hook=None)
+        place: FrameType | None = frame_of()
+        while place is not None:
+            place.f_trace = None
+            place = place.f_back
+        if events is not None and free is not None:
+            for tool in range(6):
+                with suppress(ValueError):
+                    events(tool, 0)
+                free(tool)
+
+    return close_eyes
 
 
 def _receive(read: Any, inbox: int, size: int) -> bytes:
@@ -108,7 +138,7 @@ def _receive(read: Any, inbox: int, size: int) -> bytes:
     return bytes(data)
 
 
-def _describe(error: BaseException, name: str, source: str) -> str:
+def _describe(error: BaseException, name: str, source: str, marks: str) -> str:
     """The error in one line, with the line of the program or its tests that it came through last."""
     try:
         message = " ".join(str(error).split())[:_LONGEST_MESSAGE]
@@ -120,6 +150,9 @@ def _describe(error: BaseException, name: str, source: str) -> str:
         return text
     lines = source.splitlines()
     code = lines[line - 1].strip() if line <= len(lines) else ""
+    while marks and marks in code:  # "marks.append(0);" before the statement
+        before, _, behind = code.partition(marks)
+        code = before + behind.partition(";")[2]
     return f"{text} ({name} line {line}: {code[:80]})"
 
 

@@ -23,6 +23,7 @@ _NUMBERS = {
     for name, x86_64, aarch64 in (
         line.split()
         for line in """
+        bind 49 200; connect 42 203; listen 50 201; socketpair 53 199
         acct 163 89; add_key 248 217; adjtimex 159 171; bpf 321 280; chmod 90 -; chown 92 -; chroot 161 51
         clock_adjtime 305 266; clock_settime 227 112; clone 56 220; clone3 435 435; creat 85 -; delete_module 176 106
         execve 59 221; execveat 322 281; fanotify_init 300 262; fchmod 91 52; fchmodat 268 53; fchown 93 55
@@ -51,7 +52,9 @@ _NUMBERS = {
     )
 }
 
-_NETWORK = ("socket",)
+_NETWORK = ("socket", "connect", "bind", "listen")
+_STREAM_PAIRS = tuple(1 | flags for flags in (0, 0o4000, 0o2000000, 0o2004000))
+"""SOCK_STREAM, alone and with SOCK_NONBLOCK or SOCK_CLOEXEC: a pair of another kind can be sent elsewhere."""
 _OTHER_PROCESSES = (
     *("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "process_mrelease", "kcmp"),
     *("pidfd_open", "pidfd_getfd", "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo"),
@@ -138,6 +141,7 @@ def _always() -> list[_Block]:
         *(_refuse(name) for name in names),
         ("clone3", [_UNKNOWN]),  # its flags lie in memory, where a filter cannot look; clone takes its place
         ("openat2", [_UNKNOWN]),
+        _only("socketpair", 1, _STREAM_PAIRS),
         _test("clone", 0, [_CLONE_NAMESPACES], _ANY_BIT),
         _test("fcntl", 1, _FCNTL_OWNERS, _EQUAL),
         _test("ioctl", 1, _IOCTLS, _EQUAL),
@@ -156,6 +160,13 @@ def _test(name: str, argument: int, values: Iterable[int], test: int, *, refuse:
         steps.append(struct.pack("=HBBI", test, 0 if refuse else 1, 1 if refuse else 0, value))
         steps.append(_FORBID)
     return name, [*steps, _NUMBER]
+
+
+def _only(name: str, argument: int, values: Sequence[int]) -> _Block:
+    """Refuse a call where the low half of an argument is none of ``values``."""
+    steps = [struct.pack("=HBBI", _LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument)]
+    steps += [struct.pack("=HBBI", _EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
+    return name, [*steps, _FORBID, _NUMBER]
 
 
 def _assemble(machine: str, blocks: Sequence[_Block]) -> bytes:

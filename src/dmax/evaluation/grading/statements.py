@@ -1,0 +1,242 @@
+r"""Where a solution states its answer, and what the statement comes to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from dmax.evaluation.grading.arithmetic import CURRENCY, NotArithmetic, leading_value
+from dmax.evaluation.grading.numbers import located_numbers
+from dmax.evaluation.grading.plain_text import plain, without_latex
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_DECORATION = re.compile(
+    r"(?:[\s*_`~≈:{]|\\approx\b|=(?!=)|\$(?!\s*[-+0-9.])|\\(?:boxed|bf|large|Large|underline)\b"
+    r"|\([a-eA-E]\)|[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=)"
+    r"|(?i:(?:so|thus|hence|therefore)\b,?|(?:the\s+)?(?:(?:final|total|correct)\s+)?(?:answer|result|total)\b(?:\s+is\b)?"
+    r"|(?:it|there|that)(?:\s+is|\s+are|'s)\b|is\b|about\b|around\b|approximately\b|approx\.|roughly\b|nearly\b|almost\b"
+    r"|exactly\b|only\b|just\b|either\b|between\b|from\b|maybe\b|perhaps\b|probably\b|possibly\b|option\b))*"
+)
+_HEADING = re.compile(r"\(?[0-9]{1,2}\)?\s*(?:[.):]|[-–—]|(?<=\)))\**\s+[^\W\d]")
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)\s+(?=[^a-z])|\n+")
+_ONE_SIDED = re.compile(
+    r"\s*(?:[A-Za-z]\s*)?(?:[<>≤≥≠≲≳±∓]|\\(?:leq?s?|leqslant|geq?s?|geqslant|lt|gt|neq?|pm|mp|not|in)(?![A-Za-z])|!=|=="
+    r"|(?i:(?:no\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller)\s+than|over|under|above|below"
+    r"|at\s+(?:least|most)|up\s+to|not|isn't|aren't|never|neither|no)\b)"
+)
+_START = rf"(?:{CURRENCY}\s?)?[-+]?\s?(?:{CURRENCY}\s?)?(?:\.?[0-9]|\\(?:frac|sqrt))"
+"""How another number begins."""
+_WORDS = r"(?:[^\W\d_]+(?:['.-][^\W\d_]+)*\.?\s+){0,3}"
+_CHOICE = re.compile(
+    rf"\bor\b\s*(?:maybe|perhaps|possibly|even|about|is\s+it|rather)?\s*\(?{_START}"
+    r"|\b(?:or|and)\s+\\?(?:boxed|fbox)"
+    rf"|^\s*(?:{_WORDS})(?:and|to|through|until|vs\.?|versus|&|plus|minus|times|divided\s+by|multiplied\s+by|over)\s+{_START}"
+    rf"|^\s*(?:[,;|&:]|/|-+|\.\.+|…|\\(?:pm|mp|ldots|dots|cdots|sim)|[±~])\s*(?:or\s+|and\s+|maybe\s+)?{_START}"
+    rf"|^\s*{_START}|^\s+(?:(?!(?:of|in|for|at|per|by|from|with|after|on|each|every|is|as|if)\b)[^\W\d_]+\.?\s+){{1,2}}{_START}",
+    re.IGNORECASE,
+)
+"""Behind a number: a second one, so that it is open which of them is meant, or what they come to together."""
+_CHOICE_IN_BOX = re.compile(rf"^\s*(?:{_WORDS})?[^\W\d_]*\s*[,;]\s*(?:[A-Za-z]\s*=\s*)?{_START}", re.IGNORECASE)
+_UNKNOWN = re.compile(r"^\s*(?:[xyznπ](?![\w'°])|\\(?!circ|degree|textdegree|\$|%|#|&|\\|/|boxed|fbox)[A-Za-z]+)")
+"""Behind a number: a factor that is none."""
+_OPEN = re.compile(
+    r"^\s*(?:[+<>≤≥≠±*√]|\^(?!\s*\{?\s*(?:\\circ|°|\\?[a-zA-Z]))|-\s*[a-z]\b(?!\w)|\\(?:pm|mp|leq?|geq?|lt|gt)\b)"
+)
+_MARK = re.compile(r"(?<!#)####(?!#)")
+_BETWEEN_BOXES = re.compile(r"[\s$.,;]*(?:or|and)?[\s$]*(?:maybe|perhaps|possibly)?[\s$]*")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was taken for the answer."""
+
+    value: Fraction | None
+    """Its number; None where the statement leaves open which, or comes to none."""
+    words: str
+    """The statement itself."""
+    place: str
+    """Where it stands: ``box``, ``####`` or ``last number``."""
+
+    def __str__(self) -> str:
+        shown = " ".join(self.words.split())[:80]
+        if self.value is None:
+            return f"{shown!r} ({self.place}) states no single number"
+        return f"number {_shown(self.value)} ({self.place}: {shown!r})"
+
+
+def read_number(text: str) -> Reading | None:
+    r"""Return the number that a solution ends with: what the last ``\boxed{}`` behind the last ``####`` comes to, else
+    what stands directly behind the last ``####`` that a number follows, else the last box with a number, else the last
+    number at all; None where there is none.
+
+    A ``####`` with a numbered title is a heading, and a box without a number a remark.
+    """
+    parts = _MARK.split(text)
+    if len(parts) > 1 and (behind := _read_boxes(parts[-1])):
+        return behind
+    for number in range(len(parts) - 1, 0, -1):
+        line, _, later = parts[number].strip().partition("\n")
+        later = "\n".join([later, *parts[number + 1 :]])
+        found = _read_marked(line.strip(), later)
+        if found is not None:
+            return found
+    return _read_boxes(text) or _read_prose(plain(text))
+
+
+def final_number(text: str) -> Fraction | None:
+    """Return the number of :func:`read_number`; None also where the statement leaves it open."""
+    reading = read_number(text)
+    return None if reading is None else reading.value
+
+
+def same_number(text: str, reference: str) -> bool:
+    """Return whether an answer ends with the reference's number, exactly."""
+    given, expected = final_number(text), final_number(reference)
+    return given is not None and given == expected
+
+
+def boxed(text: str) -> list[str]:
+    r"""Return what stands in each ``\boxed{}`` of a text, the outermost ones, in order; an unclosed box reaches to the
+    end."""
+    return [text[start:end] for start, end in _box_spans(text)]
+
+
+def final_statement(text: str) -> str:
+    r"""Return the words an answer ends with: the line after the last ``####``, else the last ``\boxed{}``, else its
+    last sentence."""
+    marked = [line for part in _MARK.split(text)[1:] if (line := part.strip().partition("\n")[0].strip())]
+    if marked:
+        return marked[-1]
+    boxes = boxed(text)
+    if boxes:
+        return boxes[-1]
+    sentences = [part for part in _SENTENCE_END.split(text) if re.search(r"\w", part)]
+    return sentences[-1].strip() if sentences else ""
+
+
+def _box_spans(text: str) -> list[tuple[int, int]]:
+    found = []
+    position = 0
+    while match := _BOX.search(text, position):
+        position = _closing_brace(text, match.end())
+        found.append((match.end(), position))
+    return found
+
+
+def _closing_brace(text: str, begin: int) -> int:
+    depth = 1
+    for position in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0) if text[position - 1] != "\\" else 0
+        if depth == 0:
+            return position
+    return len(text)
+
+
+def _read_boxes(text: str) -> Reading | None:
+    """The last box that holds a number; it states none where it is one of two side by side that differ."""
+    spans = _box_spans(text)
+    for index in range(len(spans) - 1, -1, -1):
+        start, end = spans[index]
+        reading = _read_box(text[start:end])
+        if reading is None:
+            continue
+        if index:
+            between = text[spans[index - 1][1] + 1 : _BOX_START.sub("", text[:start]).__len__()]
+            before = _read_box(text[slice(*spans[index - 1])]) if _BETWEEN_BOXES.fullmatch(between) else None
+            if before is not None and before.value != reading.value:
+                return Reading(None, f"{before.words} and {reading.words}", "box")
+        return reading
+    return None
+
+
+_BOX_START = re.compile(_BOX.pattern + r"\Z")
+
+
+def _read_box(content: str) -> Reading | None:
+    words = without_latex(plain(content))
+    if inner := boxed(words):
+        return _read_box(inner[-1])
+    if not re.search("[0-9]", words):
+        return None
+    factorial = re.fullmatch(r"[\s{]*([0-9]{1,3})\s*!\s*[.}]*\s*", words)
+    if factorial:
+        return Reading(_factorial(int(factorial[1])), content, "box")
+    value, begins = _statement_value(words, in_box=True)
+    if not begins:
+        found = {number for number, _, _ in located_numbers(words)}
+        value = found.pop() if len(found) == 1 and not _ONE_SIDED.search(words) else None
+    return Reading(value, content, "box")
+
+
+def _factorial(number: int) -> Fraction:
+    value = 1
+    for factor in range(2, number + 1):
+        value *= factor
+    return Fraction(value)
+
+
+def _read_marked(line: str, later: str) -> Reading | None:
+    """What a line behind ``####`` comes to; None where it is a heading."""
+    words = without_latex(plain(line))
+    if not re.search("[0-9]", words):
+        return None
+    if _HEADING.match(words) and not re.search(r"[.!?]\**$", words) and re.search("[0-9]", later):
+        return None
+    value, begins = _statement_value(words, in_box=False)
+    return Reading(value, line, "####") if begins else None
+
+
+def _read_prose(text: str) -> Reading | None:
+    found = located_numbers(text)
+    if not found:
+        return None
+    value, start, end = found[-1]
+    words = text[max(0, text.rfind("\n", 0, start) + 1, start - 40) : end]
+    alternative = re.search(r"\bor\s*(?:maybe|perhaps|possibly|even)?\s*\**$", text[:start], re.IGNORECASE)
+    if alternative and len(found) > 1 and found[-2][0] != value and len(text[found[-2][2] : alternative.start()]) < 30:
+        return Reading(None, words, "last number")
+    if re.search(r"(?:[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt)|\b(?:not|isn't|aren't))\s*\**$", text[:start]):
+        return Reading(None, words, "last number")
+    return Reading(value, words, "last number")
+
+
+def _statement_value(words: str, *, in_box: bool) -> tuple[Fraction | None, bool]:
+    """The whole value of a statement, None where it has no single one; and whether it begins with a number at all."""
+    start = _DECORATION.match(words)
+    assert start is not None
+    rest = words[start.end() :]
+    if _ONE_SIDED.match(rest):
+        return None, True
+    several = re.search(r"=[^=]*(?:[,;]|\band\b|\bor\b)[^=]*=", words)
+    if several and in_box:
+        return None, True
+    try:
+        value, end, single = leading_value(rest)
+    except NotArithmetic:
+        after = rest.rpartition("=")[2]
+        if after != rest and re.search("[0-9]", after):
+            return _statement_value(after, in_box=in_box)
+        return None, re.match(_START, rest.lstrip("( {")) is not None
+    behind = rest[end:]
+    equals = re.match(r"[^=]*?=\s*(?=[^=])", behind) if not single or in_box else None
+    if equals and re.search("[0-9]", behind[equals.end() :]):
+        last, begins = _statement_value(behind.rpartition("=")[2], in_box=in_box)
+        if begins:
+            return last, True
+    return (None if _leaves_open(behind, in_box=in_box) else value), True
+
+
+def _leaves_open(behind: str, *, in_box: bool) -> bool:
+    """Whether what stands behind a number changes it or puts another beside it."""
+    bare = re.sub(r"^[*_`$}]+|[$*`]", "", behind)
+    if _OPEN.match(bare) or (in_box and _UNKNOWN.match(bare)) or re.match(r"\s*\\(?:pi|sqrt)", bare):
+        return True
+    sentence = re.split(r"(?<=\.)\s+(?=[A-Z])", bare)[0] if not in_box else bare
+    if re.match(r"\s*(?:=|\.\s|\.$|\()", bare) and not re.search(rf"\bor\s+(?:maybe\s+)?{_START}", sentence):
+        return False
+    return bool(_CHOICE.search(sentence) or (in_box and _CHOICE_IN_BOX.match(bare)))
+
+
+def _shown(value: Fraction) -> str:
+    return str(value) if len(str(value)) <= 40 else f"{str(value)[:40]}…"
