@@ -28,7 +28,7 @@ from dmax.training.multi_block import (
     systematic_cut,
 )
 from dmax.training.objectives.oput import oput_losses
-from dmax.training.objectives.registry import BuiltInSection
+from dmax.training.objectives.registry import BuiltInSection, get_objective
 from dmax.training.predictor import Predictor
 from dmax.training.recipe import load_recipe
 from dmax.training.rollout import greedy

@@ -96,7 +96,7 @@ def test_the_keys_of_the_objectives_here_are_these(tmp_path: Path) -> None:
     keys = "kind, block_length, noise, prefix_share, mask_ratio, losses, rollout, form, beta, far_smoothing, group"
     with pytest.raises(RecipeError, match=f"'objective.betta'; did you mean 'beta'. Valid here: {keys}[.]"):
         load_recipe(recipe(tmp_path, kind="masked", betta=1))
-    with pytest.raises(RecipeError, match="'objective.far_smoothing.shre'; did you mean 'share'"):
+    with pytest.raises(RecipeError, match=r"'objective\.far_smoothing\.shre'; did you mean 'share'"):
         load_recipe(recipe(tmp_path, kind="masked", far_smoothing={"shre": 0.1, "near": 1}))
-    with pytest.raises(RecipeError, match="objective.kind: Field required"):
+    with pytest.raises(RecipeError, match=r"objective\.kind: Field required"):
         load_recipe(recipe(tmp_path, beta=1))
