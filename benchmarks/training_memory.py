@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from dmax.models.llada2 import LLaDA2, initialize
 from dmax.training.batches import POOL, Batches
 from dmax.training.data import Example, generator_for
+from dmax.training.objectives.registry import get_objective
 from dmax.training.plan import POOLS_READ, largest_batch, make_plan
 from dmax.training.predictor import Predictor
 from dmax.training.prepare import Prepared, prepare
@@ -49,7 +50,7 @@ def largest_examples(prepared: Prepared) -> list[Example]:
         return batch.layout.positions().numel(), batch.num_supervised
 
     indices = batches.batch(max(range(POOLS_READ * POOL), key=size)).indices
-    return [prepared.source.example(i // prepared.recipe.objective.rows_per_example) for i in indices]
+    return [prepared.source.example(i // get_objective(prepared.recipe.objective).rows_per_example) for i in indices]
 
 
 def peak_of_training(recipe: Recipe, prepared: Prepared, device: torch.device) -> int:

@@ -12,7 +12,9 @@ import torch
 from dmax.models.checkpoint import load_model
 from dmax.training.data import Example
 from dmax.training.layout import Layout, lay_out
-from dmax.training.objectives import entropy_where_right, masked_loss, oput_losses
+from dmax.training.objectives.dparallel import entropy_where_right
+from dmax.training.objectives.masked import masked_loss
+from dmax.training.objectives.oput import oput_losses
 from dmax.training.predictor import Predictor
 from dmax.training.rollout import greedy
 

@@ -61,7 +61,7 @@ def test_a_sharded_run_gives_the_losses_of_a_whole_one(
 def test_the_planned_memory_is_right_within_15_percent() -> None:
     from dmax.models import LLaDA2, ModelConfig
     from dmax.models.llada2 import initialize
-    from dmax.training.objectives import masked_loss
+    from dmax.training.objectives.masked import masked_loss
     from dmax.training.optim import Optimizer
     from dmax.training.predictor import Predictor
 

@@ -132,8 +132,8 @@ def test_resuming_with_another_recipe_is_refused(finished: Path, tmp_path: Path)
 
 
 def test_an_output_that_holds_a_run_is_not_overwritten(finished: Path) -> None:
-    from dmax.training.recipe import RecipeError
     from dmax.training.run import run_recipe
+    from dmax.training.section import RecipeError
 
     with pytest.raises(RecipeError, match="--resume"):
         run_recipe(RECIPE, finished)

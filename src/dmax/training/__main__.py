@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dmax.training.data import DataError
 from dmax.training.divergence import TrainingDiverged
-from dmax.training.recipe import RecipeError
 from dmax.training.run import run_recipe
+from dmax.training.section import RecipeError
 from dmax.training.state import CheckpointWriteError, ResumeError
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dmax.training.corruption import block_mask, uniform_tokens
 from dmax.training.data import Example, Source, generator_for, pad_to_block
-from dmax.training.layout import Layout, lay_out
-from dmax.training.multi_block import draw_groups
-from dmax.training.recipe import ObjectiveSection, Recipe
+from dmax.training.layout import Batch, Layout, lay_out
+from dmax.training.objectives.base import Objective
+from dmax.training.objectives.registry import get_objective
+from dmax.training.recipe import Recipe
 
 POOL = 32
 """Batches whose examples are sorted by length together, so that rows of one batch need little padding."""
@@ -21,31 +20,14 @@ NEIGHBOURS = 2
 """Batches of similar length that stay next to each other, so that processes in step wait little for one another."""
 SHAPE_MULTIPLE = 16
 
-_NOISE, _ORDER = 1, 2
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A layout, which of its noisy positions to corrupt, and where its rows came from."""
-
-    layout: Layout
-    hidden: Tensor
-    """``(B, M)`` bool."""
-    indices: tuple[int, ...]
-    """Of the rows in the run."""
-    num_supervised: int
-    """Supervised positions of all rows."""
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        return replace(self, layout=self.layout.to(device), hidden=self.hidden.to(device, non_blocking=True))
+_ORDER = 2
 
 
 class Batches:
     """Batches of one run, addressed by the number of their forward pass, counted over steps and processes.
 
-    Rows are addressed by an index of their own. It is the example's, but for the alternate form of OPUT, in which every
-    example gives two rows in turn, one for each loss. Noise is a function of the seed and the row's index.
+    Rows are addressed by an index of their own. It is the example's where an objective makes one row of each; where it
+    makes several, they follow one another. Noise is a function of the seed and the row's index.
 
     Args:
         source: of the examples.
@@ -60,7 +42,7 @@ class Batches:
     def __init__(
         self,
         source: Source,
-        objective: ObjectiveSection,
+        objective: Objective[Any],
         *,
         rows: int,
         context: int,
@@ -84,7 +66,7 @@ class Batches:
         """The batches of a recipe's run."""
         return cls(
             source,
-            recipe.objective,
+            get_objective(recipe.objective),
             rows=recipe.train.rows,
             context=recipe.train.context,
             eos_token_id=eos_token_id,
@@ -94,7 +76,7 @@ class Batches:
 
     def batch(self, number: int) -> Batch:
         """The batch of forward pass ``number``."""
-        lengths = self.objective.block_lengths_at(number // self.passes_per_step)
+        lengths = self.objective.options.block_lengths_at(number // self.passes_per_step)
         block_length = lengths[number % len(lengths)]
         pool_number, place = divmod(number, POOL)
         if pool_number != self._pool_number:
@@ -103,10 +85,7 @@ class Batches:
         examples = [pad_to_block(example, block_length, self.eos_token_id) for _, example in members]
         layout = lay_out(examples, block_length, self.eos_token_id, SHAPE_MULTIPLE)
         indices = tuple(index for index, _ in members)
-        if self.objective.group is not None:
-            layout, hidden = draw_groups(layout, self.objective.group, self.seed, indices)
-        else:
-            hidden = torch.stack([self._hide(layout, row, index) for row, index in enumerate(indices)])
+        layout, hidden = self.objective.corrupt(layout, self.seed, indices)
         return Batch(layout, hidden, indices, int(layout.supervised.sum()))
 
     def _build_pool(self, pool_number: int) -> list[list[tuple[int, Example]]]:
@@ -124,29 +103,6 @@ class Batches:
 
     def _fits(self, example: Example) -> bool:
         return any(example.supervised) and len(example.token_ids) <= self.context
-
-    def _hide(self, layout: Layout, row: int, index: int) -> Tensor:
-        generator = generator_for(self.seed, index, _NOISE)
-        if self.objective.kind == "masked":
-            if layout.block_length == 1:
-                return layout.supervised[row]
-            noise = self.objective.noise
-        else:
-            ratio = self.objective.mask_ratio
-            if isinstance(ratio, tuple):
-                ratio = ratio[0] + (ratio[1] - ratio[0]) * torch.rand((), generator=generator).item()
-            noise = ratio, ratio
-        blocks = layout.noisy_positions[row] // layout.block_length
-        return block_mask(layout.supervised[row], blocks, noise, self.objective.prefix_share, generator)
-
-    def random_tokens(self, batch: Batch, vocab_size: int) -> Tensor:
-        """``(B, M)`` int64: the true tokens, the corrupted positions filled with uniformly random ones."""
-        device = batch.hidden.device
-        rows = [
-            uniform_tokens(hidden, ids, vocab_size, generator_for(self.seed, index, _NOISE, _NOISE))
-            for hidden, ids, index in zip(batch.hidden.cpu(), batch.layout.noisy_ids.cpu(), batch.indices, strict=True)
-        ]
-        return torch.stack(rows).to(device)
 
 
 def stream(batches: Batches, first: int, stride: int, workers: int) -> Iterator[Batch]:

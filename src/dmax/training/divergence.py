@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dmax.training.batches import Batch
+from dmax.training.layout import Batch
 from dmax.training.parallel import rank
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from dmax.models.config import ModelConfig
-from dmax.training.recipe import ObjectiveSection
 
 _PEAK_TFLOPS = {"A100": 312.0, "H100": 989.4, "H200": 989.4, "B200": 2250.0}
 """Dense bfloat16 matrix products, by a part of the device's name (NVIDIA's data sheets of the SXM boards)."""
@@ -41,11 +40,6 @@ class ForwardFlops:
     def of_pass(self, rows: int, length: int, supervised: int) -> float:
         """A forward pass over ``rows`` of ``length`` positions, with logits for ``supervised`` of them in all."""
         return rows * length * (self.per_token + length * self.per_pair) + supervised * self.per_logit_row
-
-
-def forwards_of_a_part(objective: ObjectiveSection) -> int:
-    """Forward passes that one loss costs, a backward pass counted as two, recomputation not counted."""
-    return 4 if objective.kind == "oput" and objective.form == "alternate" else 3
 
 
 def peak_flops(device: torch.device) -> float | None:

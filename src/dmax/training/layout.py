@@ -52,6 +52,23 @@ class Layout:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
+@dataclass(frozen=True)
+class Batch:
+    """A layout, which of its noisy positions to corrupt, and where its rows came from."""
+
+    layout: Layout
+    hidden: Tensor
+    """``(B, M)`` bool."""
+    indices: tuple[int, ...]
+    """Of the rows in the run."""
+    num_supervised: int
+    """Supervised positions of all rows."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return replace(self, layout=self.layout.to(device), hidden=self.hidden.to(device, non_blocking=True))
+
+
 def lay_out(examples: Sequence[Example], block_length: int, pad_token_id: int, multiple: int = 1) -> Layout:
     """Arrange examples as one batch, every noisy block a group of its own.
 

@@ -14,15 +14,44 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from dmax.training.data import generator_for
 from dmax.training.layout import Layout
-from dmax.training.recipe import GroupSection
+from dmax.training.section import Section, Share
 
 Schedule = Literal["chain", "monotonic", "random"]
 
 _CUT, _SIZES, _NOISE = 5, 6, 7
+
+
+class GroupSection(Section):
+    """Several noisy blocks in a row, for decoding with blocks in flight (MultiTF, algorithm.md#multitf)."""
+
+    size: int = Field(default=2, ge=2)
+    """Most blocks of a group: the ``buffer_size`` to train for."""
+    layout: Literal["systematic", "random", "both"] = "systematic"
+    """Groups of 2 to ``size`` blocks in every shift, or of random sizes, or as many of these as of those."""
+    schedule: Schedule = "chain"
+    """How mask ratios follow one another within a group (see :func:`mask_ratios`)."""
+    t_low: Share = 0.001
+    t_high: Share = 1.0
+    rho: Share = 0.01
+    """Share of the range from ``t_low`` to ``t_high`` that is cut off at its top."""
+    prefix_share: Share = 0.0
+    """Probability that a block hides its last positions instead of random ones, as blocks look while decoded."""
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> GroupSection:
+        if self.t_low > self.t_high:
+            raise ValueError("t_low must not be above t_high")
+        return self
+
+    @property
+    def t_highest(self) -> float:
+        """The highest mask ratio drawn (``t_eff``)."""
+        return self.t_high - self.rho * (self.t_high - self.t_low)
 
 
 def draw_groups(layout: Layout, settings: GroupSection, seed: int, indices: Sequence[int]) -> tuple[Layout, Tensor]:

@@ -1,7 +1,9 @@
 """Muon over stacks of matrices: the update of ``torch.optim.Muon``, all matrices of one shape at once.
 
-``torch.optim.Muon`` takes 2-D parameters and orthogonalises them one after another. A small mixture of experts has
-hundreds of them, whose kernel launches would take a GPU as long as the forward and backward passes do.
+``torch.optim.Muon`` (torch 2.13) refuses the 3-D stacks that experts are kept in and
+orthogonalises matrices one after another. That is why this file stays: the nano model has 376 matrices in 61
+parameters, whose kernel launches would take a GPU as long as the forward and backward passes do. On one CPU core,
+where launches cost nothing, both take the same time (0.35 s and 0.32 s a step).
 
 A parameter may be cut over processes. Each keeps the momentum of its part; stacks are cut between matrices, others are
 put together for the update.

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from dmax.models.moe import Experts
 from dmax.training.muon import StackedMuon
+from dmax.training.section import Section, Share
+
+
+class OptimizerSection(Section):
+    """Muon for the matrices of the layers where ``muon_lr`` is above 0, AdamW for the rest."""
+
+    adamw_lr: float = Field(default=2e-6, gt=0)
+    muon_lr: float = Field(default=0.0, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    warmup: Annotated[int, Field(ge=0)] | Share = 0
+    """Steps of linear warm-up: a whole number, or a share of the run such as 0.03."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay: Share = 0.3
+    router_bias_rate: float = Field(default=0.0, ge=0)
+    """Step by which a router's expert bias moves against an expert's overload; 0 freezes it."""
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of warm-up in a run of ``steps``."""
+        return self.warmup if isinstance(self.warmup, int) else round(self.warmup * steps)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -18,7 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from dmax.models.llada2 import LLaDA2
-from dmax.training.recipe import ParallelSection, RecipeError
+from dmax.training.recipe import ParallelSection
+from dmax.training.section import RecipeError
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: one of them may be reading weights or answering validation problems."""

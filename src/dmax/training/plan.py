@@ -20,7 +20,8 @@ from dmax.models.llada2 import LLaDA2
 from dmax.training.activations import BatchShape, loss_bytes, saved_bytes, working_bytes
 from dmax.training.batches import POOL, Batches
 from dmax.training.optim import split_parameters
-from dmax.training.recipe import LoraSection, Recipe, RecipeError
+from dmax.training.recipe import LoraSection, Recipe
+from dmax.training.section import RecipeError
 
 POOLS_READ = 2
 """Pools of batches in which the largest is sought."""

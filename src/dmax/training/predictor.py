@@ -88,7 +88,7 @@ class Predictor:
         return self.whole_model() if self._adapters is None else self._adapters.merge()
 
     def __call__(self, noisy_ids: Tensor, layout: Layout) -> Tensor:
-        """``(B, M)`` int64 -> ``(S, V)`` float32, in row order; a :data:`dmax.training.objectives.Predict`."""
+        """``(B, M)`` int64 -> ``(S, V)`` float32, in row order; a :data:`dmax.training.objectives.base.Predict`."""
         ids = torch.cat([noisy_ids, layout.clean_ids], 1)
         inputs = (ids, layout.positions(), layout.mask(), layout.supervised)
         if self.sharded or self._adapters is not None:

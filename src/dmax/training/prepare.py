@@ -26,7 +26,8 @@ from dmax.training.problem_sources import (
     list_problem,
     word_problem,
 )
-from dmax.training.recipe import DataSection, Gsm8kVariantsSection, HubSection, JsonlSection, Recipe, RecipeError
+from dmax.training.recipe import DataSection, Gsm8kVariantsSection, HubSection, JsonlSection, Recipe
+from dmax.training.section import RecipeError
 from dmax.training.tokenizer import train_tokenizer
 
 

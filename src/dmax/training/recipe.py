@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run."""
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from dmax.training.objectives.options import CommonOptions
+from dmax.training.objectives.registry import get_objective, parse_section, section_of
+from dmax.training.optim import OptimizerSection
+from dmax.training.section import RecipeError, Section
 
 
 class ModelSection(Section):
@@ -104,135 +98,6 @@ DataSection = Annotated[
 ]
 
 
-BlockLength = Annotated[int, Field(ge=1)]
-
-
-class BlockLengthStage(Section):
-    """The block length from ``step`` on; several take turns, one a forward pass."""
-
-    step: int = Field(ge=0)
-    block_length: BlockLength | Annotated[list[BlockLength], Field(min_length=1)]
-
-
-class GroupSection(Section):
-    """Several noisy blocks in a row, for decoding with blocks in flight (MultiTF, algorithm.md#multitf)."""
-
-    size: int = Field(default=2, ge=2)
-    """Most blocks of a group: the ``buffer_size`` to train for."""
-    layout: Literal["systematic", "random", "both"] = "systematic"
-    """Groups of 2 to ``size`` blocks in every shift, or of random sizes, or as many of these as of those."""
-    schedule: Literal["chain", "monotonic", "random"] = "chain"
-    """How mask ratios follow one another within a group (see :func:`dmax.training.multi_block.mask_ratios`)."""
-    t_low: Share = 0.001
-    t_high: Share = 1.0
-    rho: Share = 0.01
-    """Share of the range from ``t_low`` to ``t_high`` that is cut off at its top."""
-    prefix_share: Share = 0.0
-    """Probability that a block hides its last positions instead of random ones, as blocks look while decoded."""
-
-    @model_validator(mode="after")
-    def _range_rises(self) -> GroupSection:
-        if self.t_low > self.t_high:
-            raise ValueError("t_low must not be above t_high")
-        return self
-
-    @property
-    def t_highest(self) -> float:
-        """The highest mask ratio drawn (``t_eff``)."""
-        return self.t_high - self.rho * (self.t_high - self.t_low)
-
-
-class FarSmoothingSection(Section):
-    """Smoothed labels for masked positions that are not next (see :func:`dmax.training.objectives.far_ahead`)."""
-
-    share: Share
-    """Spread evenly over the vocabulary."""
-    near: int = Field(ge=0)
-    """Masked positions of a block that keep their labels, the first ones."""
-
-
-class ObjectiveSection(Section):
-    """The training objective (algorithm.md#oput).
-
-    ``masked`` draws a mask ratio per block from ``noise``, and hides every token where a block holds no other; the
-    others use ``mask_ratio``. A share ``prefix_share`` of the blocks keeps a decoded prefix. With ``group``, which goes
-    with any kind, ratios are drawn as it says.
-    """
-
-    kind: Literal["masked", "oput", "uniform", "dparallel"]
-    block_length: BlockLength | list[BlockLengthStage] = 32
-    noise: tuple[Share, Share] = (0.0, 1.0)
-    prefix_share: Share = 0.0
-    mask_ratio: Share | tuple[Share, Share] = 0.75
-    """One for all, or lowest and highest of one drawn per example."""
-    losses: Annotated[tuple[Literal["mask", "pred"], ...], Field(min_length=1)] = ("mask", "pred")
-    """Of OPUT's ``joint`` form."""
-    rollout: Literal["greedy", "sampled"] = "greedy"
-    form: Literal["joint", "alternate"] = "joint"
-    beta: float = Field(default=2.0, ge=0)
-    far_smoothing: FarSmoothingSection | None = None
-    """For ``masked``."""
-    group: GroupSection | None = None
-
-    @model_validator(mode="after")
-    def _one_noise(self) -> ObjectiveSection:
-        unused = self.model_fields_set & {"noise", "prefix_share", "mask_ratio"}
-        if self.group is not None and unused:
-            raise ValueError(f"group draws its own mask ratios; leave out {' and '.join(sorted(unused))}")
-        return self
-
-    @model_validator(mode="after")
-    def _kind_has_what_is_chosen(self) -> ObjectiveSection:
-        if "losses" in self.model_fields_set and (self.kind, self.form) != ("oput", "joint"):
-            raise ValueError("losses are chosen for kind oput in the form joint; leave them out")
-        if self.far_smoothing is not None and self.kind != "masked":
-            raise ValueError("far_smoothing is for kind masked; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _stages_in_order(self) -> ObjectiveSection:
-        if isinstance(self.block_length, list):
-            steps = [stage.step for stage in self.block_length]
-            if not steps or steps[0] != 0 or steps != sorted(set(steps)):
-                raise ValueError("block_length stages must start at step 0 and rise")
-        for name, value in (("noise", self.noise), ("mask_ratio", self.mask_ratio)):
-            if isinstance(value, tuple) and value[0] > value[1]:
-                raise ValueError(f"{name} must be [lowest, highest]")
-        return self
-
-    @property
-    def rows_per_example(self) -> int:
-        """The alternate form of OPUT reads every example twice, once for each of its losses."""
-        return 2 if self.kind == "oput" and self.form == "alternate" else 1
-
-    def block_lengths_at(self, step: int) -> list[int]:
-        """The block lengths in force at ``step``, which its forward passes take in turn."""
-        if isinstance(self.block_length, int):
-            return [self.block_length]
-        lengths = [stage.block_length for stage in self.block_length if stage.step <= step][-1]
-        return [lengths] if isinstance(lengths, int) else lengths
-
-
-class OptimizerSection(Section):
-    """Muon for the matrices of the layers where ``muon_lr`` is above 0, AdamW for the rest."""
-
-    adamw_lr: float = Field(default=2e-6, gt=0)
-    muon_lr: float = Field(default=0.0, ge=0)
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    warmup: Annotated[int, Field(ge=0)] | Share = 0
-    """Steps of linear warm-up: a whole number, or a share of the run such as 0.03."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    decay: Share = 0.3
-    router_bias_rate: float = Field(default=0.0, ge=0)
-    """Step by which a router's expert bias moves against an expert's overload; 0 freezes it."""
-
-    def warmup_steps(self, steps: int) -> int:
-        """Steps of warm-up in a run of ``steps``."""
-        return self.warmup if isinstance(self.warmup, int) else round(self.warmup * steps)
-
-
 class TrainSection(Section):
     """Length, batch, precision, checkpoints."""
 
@@ -275,7 +140,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 class TrackingSection(Section):
     """Where the metrics go besides ``metrics.jsonl``."""
 
-    trackers: list[TrackerName] = ["tensorboard"]
+    trackers: list[TrackerName] = Field(default=["tensorboard"])
     project: str = "dmax"
     """For wandb and trackio."""
 
@@ -318,7 +183,7 @@ class Recipe(Section):
     model: ModelSection
     tokenizer: TokenizerSection
     data: list[DataSection] = Field(min_length=1)
-    objective: ObjectiveSection
+    objective: Annotated[SerializeAsAny[CommonOptions], BeforeValidator(parse_section)]
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     lora: LoraSection | None = None
@@ -344,7 +209,7 @@ class Recipe(Section):
         """The same recipe with its epochs of so many examples, if it has any, as steps."""
         if self.train.epochs is None:
             return self
-        rows = self.train.epochs * examples * self.objective.rows_per_example
+        rows = self.train.epochs * examples * get_objective(self.objective).rows_per_example
         steps = max(1, round(rows / (self.train.rows * self.train.accumulation)))
         train = self.train.model_copy(update={"steps": steps, "epochs": None})
         return self.model_copy(update={"train": train})
@@ -368,10 +233,10 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}") from error
+        raise RecipeError(f"{path}: {_explain(error, values)}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     errors = error.errors()
     # A misspelt key is also a missing one: the spelling is what helps.
     first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
@@ -381,32 +246,30 @@ def _explain(error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg']}."
     key = str(first["loc"][-1])
-    known = _fields_at(first["loc"][:-1])
+    known = _fields_at(first["loc"][:-1], values)
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"there is no recipe key {where!r}; did you mean {nearest[0]!r}? Valid here: {', '.join(known)}."
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(location: tuple[int | str, ...], values: Mapping[str, Any]) -> list[str]:
     """Names of the fields of the section at a location inside the recipe."""
-    sections: dict[str, type[BaseModel]] = {
-        "model": ModelSection,
-        "tokenizer": TokenizerSection,
-        "objective": ObjectiveSection,
-        "optimizer": OptimizerSection,
-        "train": TrainSection,
-        "lora": LoraSection,
-        "parallel": ParallelSection,
-        "tracking": TrackingSection,
-    }
-    if not location:
-        return list(Recipe.model_fields)
-    if location[0] == "data":
-        files: dict[str, type[BaseModel]] = {
-            "jsonl": JsonlSection,
-            "hub": HubSection,
-            "gsm8k-variants": Gsm8kVariantsSection,
-        }
-        return list(files.get(str(location[2]), ProblemSection).model_fields)
-    nested: dict[str, type[BaseModel]] = {"block_length": BlockLengthStage, "group": GroupSection}
-    section = next((nested[str(key)] for key in location if key in nested), sections[str(location[0])])
+    section: type[BaseModel] = Recipe
+    for place, part in enumerate(location):
+        if part == "objective":
+            section = section_of(values["objective"].get("kind"))
+        elif part == "data":
+            section = _DATA.get(str(location[place + 2]), ProblemSection)
+        elif part in section.model_fields:
+            section = next(_sections_in(section.model_fields[str(part)].annotation), section)
     return list(section.model_fields)
+
+
+def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The sections that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)
+
+
+_DATA: dict[str, type[BaseModel]] = {"jsonl": JsonlSection, "hub": HubSection, "gsm8k-variants": Gsm8kVariantsSection}

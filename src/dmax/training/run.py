@@ -22,7 +22,8 @@ from dmax.training.predictor import Predictor
 from dmax.training.prepare import prepare
 from dmax.training.problem_sources import GsmSymbolic
 from dmax.training.provenance import record_start
-from dmax.training.recipe import LoraSection, Recipe, RecipeError, load_recipe
+from dmax.training.recipe import LoraSection, Recipe, load_recipe
+from dmax.training.section import RecipeError
 from dmax.training.trainer import RunInputs, Trainer, Validate
 
 _INITIALIZATION, _ADAPTERS = 4, 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmax.training.objectives import LossPart
+from dmax.training.objectives.base import LossPart
 from dmax.training.parallel import sum_over_processes
 
 _LOSS = "loss"

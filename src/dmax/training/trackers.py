@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from dmax.training.recipe import Recipe, RecipeError, TrackerName
+from dmax.training.recipe import Recipe, TrackerName
+from dmax.training.section import RecipeError
 
 
 class Tracker(Protocol):

@@ -7,39 +7,29 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from dmax.models.llada2 import LLaDA2, routers
-from dmax.training.batches import Batch, Batches, exact_layouts, stream
-from dmax.training.data import Source, generator_for
+from dmax.training.batches import Batches, exact_layouts, stream
+from dmax.training.data import Source
 from dmax.training.divergence import diverged
-from dmax.training.flops import ForwardFlops, forwards_of_a_part, peak_flops
-from dmax.training.layout import Layout
+from dmax.training.flops import ForwardFlops, peak_flops
+from dmax.training.layout import Batch, Layout
 from dmax.training.metrics import MetricsLog, Progress
-from dmax.training.objectives import (
-    LossPart,
-    dparallel_loss,
-    far_ahead,
-    masked_loss,
-    oput_losses,
-    oput_mixed_loss,
-    uniform_loss,
-)
+from dmax.training.objectives.base import LossPart, Pass
+from dmax.training.objectives.registry import get_objective
 from dmax.training.optim import Optimizer, learning_rate_factor
 from dmax.training.parallel import barrier, passes_of_a_process, rank, sum_over_processes, world_size
 from dmax.training.predictor import Predictor
 from dmax.training.recipe import Recipe
-from dmax.training.rollout import greedy, sampled
 from dmax.training.state import CheckpointWriter, ResumeError, RunState, load_checkpoint, load_state, newest_checkpoint
 from dmax.training.tally import Tally
 
 Validate = Callable[[LLaDA2, int, int, str], dict[str, float]]
 """``(model, number of problems, block length, decoder) -> metrics`` of generated answers; injected, since answering
 needs the engine."""
-_ROLLOUT = 3
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,7 @@ class Trainer:
         self.output = output
         self.digest = _digest(recipe)
         self.passes = passes_of_a_process(recipe.train.accumulation)
+        self.objective = get_objective(recipe.objective)
         self.batches = Batches.of(recipe, inputs.train_source, self.model.config.eos_token_id)
         settings = recipe.optimizer
         self.optimizer = Optimizer(
@@ -82,7 +73,6 @@ class Trainer:
             output, inputs.save_companions, asynchronous=recipe.parallel.asynchronous_checkpoints
         )
         self.flops = ForwardFlops.of(self.model.config)
-        self.flops_of_a_part = forwards_of_a_part(recipe.objective)
         self.routers = routers(self.model)
         for router in self.routers:
             router.load_E = torch.zeros(router.num_experts, device=self.predict.device)
@@ -157,7 +147,7 @@ class Trainer:
                 seen.append((batch, part.loss.detach()))
                 rows, length = batch.layout.positions().shape
                 tokens += rows * length
-                flops += self.flops_of_a_part * self.flops.of_pass(rows, length, batch.num_supervised)
+                flops += self.objective.forwards_of_a_loss * self.flops.of_pass(rows, length, batch.num_supervised)
         metrics = tally.totals(tokens=tokens, flops=flops)
         norm = self.optimizer.clip()
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
@@ -178,30 +168,11 @@ class Trainer:
 
     def _pass(self, number: int) -> tuple[Batch, Iterator[LossPart]]:
         """The batch of a forward pass and the losses to run backward on it."""
-        objective = self.recipe.objective
-        mask_id = self.model.config.mask_token_id
         if self._upcoming is None:
             self._upcoming = stream(self.batches, number, world_size(), self.recipe.train.workers)
         batch = next(self._upcoming).to(self.predict.device)
-        layout, hidden = batch.layout, batch.hidden
-        if objective.kind == "masked":
-            smoothing = None
-            if objective.far_smoothing is not None:
-                share, near = objective.far_smoothing.share, objective.far_smoothing.near
-                smoothing = share * far_ahead(layout, hidden, near, self.model.config.eos_token_id)
-            return batch, iter([masked_loss(self.predict, layout, hidden, mask_id, smoothing)])
-        if objective.kind == "dparallel":
-            return batch, iter([dparallel_loss(self.predict, layout, hidden, mask_id, objective.beta)])
-        if objective.kind == "uniform":
-            random_ids = self.batches.random_tokens(batch, self.model.config.vocab_size)
-            return batch, iter([uniform_loss(self.predict, layout, hidden, random_ids)])
-        sample = greedy
-        if objective.rollout == "sampled":
-            sample = partial(sampled, generator=generator_for(self.recipe.seed, number, _ROLLOUT))
-        if objective.form == "joint":
-            return batch, oput_losses(self.predict, layout, hidden, mask_id, sample, objective.losses)
-        revises = torch.tensor(batch.indices, device=hidden.device) % 2 == 1
-        return batch, iter([oput_mixed_loss(self.predict, layout, hidden, revises, mask_id, sample)])
+        where = Pass(number, self.recipe.seed, self.model.config)
+        return batch, self.objective.losses(self.predict, batch, where)
 
     def _balance_routers(self) -> dict[str, float]:
         """Report how unevenly experts are used and, if asked to, move their biases against it (arXiv 2408.15664)."""

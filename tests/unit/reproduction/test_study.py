@@ -22,7 +22,7 @@ from dmax.reproduction.study import (
     Method,
     Training,
 )
-from dmax.training.recipe import ObjectiveSection
+from dmax.training.objectives.registry import BuiltInSection
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "nano" / "3-oput.yaml"
 
@@ -40,7 +40,7 @@ def test_every_method_decodes_with_options_that_exist(method: Method) -> None:
 def test_every_training_is_a_valid_objective(training: Training) -> None:
     recipe = {} if "kind" in training.objective else yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["objective"]
     fields = {**recipe, **training.objective}
-    objective = ObjectiveSection.model_validate(fields)
+    objective = BuiltInSection.model_validate(fields)
     assert objective.kind == fields["kind"]
     assert objective.model_fields_set == fields.keys()
 

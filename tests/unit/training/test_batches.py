@@ -7,9 +7,10 @@ from itertools import islice
 import pytest
 import torch
 
-from dmax.training.batches import POOL, Batch, Batches, stream
+from dmax.training.batches import POOL, Batches, stream
 from dmax.training.data import Example
-from dmax.training.recipe import ObjectiveSection
+from dmax.training.layout import Batch
+from dmax.training.objectives.registry import BuiltInSection, get_objective
 
 
 class Counting:
@@ -20,10 +21,10 @@ class Counting:
         return Example(tuple(2 + (index + place) % 50 for place in range(length)), tuple(i > 2 for i in range(length)))
 
 
-def batches(objective: ObjectiveSection | None = None, passes_per_step: int = 1) -> Batches:
-    objective = objective or ObjectiveSection(kind="oput", block_length=8)
+def batches(objective: BuiltInSection | None = None, passes_per_step: int = 1) -> Batches:
+    hides = get_objective(objective or BuiltInSection(kind="oput", block_length=8))
     return Batches(
-        Counting(), objective, rows=2, context=14, eos_token_id=1, seed=3, passes_per_step=passes_per_step
+        Counting(), hides, rows=2, context=14, eos_token_id=1, seed=3, passes_per_step=passes_per_step
     )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_processes_share_the_batches_between_them() -> None:
 
 
 def test_the_alternate_form_reads_every_example_once_for_each_loss() -> None:
-    alternate = batches(ObjectiveSection(kind="oput", block_length=8, form="alternate"))
+    alternate = batches(BuiltInSection(kind="oput", block_length=8, form="alternate"))
     drawn = [alternate.batch(number) for number in range(POOL)]
     source = Counting()
     for batch in drawn:
@@ -72,7 +73,7 @@ def test_the_alternate_form_reads_every_example_once_for_each_loss() -> None:
 
 def test_the_block_grows_with_the_steps() -> None:
     stages = [{"step": 0, "block_length": 2}, {"step": 5, "block_length": 8}]
-    growing = batches(ObjectiveSection.model_validate({"kind": "masked", "block_length": stages}), passes_per_step=4)
+    growing = batches(BuiltInSection.model_validate({"kind": "masked", "block_length": stages}), passes_per_step=4)
     assert [growing.batch(number).layout.block_length for number in (0, 19, 20)] == [2, 2, 8]
 
 
@@ -80,14 +81,14 @@ def test_block_lengths_take_turns() -> None:
     """Blocks of one token are hidden whole, whatever the noise: a token that is shown teaches nothing there."""
     stages = [{"step": 0, "block_length": 2}, {"step": 1, "block_length": [1, 4]}]
     objective = {"kind": "masked", "block_length": stages, "noise": [0.0, 0.5]}
-    mixed = batches(ObjectiveSection.model_validate(objective), passes_per_step=2)
+    mixed = batches(BuiltInSection.model_validate(objective), passes_per_step=2)
     drawn = [mixed.batch(number) for number in range(6)]
     assert [batch.layout.block_length for batch in drawn] == [2, 2, 1, 4, 1, 4]
     assert all((batch.hidden == batch.layout.supervised).all() == (batch.layout.block_length == 1) for batch in drawn)
 
 
 def test_a_mask_ratio_may_be_drawn_for_every_example() -> None:
-    objective = ObjectiveSection(kind="oput", block_length=8, mask_ratio=(0.0, 1.0))
+    objective = BuiltInSection(kind="oput", block_length=8, mask_ratio=(0.0, 1.0))
     drawn = [batch for number in range(POOL) for batch in [batches(objective).batch(number)]]
     shares = {
         float(hidden.sum() / supervised.sum())
@@ -96,7 +97,7 @@ def test_a_mask_ratio_may_be_drawn_for_every_example() -> None:
     }
     assert min(shares) < 0.2
     assert max(shares) > 0.8
-    fixed = ObjectiveSection(kind="oput", block_length=8, mask_ratio=(1.0, 1.0))
+    fixed = BuiltInSection(kind="oput", block_length=8, mask_ratio=(1.0, 1.0))
     batch = batches(fixed).batch(0)
     assert torch.equal(batch.hidden, batch.layout.supervised)
 
@@ -105,7 +106,7 @@ def test_a_mask_ratio_may_be_drawn_for_every_example() -> None:
 def test_blocks_may_keep_a_decoded_prefix(kind: str) -> None:
     """With all else hidden, what a block shows is a prefix of what it has to produce."""
     objective = {"kind": kind, "block_length": 8, "noise": [1.0, 1.0], "mask_ratio": 1.0, "prefix_share": 1.0}
-    batch = batches(ObjectiveSection.model_validate(objective)).batch(0)
+    batch = batches(BuiltInSection.model_validate(objective)).batch(0)
     shown = batch.layout.supervised & ~batch.hidden
     assert shown.any()
     for flags, supervised in zip(shown.view(-1, 8).tolist(), batch.layout.supervised.view(-1, 8).tolist(), strict=True):

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmax.models import LLaDA2, ModelConfig
 from dmax.models.llada2 import initialize
 from dmax.training.data import Example, generator_for
-from dmax.training.flops import ForwardFlops, forwards_of_a_part, peak_flops
+from dmax.training.flops import ForwardFlops, peak_flops
 from dmax.training.layout import lay_out
+from dmax.training.objectives.registry import BuiltInSection, get_objective
 from dmax.training.predictor import Predictor
-from dmax.training.recipe import ObjectiveSection
 
 DENSE = ModelConfig(
     vocab_size=300, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4,
@@ -45,7 +45,7 @@ def test_a_token_takes_only_its_own_experts() -> None:
 
 @pytest.mark.parametrize(("form", "forwards"), [("joint", 3), ("alternate", 4)])
 def test_a_rollout_is_one_more_forward_where_no_loss_shares_it(form: str, forwards: int) -> None:
-    assert forwards_of_a_part(ObjectiveSection.model_validate({"kind": "oput", "form": form})) == forwards
+    assert get_objective(BuiltInSection.model_validate({"kind": "oput", "form": form})).forwards_of_a_loss == forwards
 
 
 def test_the_peak_of_a_cpu_is_not_known() -> None:

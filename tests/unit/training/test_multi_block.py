@@ -17,6 +17,7 @@ from dmax.training.batches import Batches
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import lay_out
 from dmax.training.multi_block import (
+    GroupSection,
     choose_cut,
     draw_cut,
     draw_groups,
@@ -26,10 +27,12 @@ from dmax.training.multi_block import (
     random_cut,
     systematic_cut,
 )
-from dmax.training.objectives import oput_losses
+from dmax.training.objectives.oput import oput_losses
+from dmax.training.objectives.registry import BuiltInSection, get_objective
 from dmax.training.predictor import Predictor
-from dmax.training.recipe import GroupSection, ObjectiveSection, RecipeError, load_recipe
+from dmax.training.recipe import load_recipe
 from dmax.training.rollout import greedy
+from dmax.training.section import RecipeError
 
 VOCAB, MASK, EOS = 40, 0, 1
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -247,7 +250,7 @@ class Endless:
 
 @pytest.mark.parametrize("kind", ["masked", "oput", "uniform", "dparallel"])
 def test_batches_come_in_groups(kind: str) -> None:
-    objective = ObjectiveSection(kind=kind, block_length=8, group=GroupSection())  # type: ignore[arg-type]
+    objective = get_objective(BuiltInSection(kind=kind, block_length=8, group=GroupSection()))
     batches = Batches(Endless(), objective, rows=4, context=64, eos_token_id=EOS, seed=14, passes_per_step=1)
     batch = batches.batch(3)
     blocks = batch.layout.noisy_positions // 8
@@ -268,7 +271,7 @@ def test_both_losses_of_oput_read_groups(model: LLaDA2) -> None:
 
 def test_a_group_draws_its_own_noise() -> None:
     with pytest.raises(ValidationError, match="leave out mask_ratio and noise"):
-        ObjectiveSection(kind="oput", mask_ratio=0.75, noise=(0.1, 0.9), group=GroupSection())
+        BuiltInSection(kind="oput", mask_ratio=0.75, noise=(0.1, 0.9), group=GroupSection())
     with pytest.raises(ValidationError, match="t_low must not be above t_high"):
         GroupSection(t_low=0.5, t_high=0.4)
 

@@ -9,15 +9,10 @@ import torch.nn.functional as F
 
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import Layout, lay_out
-from dmax.training.objectives import (
-    dparallel_loss,
-    entropy_where_right,
-    far_ahead,
-    masked_loss,
-    oput_losses,
-    oput_mixed_loss,
-    uniform_loss,
-)
+from dmax.training.objectives.dparallel import dparallel_loss, entropy_where_right
+from dmax.training.objectives.masked import far_ahead, masked_loss
+from dmax.training.objectives.oput import oput_losses, oput_mixed_loss
+from dmax.training.objectives.uniform import uniform_loss
 from dmax.training.rollout import greedy, sampled
 
 VOCAB, MASK = 12, 0

@@ -12,8 +12,10 @@ from dmax.models.llada2 import initialize
 from dmax.training.activations import BatchShape
 from dmax.training.batches import POOL, Batches
 from dmax.training.data import Example, generator_for
+from dmax.training.objectives.registry import BuiltInSection, get_objective
 from dmax.training.plan import POOLS_READ, DoesNotFit, Memory, Plan, largest_batch, make_plan
-from dmax.training.recipe import ObjectiveSection, Recipe, RecipeError
+from dmax.training.recipe import Recipe
+from dmax.training.section import RecipeError
 
 MINI = ModelConfig(
     vocab_size=157184, hidden_size=2048, intermediate_size=5120, num_hidden_layers=20, num_attention_heads=16,
@@ -118,7 +120,7 @@ class Growing:
 
 
 def test_the_largest_batch_is_looked_for_in_the_first_pools() -> None:
-    objective = ObjectiveSection(kind="oput", block_length=4)
+    objective = get_objective(BuiltInSection(kind="oput", block_length=4))
     batches = Batches(Growing(), objective, rows=2, context=10**6, eos_token_id=2, seed=1, passes_per_step=1)
     longest = 4 + (POOLS_READ * POOL * 2 - 1) // 8
     shape = largest_batch(batches)

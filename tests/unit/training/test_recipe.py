@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dmax.training.recipe import FarSmoothingSection, RecipeError, load_recipe
+from dmax.training.objectives.masked import FarSmoothingSection
+from dmax.training.recipe import load_recipe
+from dmax.training.section import RecipeError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 

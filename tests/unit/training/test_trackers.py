@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dmax.training.metrics import MetricsLog
-from dmax.training.recipe import Recipe, RecipeError
+from dmax.training.recipe import Recipe
+from dmax.training.section import RecipeError
 
 STEPS = [{"step": step, "loss": 5.0 - step, "grad_norm": 1.0} for step in (1, 2, 3)]
 

@@ -1,0 +1,102 @@
+"""An objective of another package is one file: its options, what it hides, its losses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.nn.functional as F
+import yaml
+
+from dmax.training.layout import Batch
+from dmax.training.objectives import registry
+from dmax.training.objectives.base import LossPart, Objective, Pass, Predict, supervised, tallies
+from dmax.training.objectives.options import ObjectiveSection
+from dmax.training.recipe import load_recipe
+from dmax.training.section import RecipeError
+
+SMOKE = Path(__file__).parents[3] / "recipes" / "smoke" / "oput.yaml"
+
+
+class GentleOptions(ObjectiveSection):
+    softness: float = 0.1
+
+
+class Gentle(Objective[GentleOptions]):
+    """Masked training whose labels are all smoothed."""
+
+    name = "gentle"
+    section = GentleOptions
+
+    def losses(self, predict: Predict, batch: Batch, where: Pass) -> Iterator[LossPart]:
+        masked_ids = batch.layout.noisy_ids.masked_fill(batch.hidden, where.config.mask_token_id)
+        logits_SV = predict(masked_ids, batch.layout)
+        targets_S, hidden_S = supervised(batch.layout, batch.hidden)
+        loss = F.cross_entropy(logits_SV, targets_S, label_smoothing=self.options.softness)
+        yield LossPart("gentle", loss, tallies("gentle", loss, logits_SV, targets_S, hidden_S))
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that registers the objective, and one that is broken."""
+    there = [
+        EntryPoint("gentle", f"{__name__}:Gentle", registry.ENTRY_POINT_GROUP),
+        EntryPoint("broken", "no_such_module:It", registry.ENTRY_POINT_GROUP),
+    ]
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Gentle if self.name == "gentle" else __import__("no_such"))
+
+    def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
+        return [entry for entry in there if entry.group == group and name in (None, entry.name)]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+
+
+def recipe(folder: Path, **objective: Any) -> Path:
+    values = yaml.safe_load(SMOKE.read_text()) | {"objective": objective}
+    values["train"] |= {"steps": 2, "validate_every": 2, "validation_rows": 1}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_an_objective_of_one_file_trains(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    from dmax.training.run import run_recipe
+
+    run_recipe(recipe(tmp_path, kind="gentle", block_length=16, softness=0.2), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[1]["loss_gentle"] < rows[0]["loss_gentle"]
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("objective", "named"),
+    [
+        ({"kind": "gentle", "softnes": 1}, "'objective.softnes'; did you mean 'softness'"),
+        ({"kind": "gentle", "beta": 1}, "Valid here: kind, .*group, softness"),
+        ({"kind": "masked", "softness": 1}, "no recipe key 'objective.softness'"),
+        ({"kind": "maskd"}, "objective.kind: Input should be 'masked', 'oput', 'uniform', 'dparallel', 'broken' or"),
+        ({"kind": "broken"}, "objective 'broken' could not be loaded from no_such_module:It"),
+    ],
+)
+def test_what_is_wrong_with_an_objective_is_named(tmp_path: Path, objective: dict[str, Any], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        load_recipe(recipe(tmp_path, **objective))
+
+
+def test_the_keys_of_the_objectives_here_are_these(tmp_path: Path) -> None:
+    """Their order is part of the fingerprint of every run."""
+    keys = "kind, block_length, noise, prefix_share, mask_ratio, losses, rollout, form, beta, far_smoothing, group"
+    with pytest.raises(RecipeError, match=f"'objective.betta'; did you mean 'beta'. Valid here: {keys}[.]"):
+        load_recipe(recipe(tmp_path, kind="masked", betta=1))
+    with pytest.raises(RecipeError, match=r"'objective\.far_smoothing\.shre'; did you mean 'share'"):
+        load_recipe(recipe(tmp_path, kind="masked", far_smoothing={"shre": 0.1, "near": 1}))
+    with pytest.raises(RecipeError, match=r"objective\.kind: Field required"):
+        load_recipe(recipe(tmp_path, beta=1))
