@@ -19,7 +19,6 @@ from dmax.engine.outputs import PassRecord
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 
-
 _NO_TOKEN = -1
 """An id that no token has: nothing ends the loop but the sequence's own rule."""
 
