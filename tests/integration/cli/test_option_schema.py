@@ -40,7 +40,7 @@ class Wavy:
         prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
         return commit_masks(state, prediction, state.masked & (state.masked.cumsum(-1) <= self.crests))
 '''
-WRITER = Path(__file__).parents[3] / "docs" / "write_options.py"
+WRITER = Path(__file__).parents[3] / ".ci" / "write_options.py"
 OWN = {"ripple": 0.25, "crests": 3, "mirrored": True}
 
 
@@ -140,5 +140,5 @@ def test_the_page_of_options_is_made_of_the_code() -> None:
     if not WRITER.is_file():
         pytest.skip("not in a checkout")
     written = runpy.run_path(str(WRITER))["page"]()
-    page = WRITER.with_name("options.md").read_text(encoding="utf-8")
-    assert page == written, "run python docs/write_options.py"
+    page = (WRITER.parents[1] / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
+    assert page == written, "run python .ci/write_options.py"

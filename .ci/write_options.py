@@ -1,4 +1,4 @@
-"""Write options.md from the declarations of params and decoders: ``python docs/write_options.py``."""
+"""Write docs/reference/options.md from the declarations of params and decoders: ``python .ci/write_options.py``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dmax.decoding.options import Option
 from dmax.decoding.registry import BUILT_IN, about, described_options
 from dmax.engine.params import PARAMS
 
-PAGE = Path(__file__).with_name("options.md")
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
 _HEAD = """# Options of a decode
 
-Made by `python docs/write_options.py` from the declarations in the code; a test fails where the two differ.
+Made by `python .ci/write_options.py` from the declarations in the code; a test fails where the two differ.
 
 Each is a field of `GenerationParams`, an option of the command line (`--gen-length`), a field of a request
 (`max_tokens` for `gen_length`), a control of the page, and an argument of the evaluation harness. A server takes no
