@@ -70,6 +70,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run needs and whether it fits; load no weight.")
     ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=PATH", help="Read a data set of the Hub from a file or folder here; may be repeated."),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="For --dry-run: processes that are to share the model.")] = 1,
     device_memory: Annotated[
         float | None,
@@ -88,9 +92,18 @@ def train(
         return
     try:
         with user_errors():
-            weights = run_recipe(recipe, output, resume, validator)
+            weights = run_recipe(recipe, output, resume, validator, _local_data(data or []))
     except KeyboardInterrupt:
         note("Stopped; --resume goes on from the newest checkpoint.")
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":
         typer.echo(weights)
+
+
+def _local_data(given: list[str]) -> dict[str, str]:
+    """The paths that stand for data sets, by their ids."""
+    pairs = [pair.partition("=") for pair in given]
+    for name, equals, path in pairs:
+        if not (name and equals and path):
+            raise CommandError(f"--data {name!r} has no path; give it as ID=PATH, such as openai/gsm8k=train.jsonl.")
+    return {name: path for name, _, path in pairs}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dmax.models.config import ConfigError, ModelConfig
+from dmax.models.foreign import foreign_names, foreign_quantization
 from dmax.models.llada2 import LLaDA2, routers
 from dmax.models.quantized import hold_quantized, part_of, scale_name
 from dmax.models.source import (
@@ -167,7 +168,12 @@ def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, Stored
         _hold_what_is_quantized(model, stored)
     # A router that was trained with a bias chooses other experts without it, so its absence has to be declared.
     biased = values.get("moe_router_enable_expert_bias") is not False
-    _check_fit(folder, stored, model, biased)
+    try:
+        _check_fit(folder, stored, model, biased)
+    except CheckpointError as error:
+        raise CheckpointError(
+            foreign_names(folder, stored) or foreign_quantization(folder, values) or str(error)
+        ) from error
     return model, stored
 
 
@@ -210,7 +216,7 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, 
     misshapen = [
         f"{name} (is {list(tensor.shape)}, should be {list(expected[name])})"
         for name, tensor in known.items()
-        if tensor.shape != expected[name]
+        if tensor.shape != expected[name] and not _spreads(name, tensor.shape, expected[name])
     ]
     not_float, not_alike = [], []
     for name, tensor in known.items():
@@ -232,6 +238,11 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, 
     ]
     if findings:
         raise CheckpointError(f"The tensors in {folder} do not fit its {CONFIG_FILE}. {'; '.join(findings)}.")
+
+
+def _spreads(name: str, stored: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether scales are stored as one for a whole weight, or as a column: ``()``, ``(1,)`` or ``(out, 1)``."""
+    return name.endswith("_scale") and stored in ((), (1,), (*expected, 1))
 
 
 def _is_leftover(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
@@ -278,7 +289,8 @@ def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
             for name in names:
                 native, expert = native_name(name)
                 target = targets[native] if expert is None else targets[native][expert]
-                target.copy_(file.get_tensor(name))
+                tensor = file.get_tensor(name)
+                target.copy_(tensor.squeeze(-1) if tensor.ndim > target.ndim else tensor)
 
 
 def save_model(

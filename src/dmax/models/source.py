@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from dmax.models.foreign import adapter_in, is_pointer
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -111,7 +113,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} is not a checkpoint folder: it has no {path.name}.") from error
+        raise CheckpointError(
+            adapter_in(path.parent) or f"{path.parent} is not a checkpoint folder: it has no {path.name}."
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(values, dict):
@@ -164,6 +168,8 @@ def open_tensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
+        if path.is_file() and is_pointer(path):
+            raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there.") from error
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({str(error).rstrip('.')}): fetch or write it again."
         ) from error
@@ -172,6 +178,9 @@ def open_tensors(path: Path) -> Any:
 def _no_weights(folder: Path) -> str:
     found = f"{folder} is not a checkpoint folder: it has neither {WEIGHTS_FILE} nor {INDEX_FILE}."
     pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt", "pkl") for path in folder.glob(f"*.{suffix}"))
+    adapter = adapter_in(folder)
+    if adapter is not None:
+        return adapter
     if pickles:
         found += f" Pickled weights ({listing(pickles)}) are never loaded: save them as safetensors first."
     return found

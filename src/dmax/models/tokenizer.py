@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from dmax.models.chat_template import ChatTemplate, Message
 from dmax.models.source import CheckpointError, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -21,15 +21,12 @@ TEMPLATE_FILE = "chat_template.jinja"
 _PUBLISHED_MASK_TOKEN = "<|mask|>"
 """What the published tokenizers call the mask token without naming it as such in their settings."""
 
-Message = Mapping[str, Any]
-"""One chat turn: ``role`` and ``content``, as the chat template expects them."""
-
 
 class Tokenizer:
     """A ``tokenizers`` pipeline with its special tokens and chat template.
 
     Args:
-        pipeline: the tokenizer proper.
+        pipeline: the tokenizer proper. Truncation and padding that its last caller left switched on are switched off.
         settings: ``tokenizer_config.json``; its ``*_token`` entries name the special tokens.
         chat_template: Jinja source; None where the model has no chat form.
         ids: special-token ids that a model configuration fixes (``eos_token_id``, ``mask_token_id``); they win over
@@ -43,11 +40,13 @@ class Tokenizer:
         chat_template: str | None = None,
         ids: Mapping[str, int] | None = None,
     ) -> None:
+        pipeline.no_truncation()
+        pipeline.no_padding()
         self.pipeline = pipeline
         self.settings = dict(settings or {})
         self.chat_template = chat_template
         self._ids = dict(ids or {})
-        self._render = None if chat_template is None else _compile(chat_template)
+        self._template = None if chat_template is None else ChatTemplate(chat_template)
 
     @classmethod
     def from_folder(cls, folder: Path, ids: Mapping[str, int] | None = None) -> Tokenizer | None:
@@ -95,27 +94,74 @@ class Tokenizer:
         """The text of token ids; special tokens, and ids beyond the vocabulary, give no text."""
         return self.pipeline.decode(list(token_ids), skip_special_tokens=True)
 
+    def encode_content(self, text: str) -> list[int]:
+        """Return the token ids of somebody's words, in which the name of a special token is text like any other.
+
+        Raises:
+            ValueError: the text holds half of a surrogate pair.
+        """
+        return self._encode_marked(self._mark(text))
+
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, in the form the model was trained on; see :meth:`render_chat`."""
-        return self.encode(self.render_chat(messages, add_generation_prompt))
+        """Return the token ids of a conversation, in the form the model was trained on.
+
+        Special tokens are those that the template writes; their names in the turns themselves are text.
+
+        Raises:
+            ValueError: as :meth:`render_chat`.
+        """
+        marked = [{**turn, "content": self._mark(text_of(turn.get("content")))} for turn in messages]
+        return self._encode_marked(self._render(marked, add_generation_prompt))
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """A conversation as the text that the model was trained on, special tokens written out.
+        """Return a conversation as the text that the model was trained on, special tokens written out.
 
         Args:
             messages: the turns, oldest first.
             add_generation_prompt: whether the text ends where the assistant's next turn begins.
 
         Raises:
-            ValueError: there is no chat template, or it refuses these messages.
+            ValueError: there is no chat template, it is not valid Jinja, or it refuses these messages.
         """
-        if self._render is None:
+        return self._render(
+            [{**turn, "content": text_of(turn.get("content"))} for turn in messages], add_generation_prompt
+        )
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        if self._template is None:
             raise ValueError("This model has no chat template: give the prompt as plain text or token ids.")
         names = {key: self._token(key) for key in self.settings if key.endswith("_token")}
-        try:
-            return self._render.render(messages=messages, add_generation_prompt=add_generation_prompt, **names)
-        except Exception as error:  # a template is a program of the checkpoint's: it can fail in any way
-            raise ValueError(f"The chat template does not take these messages: {error}.") from error
+        return self._template.render(messages, add_generation_prompt, names)
+
+    def _mark(self, text: str) -> str:
+        """The text with the names of special tokens between marks, which no template touches."""
+        return self._special.sub(rf"{_MARK}\g<0>{_MARK}", text.replace(_MARK, "")) if self._special else text
+
+    def _encode_marked(self, text: str) -> list[int]:
+        parts = text.split(_MARK)  # every other one is the name of a special token that somebody wrote
+        ids: list[int] = []
+        for place, part in enumerate(parts):
+            if part:
+                ids += self._encode_as_text(part) if place % 2 else self.encode(part)
+        return ids
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        [found] = self._without_special.encode_batch([text], add_special_tokens=False)
+        return found.ids
+
+    @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        """Matches the name of any special token, the longest first."""
+        added = self.pipeline.get_added_tokens_decoder().values()
+        names = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names))) if names else None
+
+    @cached_property
+    def _without_special(self) -> tokenizers.Tokenizer:
+        """The pipeline that takes the names of special tokens for text."""
+        pipeline = tokenizers.Tokenizer.from_str(self.pipeline.to_str())
+        pipeline.encode_special_tokens = True
+        return pipeline
 
     @property
     def eos_token_id(self) -> int:
@@ -164,19 +210,24 @@ def _template_in(settings: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _compile(source: str) -> Any:
-    """A template in Jinja's immutable sandbox: a checkpoint's template can format text and nothing else."""
+_MARK = "\ufdd0"
+"""A code point that Unicode keeps free for a program's own use: it is in nobody's text."""
 
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
 
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+def text_of(content: Any) -> str:
+    """Return the text of a turn's content: a string, none, or a list of text parts as OpenAI's clients write it.
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = to_json  # Jinja's own escapes for HTML
-    environment.globals["raise_exception"] = raise_exception
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise CheckpointError(f"The chat template is not valid Jinja: {error}.") from error
+    Raises:
+        ValueError: a part is something else than text.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError(f"a turn's content is a {type(content).__name__}; give a text, or a list of text parts.")
+    for place, part in enumerate(content, 1):
+        kind = part.get("type", "?") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"part {place} of a turn's content is {kind}; only text is taken.")
+    return "".join(part["text"] for part in content)

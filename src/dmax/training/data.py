@@ -51,9 +51,18 @@ class ChatEncoder(Protocol):
 
 def chat_example(tokenizer: ChatEncoder, question: str, answer: str) -> Example:
     """A question as the user's turn and the answer, closed by EOS, as the supervised response."""
+    return conversation_example(tokenizer, [(question, answer)])
+
+
+def conversation_example(tokenizer: ChatEncoder, turns: Sequence[tuple[str, str]]) -> Example:
+    """Turns of a conversation, each a request and its answer; the last answer and its EOS are supervised."""
+    *before, (request, answer) = turns
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer names no EOS token, so no answer could end; add eos_token to its settings.")
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}])
+    messages = []
+    for user, assistant in before:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    prompt = tokenizer.apply_chat_template([*messages, {"role": "user", "content": request}])
     response = [*tokenizer.encode(answer), tokenizer.eos_token_id]
     return Example((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
+
 from dmax.problems import Equation, Split, equations, problem, show_working, stress_problem, working
-from dmax.training.data import ChatEncoder, Example, chat_example
+from dmax.problems.everyday import OTHER_ANSWER, everyday_problem, other_request
+from dmax.problems.gsm8k_variants import Gsm8kVariants
+from dmax.problems.splits import first_number
+from dmax.training.data import ChatEncoder, Example, chat_example, conversation_example
 
 
 class GsmSymbolic:
@@ -108,3 +114,115 @@ def list_problem(split: Split, index: int, seed: int) -> tuple[str, str]:
     """Question and answer of a problem of the stress test."""
     row = stress_problem(split, index, seed)
     return row["question"], row["solution"]
+
+
+class Everyday:
+    """Everyday word problems of hand-written scenarios, as chat examples.
+
+    Args:
+        tokenizer: of the model.
+        split: which problems.
+        seed: of the split.
+        worked: whether equations are carried out in small steps.
+    """
+
+    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, worked: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.split: Split = split
+        self.seed = seed
+        self.worked = worked
+
+    def example(self, index: int) -> Example:
+        return chat_example(self.tokenizer, *everyday_text(self.split, index, self.seed, self.worked))
+
+
+def everyday_text(split: Split, index: int, seed: int, worked: bool) -> tuple[str, str]:
+    """Return question and solution of an everyday problem."""
+    drawn = everyday_problem(split, index, seed, worked=worked)
+    return drawn.question, drawn.solution
+
+
+class Gsm8kSource:
+    """Variants of GSM8K's training problems with other numbers and names, as chat examples.
+
+    Args:
+        tokenizer: of the model.
+        variants: of the rows.
+        split: whose random numbers.
+        seed: of the split.
+        worked: whether equations are carried out in small steps.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ChatEncoder,
+        variants: Gsm8kVariants,
+        split: Split = "train",
+        seed: int = 0,
+        worked: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.variants = variants
+        self.split: Split = split
+        self.seed = seed
+        self.worked = worked
+
+    def example(self, index: int) -> Example:
+        return chat_example(self.tokenizer, *self.text(index))
+
+    def text(self, index: int) -> tuple[str, str]:
+        """Return question and solution of problem ``index``; many questions end as GSM8K is usually asked."""
+        row = self.variants.problem(self.split, index, self.seed)
+        solution = show_working(row["solution"]) if self.worked else row["solution"]
+        asked_by_steps = Random(f"gsm8k {first_number(self.split, self.seed)} {index}").random() < STEP_BY_STEP_SHARE
+        return row["question"] + (STEP_BY_STEP if asked_by_steps else ""), solution
+
+
+STEP_BY_STEP = "\nLet's think step by step"
+"""What GSM8K's questions end with when models are evaluated."""
+STEP_BY_STEP_SHARE = 0.4
+
+
+class OtherRequests:
+    """What people type that is no word problem, answered by one sentence about what the model can do."""
+
+    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0) -> None:
+        self.tokenizer = tokenizer
+        self.split: Split = split
+        self.seed = seed
+
+    def example(self, index: int) -> Example:
+        return chat_example(self.tokenizer, other_request(self.split, index, self.seed), OTHER_ANSWER)
+
+
+class ProblemConversations:
+    """Conversations of two or three turns, each of which asks something new; the last answer is supervised.
+
+    Args:
+        tokenizer: of the model.
+        split: which problems.
+        seed: of the split.
+        worked: whether equations are carried out in small steps.
+    """
+
+    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, worked: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.split: Split = split
+        self.seed = seed
+        self.worked = worked
+
+    def example(self, index: int) -> Example:
+        return conversation_example(self.tokenizer, self.turns(index))
+
+    def turns(self, index: int) -> Sequence[tuple[str, str]]:
+        """Return the turns of a conversation, each a request and its answer."""
+        random = Random(f"conversations {first_number(self.split, self.seed)} {index}")
+        return [self._turn(random) for _ in range(2 if random.random() < 0.7 else 3)]
+
+    def _turn(self, random: Random) -> tuple[str, str]:
+        kind, number = random.random(), random.randrange(10**8)
+        if kind < 0.15:
+            return other_request(self.split, number, self.seed), OTHER_ANSWER
+        if kind < 0.35:
+            return word_problem(self.split, number, self.seed, self.worked)
+        return everyday_text(self.split, number, self.seed, self.worked)

@@ -56,16 +56,27 @@ Weight = Annotated[float, Field(gt=0)]
 class ProblemSection(Section):
     """Endless problems of :mod:`dmax.problems`."""
 
-    source: Literal["gsm-symbolic", "arithmetic", "parallel-stress"]
+    source: Literal["everyday", "gsm-symbolic", "arithmetic", "conversations", "other-requests", "parallel-stress"]
     weight: Weight = 1.0
     worked: bool = False
-    """For ``gsm-symbolic`` and ``arithmetic``: equations carried out in small steps."""
+    """Carry equations out in small steps, where there are any."""
 
     @model_validator(mode="after")
     def _has_equations(self) -> ProblemSection:
-        if self.worked and self.source == "parallel-stress":
-            raise ValueError("worked is for gsm-symbolic and arithmetic, not for parallel-stress")
+        if self.worked and self.source in ("parallel-stress", "other-requests"):
+            raise ValueError(f"{self.source} has no equations to carry out; leave worked out")
         return self
+
+
+class Gsm8kVariantsSection(Section):
+    """Variants of GSM8K's training problems (see :mod:`dmax.problems.gsm8k_variants`)."""
+
+    source: Literal["gsm8k-variants"]
+    path: str = "openai/gsm8k"
+    """A JSONL file with ``question`` and ``answer``, or the id of the data set on the Hugging Face Hub."""
+    weight: Weight = 1.0
+    worked: bool = False
+    """Carry equations out in small steps."""
 
 
 class JsonlSection(Section):
@@ -88,7 +99,9 @@ class HubSection(Section):
     """Branch, tag or commit; a commit makes a run repeatable."""
 
 
-DataSection = Annotated[ProblemSection | JsonlSection | HubSection, Field(discriminator="source")]
+DataSection = Annotated[
+    ProblemSection | Gsm8kVariantsSection | JsonlSection | HubSection, Field(discriminator="source")
+]
 
 
 BlockLength = Annotated[int, Field(ge=1)]
@@ -388,8 +401,12 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     if not location:
         return list(Recipe.model_fields)
     if location[0] == "data":
-        conversations: dict[str, type[BaseModel]] = {"jsonl": JsonlSection, "hub": HubSection}
-        return list(conversations.get(str(location[2]), ProblemSection).model_fields)
+        files: dict[str, type[BaseModel]] = {
+            "jsonl": JsonlSection,
+            "hub": HubSection,
+            "gsm8k-variants": Gsm8kVariantsSection,
+        }
+        return list(files.get(str(location[2]), ProblemSection).model_fields)
     nested: dict[str, type[BaseModel]] = {"block_length": BlockLengthStage, "group": GroupSection}
     section = next((nested[str(key)] for key in location if key in nested), sections[str(location[0])])
     return list(section.model_fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from dmax.training.plan import Plan, device_memory, largest_batch, make_plan
 from dmax.training.predictor import Predictor
 from dmax.training.prepare import prepare
 from dmax.training.problem_sources import GsmSymbolic
+from dmax.training.provenance import record_start
 from dmax.training.recipe import LoraSection, Recipe, RecipeError, load_recipe
 from dmax.training.trainer import RunInputs, Trainer, Validate
 
@@ -32,6 +33,7 @@ def run_recipe(
     output: Path | None = None,
     resume: bool = False,
     validator: Callable[[Tokenizer], Validate] | None = None,
+    data: Mapping[str, str] | None = None,
 ) -> Path:
     """Run a recipe to its end.
 
@@ -40,6 +42,7 @@ def run_recipe(
         output: folder of the run's files; ``runs/<recipe name>`` by default.
         resume: continue from the newest complete checkpoint in ``output`` (from the start where there is none).
         validator: gives, for the run's tokenizer, what measures generated answers where the recipe asks for it.
+        data: files or folders to read in place of the data sets of the Hub whose ids they stand under.
 
     Returns:
         The folder of the final weights, ``output / "model"``.
@@ -58,7 +61,7 @@ def run_recipe(
         raise RecipeError(f"{output} holds a run already: continue it with --resume, or choose another --output.")
     device = _device(recipe.train.device)
     with process_group(device):
-        _run(recipe, output, device, resume, validator)
+        _run(recipe, output, device, resume, validator, data)
     return output / "model"
 
 
@@ -102,8 +105,9 @@ def _run(
     device: torch.device,
     resume: bool,
     validator: Callable[[Tokenizer], Validate] | None,
+    data: Mapping[str, str] | None,
 ) -> None:
-    prepared = prepare(recipe, output / "tokenizer")
+    prepared = prepare(recipe, output / "tokenizer", data)
     recipe, tokenizer, config = prepared.recipe, prepared.tokenizer, prepared.config
     if prepared.counts and rank() == 0:
         output.mkdir(parents=True, exist_ok=True)
@@ -120,6 +124,8 @@ def _run(
     trainer = Trainer(inputs, output)
     if resume:
         trainer.resume()
+    if rank() == 0:
+        record_start(output, trainer.step)
     trainer.run()
 
 

@@ -247,7 +247,8 @@ class Trainer:
 def _digest(recipe: Recipe) -> str:
     """Fingerprint of what a recipe makes; where it runs and how often it looks up is not part of it."""
     validation = {"validate_every", "validation_rows", "generate_rows", "generate_with"}
-    left_out = validation | {"checkpoint_every", "device", "workers", "epochs"}  # by now, epochs are steps
+    # A run may be made longer, and by now epochs are steps.
+    left_out = validation | {"checkpoint_every", "device", "workers", "epochs", "steps"}
     absent = {"lora": True} if recipe.lora is None else {}
     text = recipe.model_dump_json(
         exclude={"name": True, "train": left_out, "parallel": True, "tracking": True, **absent}

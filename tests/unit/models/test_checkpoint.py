@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmax.models import CheckpointError, LLaDA2, load_model, save_model
+from dmax.models.convert import convert_checkpoint
 from dmax.models.llada2 import expert_stacks, routers
 
 Tensors = dict[str, torch.Tensor]
@@ -269,3 +270,64 @@ def test_pickled_weights_alone_are_refused(folder: Path) -> None:
     shutil.move(folder / "model.safetensors", folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"Pickled weights \(pytorch_model\.bin\) are never loaded"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "mend"),
+    [
+        ("_orig_mod.", "torch.compile"),
+        ("module.", "DataParallel"),
+        ("base_model.model.", "merge_and_unload"),
+        ("_fsdp_wrapped_module.", "gather the whole state dict"),
+    ],
+)
+def test_a_wrapper_that_named_all_tensors_is_recognised(edit: Callable[..., Path], prefix: str, mend: str) -> None:
+    def rename(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    with pytest.raises(CheckpointError, match=f"are all called {prefix}.*{mend}"):
+        load_model(edit(rename))
+
+
+def test_an_adapter_is_no_model(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds a PEFT adapter, not a model"):
+        load_model(tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds a PEFT adapter, not a model"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "brand-new"])
+def test_weights_that_another_tool_quantised_are_recognised(
+    folder: Path, edit: Callable[..., Path], method: str
+) -> None:
+    name = "model.layers.0.attention.dense"
+    edit(lambda tensors: tensors.update({f"{name}.qweight": tensors.pop(f"{name}.weight").to(torch.int32)}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+    with pytest.raises(CheckpointError, match=f"quantised by '?{method}.*dmax convert --quantize int8"):
+        load_model(folder)
+
+
+def test_a_file_that_was_not_fetched_is_recognised(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer, not the weights: run `git lfs pull`"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("shape", ["scalar", "one", "column"])
+def test_scales_may_be_one_for_a_weight_or_a_column(folder: Path, tmp_path: Path, shape: str) -> None:
+    convert_checkpoint(folder, tmp_path / "int8", weights="int8")
+    path = tmp_path / "int8" / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.attention.dense.weight_scale"
+    largest = tensors[name].max()
+    tensors[name] = {"scalar": largest, "one": largest[None], "column": tensors[name][:, None].clone()}[shape]
+    save_file(tensors, path)
+    found = load_model(tmp_path / "int8").state_dict()[name]
+    expected = tensors[name].flatten()
+    assert torch.equal(found, expected.expand_as(found))

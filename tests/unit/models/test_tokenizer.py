@@ -116,9 +116,57 @@ def test_a_template_cannot_reach_out_of_its_sandbox(source: str) -> None:
         Tokenizer(pipeline(), {}, source).apply_chat_template([{"role": "user", "content": "x"}])
 
 
-def test_a_template_that_is_not_jinja() -> None:
-    with pytest.raises(CheckpointError, match="not valid Jinja"):
-        Tokenizer(pipeline(), {}, "{% for %}")
+def test_a_template_that_is_not_jinja_is_found_when_it_is_first_used() -> None:
+    tokenizer = Tokenizer(pipeline(), {}, "{% for %}")
+    assert tokenizer.encode("a") == ids("a")
+    with pytest.raises(ValueError, match="not valid Jinja"):
+        tokenizer.render_chat([{"role": "user", "content": ""}])
+
+
+def test_what_the_last_caller_left_switched_on_is_off(tmp_path: Path) -> None:
+    used = pipeline()
+    used.enable_truncation(4)
+    used.enable_padding(length=4)
+    used.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.encode("longer than four") == ids("longer than four")
+    assert tokenizer.encode_batch(["ab", "c"]) == [ids("ab"), ids("c")]
+
+
+@pytest.mark.parametrize("word", ["<eos>", "<|mask|>", "say <assistant> now", "<eos><eos>"])
+def test_special_tokens_in_a_turn_are_text(tokenizer: Tokenizer, word: str) -> None:
+    special = {pipeline().token_to_id(token) for token in SPECIAL}
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": f"a {word} b"}])
+    assert [token for token in rendered if token in special] == [3, 4]  # <user> and <assistant>, of the template
+    assert tokenizer.decode(rendered) == f"a {word} b"
+    assert not special & set(tokenizer.encode_content(word))
+    assert tokenizer.render_chat([{"role": "user", "content": word}]) == f"<user>{word}<assistant>"
+
+
+def test_content_may_be_a_list_of_text_parts_or_nothing(tokenizer: Tokenizer) -> None:
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?", "cache_control": {}}]
+    turn = {"role": "user", "content": parts}
+    assert tokenizer.apply_chat_template([turn]) == ids("<user>1+1?<assistant>")
+    empty = {"role": "assistant", "content": None}
+    assert tokenizer.apply_chat_template([empty], add_generation_prompt=False) == ids("<assistant><eos>")
+    with pytest.raises(ValueError, match="part 2 of a turn's content is image_url; only text is taken"):
+        tokenizer.render_chat([{"role": "user", "content": [parts[0], {"type": "image_url"}]}])
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "hi!"),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=True, separators=(',', ':'), ensure_ascii=True) }}", None),
+        ("{% if tools is none %}none{% endif %}", "none"),
+        ("{% if tools is not none %}{{ tools[0] }}{% endif %}x", "x"),
+    ],
+)
+def test_a_template_finds_what_transformers_gives_it(source: str, text: str | None) -> None:
+    found = Tokenizer(pipeline(), {}, source).render_chat([{"role": "user", "content": "hi"}])
+    assert found == (json.dumps({"a": "é", "b": 1}, separators=(",", ":")) if text is None else text)
 
 
 def test_a_saved_tokenizer_is_read_back(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Checkpoints of other tools, recognised by name: what they are, and how they become loadable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_PREFIXES = {
+    "_orig_mod.": "as torch.compile names them: save the module that it wraps, `compiled._orig_mod`",
+    "module.": "as DataParallel names them: save the module that it wraps, `wrapped.module`",
+    "_fsdp_wrapped_module.": "as FSDP names them: gather the whole state dict, and save that",
+    "base_model.model.": "as PEFT names them: merge the adapter by `merge_and_unload()`, and save the result",
+}
+_ADAPTER = "adapter_config.json"
+_QUANTIZERS = (
+    "gptq",
+    "awq",
+    "bitsandbytes",
+    "fp8",
+    "fbgemm_fp8",
+    "compressed-tensors",
+    "aqlm",
+    "hqq",
+    "quanto",
+    "torchao",
+)
+_POINTER = b"version https://git-lfs"
+
+
+def adapter_in(folder: Path) -> str | None:
+    """Return what a folder is, where it holds an adapter instead of a model; None for all others."""
+    if not (folder / _ADAPTER).exists():
+        return None
+    return (
+        f"{folder} holds a PEFT adapter, not a model: load it on its base model with peft, merge it by "
+        "`merge_and_unload()`, and save the result by `save_pretrained`."
+    )
+
+
+def foreign_names(folder: Path, names: Iterable[str]) -> str | None:
+    """Return which wrapper stored a checkpoint, where all of its tensors bear the wrapper's prefix."""
+    names = list(names)
+    for prefix, reason in _PREFIXES.items():
+        if names and all(name.startswith(prefix) for name in names):
+            return f"The tensors in {folder} are all called {prefix}…, {reason}, or rename the tensors."
+    return None
+
+
+def foreign_quantization(folder: Path, values: Mapping[str, Any]) -> str | None:
+    """Return which tool quantised a checkpoint, by its configuration; None where none did.
+
+    Args:
+        folder: of the checkpoint.
+        values: its ``config.json``.
+    """
+    section = values.get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, Mapping) else None
+    if method is None:
+        return None
+    known = str(method) if str(method).lower() in _QUANTIZERS else f"{str(method)[:40]!r}, which is unknown here"
+    return (
+        f"The weights in {folder} are quantised by {known}, whose packing is not read: take the checkpoint that they "
+        "were made from, and run `dmax convert --quantize int8` on it."
+    )
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is Git LFS's stand-in for one that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
