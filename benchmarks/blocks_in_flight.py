@@ -21,7 +21,9 @@ from answered import GEN_LENGTH, Problems
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams, LLaDA2
-from dmax.engine.runner import SpanRunner
+from dmax.engine.backends.cpu import CpuBackend
+from dmax.engine.requests import RequestReader
+from dmax.engine.span import Span
 
 BUFFER_SIZES = (1, 2, 4)
 VARIED: tuple[dict[str, float], ...] = (
@@ -41,14 +43,17 @@ TURNS = 5
 def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
     """Median milliseconds of a bare forward of so many blocks behind a context, as the engine that has run runs it."""
     end = CONTEXT + blocks * LENGTH
-    runner = SpanRunner(model, end // LENGTH, LENGTH)
+    backend = CpuBackend(model)
+    backend.open(end // LENGTH, LENGTH, 1)
+    sequence = RequestReader(model.config, None).read("0", [], GenerationParams(), 0.0)
+    span = Span(sequence, tuple(range(end // LENGTH)), CONTEXT, CONTEXT, end, LENGTH)
     seconds = []
     with torch.inference_mode():
-        forward = runner.over([runner.cache.span(range(end // LENGTH), CONTEXT, end, LENGTH)])
+        forward = backend.over([span])
         embeds_ND = model.embed(torch.arange(3, 3 + blocks * LENGTH) % model.config.vocab_size)
         for _ in range(repeats + 5):
             started = time.perf_counter()
-            model.head(forward(embeds_ND)[None])
+            backend.modules.head(forward(embeds_ND)[None])
             seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[5:])
 

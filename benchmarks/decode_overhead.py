@@ -29,12 +29,13 @@ from run_record import compile_first, describe_model, describe_run, parse_argume
 from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
-from dmax.engine.compiled import attach
+from dmax.engine.backends import Backend
+from dmax.engine.backends.cpu import CpuBackend
+from dmax.engine.backends.torch import Layers
 from dmax.engine.core import EngineCore
-from dmax.engine.kv_cache import Span
 from dmax.engine.requests import RequestReader, output_of
-from dmax.engine.runner import Forward, SpanRunner
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
+from dmax.engine.span import Span
 from dmax.models.llada2 import initialize
 
 LENGTH = 32
@@ -45,15 +46,14 @@ QUESTION = (
 )
 
 
-class RecordingRunner(SpanRunner):
+class RecordingBackend(CpuBackend):
     """Remembers what its forwards computed, and from what."""
 
-    def __init__(self, model: LLaDA2, pages: int) -> None:
-        attach(model)
-        super().__init__(model, pages, LENGTH)
-        self.forwards: list[tuple[Forward, Tensor]] = []
+    def __init__(self, model: LLaDA2) -> None:
+        super().__init__(model)
+        self.forwards: list[tuple[Layers, Tensor]] = []
 
-    def over(self, spans: list[Span]) -> Forward:
+    def over(self, spans: list[Span]) -> Layers:
         forward = super().over(spans)
 
         def recorded(embeds_ND: Tensor) -> Tensor:
@@ -72,12 +72,17 @@ def random_model(seed: int) -> LLaDA2:
     return initialize(LLaDA2(config), torch.Generator().manual_seed(seed))
 
 
-def decode(llm: LLM, prompt: Any, params: GenerationParams, runner: SpanRunner | None = None) -> tuple[float, int]:
+def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | None = None) -> tuple[float, int]:
     """Seconds from the end of the prefill to the answer, and passes."""
     row = RequestReader(llm.model.config, llm.tokenizer).read("0", prompt, params, time.perf_counter())
     pages = row.furthest_end // LENGTH
     core = EngineCore(
-        llm.model, pages=pages, page_length=LENGTH, max_batch_size=1, prefill_tokens=IDLE_PREFILL_TOKENS, runner=runner
+        llm.model,
+        pages=pages,
+        page_length=LENGTH,
+        max_batch_size=1,
+        prefill_tokens=IDLE_PREFILL_TOKENS,
+        backend=backend,
     )
     core.add(row)
     started = time.perf_counter()
@@ -89,16 +94,16 @@ def decode(llm: LLM, prompt: Any, params: GenerationParams, runner: SpanRunner |
     return time.perf_counter() - started, output.passes
 
 
-def record(llm: LLM, prompt: Any, params: GenerationParams) -> list[tuple[Forward, Tensor]]:
+def record(llm: LLM, prompt: Any, params: GenerationParams) -> list[tuple[Layers, Tensor]]:
     """The forwards of the passes of one decoding, without those of the prefill."""
-    runner = RecordingRunner(llm.model, llm.model.config.max_position_embeddings // LENGTH)
-    _, passes = decode(llm, prompt, params, runner)
-    return runner.forwards[-passes:]
+    backend = RecordingBackend(llm.model)
+    _, passes = decode(llm, prompt, params, backend)
+    return backend.forwards[-passes:]
 
 
 @torch.inference_mode()
-def time_bare(model: LLaDA2, forwards: list[tuple[Forward, Tensor]]) -> float:
-    """Seconds of these forwards, one after another."""
+def time_bare(model: LLaDA2, forwards: list[tuple[Layers, Tensor]]) -> float:
+    """Seconds of these forwards, one after another; the model is that whose modules the engine calls."""
     started = time.perf_counter()
     for forward, embeds_ND in forwards:
         model.head(forward(embeds_ND)[None, -LENGTH:])
@@ -108,13 +113,14 @@ def time_bare(model: LLaDA2, forwards: list[tuple[Forward, Tensor]]) -> float:
 def measure(llm: LLM, prompt: Any, params: GenerationParams, repeats: int) -> dict[str, Any]:
     forwards = record(llm, prompt, params)
     assert len(forwards) == decode(llm, prompt, params)[1], "both sides have to do the same passes"
+    modules = CpuBackend(llm.model).modules
     plain = [forward for forward in forwards if len(forward[1]) == LENGTH]
     fused = [forward for forward in forwards if len(forward[1]) != LENGTH]
     tasks: dict[str, Callable[[], float]] = {
         "decoded": lambda: decode(llm, prompt, params)[0] / len(forwards),
-        "bare": lambda: time_bare(llm.model, forwards) / len(forwards),
-        "bare_plain": lambda: time_bare(llm.model, plain) / max(len(plain), 1),
-        "bare_fused": lambda: time_bare(llm.model, fused) / max(len(fused), 1),
+        "bare": lambda: time_bare(modules, forwards) / len(forwards),
+        "bare_plain": lambda: time_bare(modules, plain) / max(len(plain), 1),
+        "bare_fused": lambda: time_bare(modules, fused) / max(len(fused), 1),
     }
     for task in tasks.values():
         task()

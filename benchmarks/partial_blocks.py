@@ -25,7 +25,9 @@ from torch import Tensor
 
 from dmax import LLM, GenerationParams, LLaDA2
 from dmax.decoding import BlockState, Decoder, input_embeddings
-from dmax.engine.runner import SpanRunner
+from dmax.engine.backends.cpu import CpuBackend
+from dmax.engine.requests import RequestReader
+from dmax.engine.span import Span
 from dmax.evaluation.grading import same_number
 from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.word_problems import fresh_problems
@@ -64,7 +66,9 @@ class PartialDecoding:
         self.patience, self.confidence, self.step = patience, confidence, step
         pages = model.config.max_position_embeddings // LENGTH
         self.pages = list(range(pages))
-        self.runner = SpanRunner(model, pages, LENGTH)
+        self.backend = CpuBackend(model)
+        self.backend.open(pages, LENGTH, 1)
+        self.sequence = RequestReader(model.config, None).read("0", [], GenerationParams(), 0.0)
 
     @torch.inference_mode()
     def answer(self, prompt: list[int], gen_length: int) -> Answer:
@@ -102,7 +106,7 @@ class PartialDecoding:
                 embeds_1ND, start, stored = torch.cat([before_1ND, embeds_1ND], 1), stored, begin
             hidden_1ND = self._forward(embeds_1ND, start, begin + LENGTH)
             passes, computed = passes + 1, computed + embeds_1ND.shape[1]
-            fresh_1NV = self.model.head(hidden_1ND[:, frozen - LENGTH :])
+            fresh_1NV = self.backend.modules.head(hidden_1ND[:, frozen - LENGTH :])
             logits_1LV = fresh_1NV if logits_1LV is None else torch.cat([logits_1LV[:, :frozen], fresh_1NV], 1)
             result = self.decoder.step(logits_1LV, state)
             if result.converged.item():
@@ -116,8 +120,8 @@ class PartialDecoding:
                 frozen = min(max(frozen, settled // self.step * self.step), LENGTH - self.step)
 
     def _forward(self, embeds_1ND: Tensor, start: int, end: int) -> Tensor:
-        span = self.runner.cache.span(self.pages[: end // LENGTH], start, end, LENGTH)
-        return self.runner.over([span])(embeds_1ND[0])[None]
+        span = Span(self.sequence, tuple(self.pages[: end // LENGTH]), start, start, end, LENGTH)
+        return self.backend.over([span])(embeds_1ND[0])[None]
 
 
 def main() -> None:

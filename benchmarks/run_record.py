@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from dmax import LLaDA2
-from dmax.engine.compiled import compile_steps
 from dmax.evaluation.provenance import describe_model, describe_process
-from dmax.kernels.ahead import CompileError
+from dmax.kernels.cpu.library import CompileError, compile_kernels
 
 __all__ = ["compile_first", "describe_model", "describe_run", "parse_arguments", "report"]
 
@@ -46,9 +45,9 @@ def compile_first(model: LLaDA2) -> None:
     if model.device.type != "cpu":
         return
     try:
-        compile_steps(model.config, model.dtype, lambda done, of: print(f"compiled {done} of {of} steps", flush=True))
+        compile_kernels()
     except CompileError as error:
-        print(f"Without compiled steps: {error}", flush=True)
+        print(f"Without compiled kernels: {error}", flush=True)
 
 
 def report(result: dict[str, Any], path: Path | None) -> None:

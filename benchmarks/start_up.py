@@ -19,7 +19,6 @@ import torch
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM
-from dmax.engine.compiled import attach
 from dmax.problems import problem
 
 
@@ -46,7 +45,6 @@ def main() -> None:
     model = LLM(arguments.model, dtype=torch.float32).model
     if not arguments.plain:
         compile_first(model)
-    attach(model)
     question = problem("test", 0, arguments.seed)["question"]
     first, whole = zip(*[start(arguments.model, question) for _ in range(arguments.repeats + 1)][1:], strict=True)
     result: dict[str, Any] = {

@@ -35,6 +35,7 @@ from run_record import compile_first, describe_model, describe_run, parse_argume
 from torch import Tensor, nn
 
 from dmax import LLM, GenerationParams, LLaDA2, load_model, load_tokenizer
+from dmax.engine.backends.cpu import CpuBackend
 from dmax.problems import problem
 
 BLOCK_LENGTH = 32
@@ -56,10 +57,7 @@ class Wrapped(nn.Module):
 
 
 def without_end(name: str, dtype: torch.dtype) -> LLaDA2:
-    """The model, with the mask token as its EOS: it is never chosen, so every answer has its full length.
-
-    Made in inference mode, its weights are tensors whose changes nobody counts, and such weights are never packed.
-    """
+    """The model, with the mask token as its EOS: it is never chosen, so every answer has its full length."""
     model = load_model(name, torch.device("cpu"), dtype)
     config = replace(model.config, eos_token_id=model.config.mask_token_id, max_position_embeddings=LONGEST)
     with torch.device("meta"):
@@ -100,7 +98,10 @@ def compare(
     llm: LLM, plain: LLaDA2, prompts: list[list[int]], length: int, threshold: float, repeats: int
 ) -> dict[str, Any]:
     """All, turn by turn, on every prompt; lengths are filled up to the end of a block, where all end alike."""
-    pipelines = {"diffusers": pipeline_over(plain), "diffusers_with_our_forward": pipeline_over(llm.model)}
+    pipelines = {
+        "diffusers": pipeline_over(plain),
+        "diffusers_with_our_forward": pipeline_over(CpuBackend(llm.model).modules),
+    }
     runs: list[dict[str, Any]] = []
     for index, prompt in enumerate(prompts):
         gen_length = length + -(len(prompt) + length) % BLOCK_LENGTH

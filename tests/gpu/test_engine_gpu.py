@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from dmax import LLM, GenerationParams, LLaDA2, LLMEngine, ModelConfig, load_model
+from dmax.engine.backends import Backend
+from dmax.engine.backends.torch import TorchBackend
 from dmax.engine.core import EngineCore
 from dmax.engine.requests import RequestReader
-from dmax.engine.runner import Runner, SpanRunner
 from dmax.models.llada2 import initialize
 
 pytest.importorskip("triton")
-from dmax.engine.paged_runner import PagedRunner
+from dmax.engine.backends.cuda import CudaBackend
 
 pytestmark = pytest.mark.gpu
 
@@ -71,17 +72,19 @@ def random_model(config: ModelConfig) -> LLaDA2:
     return initialize(model, torch.Generator("cuda").manual_seed(0)).eval()
 
 
-def paged(model: LLaDA2, *, graphs: bool = True) -> PagedRunner:
-    return PagedRunner(model, PAGES, PAGE_LENGTH, 64, graphs=graphs)
+def paged(model: LLaDA2, *, graphs: bool = True) -> CudaBackend:
+    return CudaBackend(model, graphs=graphs)
 
 
 def answers(
-    runner: Runner, model: LLaDA2, batch: Sequence[list[int]], params: GenerationParams
+    backend: Backend, model: LLaDA2, batch: Sequence[list[int]], params: GenerationParams
 ) -> list[tuple[list[int], int]]:
     """Tokens and passes of every prompt, all of them decoded together."""
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, replace(params, seed=i), time.perf_counter()) for i, ids in enumerate(batch)]
-    core = EngineCore(model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=64, prefill_tokens=128, runner=runner)
+    core = EngineCore(
+        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=64, prefill_tokens=128, backend=backend
+    )
     for row in rows:
         core.add(row)
     while core.busy():
@@ -112,7 +115,7 @@ def test_tokens_are_those_of_the_plain_path(model: LLaDA2, prompts: list[list[in
     if model.dtype != torch.float32:
         pytest.skip("rounding may decide in bfloat16")
     params = GenerationParams(**options, gen_length=96)
-    plain = SpanRunner(model, PAGES, PAGE_LENGTH)
+    plain = TorchBackend(model)
     assert answers(paged(model), model, prompts, params) == answers(plain, model, prompts, params)
 
 
@@ -120,9 +123,9 @@ def test_a_row_gets_what_it_gets_alone(model: LLaDA2, prompts: list[list[int]]) 
     if model.dtype != torch.float32:
         pytest.skip("a bfloat16 matmul of more rows rounds differently")
     params = GenerationParams(threshold=0.5, gen_length=96)
-    runner = paged(model)
-    alone = [answers(runner, model, [ids], params)[0] for ids in prompts]
-    assert answers(runner, model, prompts, params) == alone
+    backend = paged(model)
+    alone = [answers(backend, model, [ids], params)[0] for ids in prompts]
+    assert answers(backend, model, prompts, params) == alone
 
 
 def test_experts_are_captured_too(prompts: list[list[int]]) -> None:
@@ -132,23 +135,25 @@ def test_experts_are_captured_too(prompts: list[list[int]]) -> None:
     assert answers(captured, model, prompts, params) == answers(launched, model, prompts, params)
 
 
-def test_one_runner_serves_call_after_call_until_weights_move(prompts: list[list[int]]) -> None:
+def test_one_cache_serves_call_after_call_until_weights_move(prompts: list[list[int]]) -> None:
     llm = LLM(TRAINED, device="cuda", dtype=torch.float32)
     params = GenerationParams(threshold=0.5, gen_length=64)
     first = [output.token_ids for output in llm.generate(prompts, params)]
-    runner = llm._idle_runner
+    backend = llm._idle_backend
+    assert isinstance(backend, CudaBackend)
+    room = backend._room
     assert [output.token_ids for output in llm.generate(prompts, params)] == first
-    assert runner is not None
-    assert llm._idle_runner is runner
+    assert room is not None
+    assert llm._idle_backend is backend and backend._room is room
     llm.model.lm_head.weight.data = llm.model.lm_head.weight.data.clone()
     assert [output.token_ids for output in llm.generate(prompts, params)] == first
-    assert llm._idle_runner is not runner
+    assert backend._room is not room
 
 
 def test_all_graphs_can_be_captured_before_the_first_request(model: LLaDA2, prompts: list[list[int]]) -> None:
     params = GenerationParams(threshold=0.5, gen_length=64)
     engine = LLMEngine(model, max_batch_size=4, kv_memory=2**26, capture_graphs=True)
-    forwards = engine._core._runner._forwards[32]  # type: ignore[attr-defined]
+    forwards = engine._core.backend._room.forwards[32]  # type: ignore[attr-defined]
     captured = dict(forwards._graphs)
     assert 1 in captured
     ids = [engine.add_request(prompt, params) for prompt in prompts[:5]]
@@ -157,5 +162,5 @@ def test_all_graphs_can_be_captured_before_the_first_request(model: LLaDA2, prom
         ended |= {update.request_id: update.output.token_ids for update in engine.step() if update.output}
     assert forwards._graphs == captured
     if model.dtype == torch.float32:  # a bfloat16 matmul of more rows rounds differently
-        plain = SpanRunner(model, PAGES, PAGE_LENGTH)
+        plain = TorchBackend(model)
         assert [ended[name] for name in ids] == [row[0] for row in answers(plain, model, prompts[:5], params)]

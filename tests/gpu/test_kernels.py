@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmax import kernels
-from dmax.decoding import BlockState, SoftParallelDecoder, input_embeddings
+from dmax.decoding import BlockState, SoftParallelDecoder, StepResult, input_embeddings
+from dmax.engine.backends.cuda import CudaBackend
+from dmax.engine.backends.cuda_modules import KernelSparseMLP
+from dmax.engine.backends.swapped import copy_as
+from dmax.kernels.soft_parallel import decide, soft_embeddings, thresholds_on
 from dmax.models import LLaDA2, ModelConfig, load_model, save_model
 from dmax.models.convert import convert_checkpoint
 from dmax.models.llada2 import initialize
@@ -41,6 +44,15 @@ def layer() -> SparseMLP:
     return layer.eval()
 
 
+def by_kernels(layer: SparseMLP) -> KernelSparseMLP:
+    return copy_as(layer, KernelSparseMLP)
+
+
+def logits_by_kernels(model: LLaDA2, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of whole sequences by the modules of the backend."""
+    return CudaBackend(model.eval()).modules.logits(ids)
+
+
 def draw_tokens(count: int, seed: int = 6) -> torch.Tensor:
     return torch.randn(1, count, MINI.hidden_size, generator=torch.Generator("cuda").manual_seed(seed), device="cuda")
 
@@ -48,10 +60,8 @@ def draw_tokens(count: int, seed: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize("tokens", [1, 32, 64, 333, 1024])
 def test_a_float32_layer_equals_the_plain_one(layer: SparseMLP, tokens: int) -> None:
     x = draw_tokens(tokens)
-    with torch.enable_grad():
-        expected = layer(x).detach()
     with torch.inference_mode():
-        found = layer(x)
+        found, expected = by_kernels(layer)(x), layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -64,10 +74,7 @@ def test_a_bfloat16_layer_is_as_near_to_float32_as_the_plain_one(layer: SparseML
     wide.load_state_dict(half.state_dict())
     x = draw_tokens(tokens).bfloat16()
     with torch.inference_mode():
-        found = half(x).float()
-    with torch.enable_grad():
-        plain = half(x).detach().float()
-        exact = wide(x.float()).detach()
+        found, plain, exact = by_kernels(half)(x).float(), half(x).float(), wide(x.float())
     error, plain_error = ((out - exact).norm() / exact.norm() for out in (found, plain))
     assert error < 1.1 * plain_error + 1e-4
 
@@ -75,12 +82,12 @@ def test_a_bfloat16_layer_is_as_near_to_float32_as_the_plain_one(layer: SparseML
 def test_two_runs_give_the_same_bits(layer: SparseMLP) -> None:
     with torch.inference_mode():
         x = draw_tokens(64)
-        assert torch.equal(layer(x), layer(x))
+        assert torch.equal(by_kernels(layer)(x), by_kernels(layer)(x))
 
 
 def test_a_layer_is_captured_and_follows_its_input(layer: SparseMLP) -> None:
     with torch.inference_mode():
-        x = draw_tokens(32)
+        x, layer = draw_tokens(32), by_kernels(layer)
         layer(x)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -97,8 +104,7 @@ def test_a_model_gives_the_logits_of_the_plain_one(positions: int) -> None:
     config = replace(MINI, hidden_size=256, intermediate_size=512, moe_intermediate_size=96, num_hidden_layers=3)
     model = initialize(LLaDA2(config), torch.Generator().manual_seed(9)).cuda().eval()
     ids = torch.randint(3, 512, (2, positions), generator=torch.Generator().manual_seed(10)).cuda()
-    found = model.logits(ids)
-    expected = LLaDA2.logits.__wrapped__(model, ids).detach()  # without its inference mode: the plain path
+    found, expected = logits_by_kernels(model, ids), model.logits(ids)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -112,12 +118,11 @@ def test_a_quantised_model_gives_the_logits_of_the_plain_path(
     convert_checkpoint(tmp_path / "whole", tmp_path / "small", weights=weights, parts=parts)
     model = load_model(tmp_path / "small", device="cuda")
     ids = torch.randint(3, 512, (1, 96), generator=torch.Generator().manual_seed(10)).cuda()
-    found = model.logits(ids)
-    expected = LLaDA2.logits.__wrapped__(model, ids).detach()
+    found, expected = logits_by_kernels(model, ids), model.logits(ids)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_decode_step_over_a_whole_vocabulary_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decode_step_over_a_whole_vocabulary_is_the_plain_one() -> None:
     """LLaDA2's vocabulary in bfloat16, with the ties that its few bits make; captured, and alone as in a batch."""
     generator = torch.Generator("cuda").manual_seed(12)
     vocabulary, mask, rows = 157184, 156895, 4
@@ -128,17 +133,26 @@ def test_a_decode_step_over_a_whole_vocabulary_is_the_plain_one(monkeypatch: pyt
     on = torch.ones(rows, 32, dtype=torch.bool, device="cuda")
     state = BlockState.start(torch.zeros(rows, 32, dtype=torch.int64, device="cuda"), on, mask)
     decoder = SoftParallelDecoder(threshold=0.5)
+    thresholds = thresholds_on(logits.device, decoder.threshold, decoder.acceptance_threshold)
+
+    def step(logits: torch.Tensor, state: BlockState) -> StepResult:
+        blocks = (state.tokens, state.active, state.masked, state.passes, state.fallback)
+        return decoder.after(decide(logits, *blocks, thresholds, mask_token_id=mask), state)
+
     with torch.inference_mode():
-        found = decoder.step(logits, state)
-        mixed = input_embeddings(found.state, table)
-        alone = decoder.step(logits[1:2], replace(state, **{
+        found = step(logits, state)
+        mix = found.state.mix
+        assert mix is not None
+        mixed = soft_embeddings(
+            found.state.tokens, mix.where, mix.token_ids, mix.weights, table, mask_token_id=mask, renormalize=True
+        )
+        alone = step(logits[1:2], replace(state, **{
             name: getattr(state, name)[1:2] for name in ("tokens", "active", "masked", "passes")
         }))  # fmt: skip
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = decoder.step(logits, state)
+            captured = step(logits, state)
         graph.replay()
-        monkeypatch.setattr(kernels, "usable", lambda x: False)
         expected = decoder.step(logits, state)
         plain_mixed = input_embeddings(expected.state, table)
     assert torch.equal(captured.confidence, found.confidence)

@@ -129,7 +129,7 @@ def test_a_pool_too_small_for_all_interrupts_and_changes_nothing() -> None:
     answers = {}
     while engine.has_requests():
         answers |= {update.request_id: update.output for update in engine.step() if update.output is not None}
-    assert engine.stats().interruptions > 0, "or the test is about nothing"
+    assert engine.stats().preemptions > 0, "or the test is about nothing"
     for index, alone in enumerate(LLM(MODEL).generate(batch, params)):
         assert essence(answers[str(index)]) == essence(alone)
 

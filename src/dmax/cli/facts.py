@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dmax.cli.session import AUTO, pick_device
+from dmax.engine.backends import backend_name
 from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_config, load_tokenizer, resolve
 from dmax.models.checkpoint import is_stack, native_name
 from dmax.models.llada2 import expert_stacks
@@ -38,8 +40,15 @@ def describe(name: str) -> dict[str, Any]:
         if tokenizer is None
         else {"vocab_size": tokenizer.vocab_size, "chat_template": tokenizer.chat_template is not None},
         "decoder_defaults": config.decoder_defaults,
+        "backend": _backend(),
         "weights": _weights(folder),
     }
+
+
+def _backend() -> str:
+    """What would compute the passes on this machine, by default."""
+    device = torch.device(pick_device(AUTO))
+    return backend_name(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:

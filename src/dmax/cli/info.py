@@ -70,6 +70,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokenizer", _tokenizer_text(facts["tokenizer"])
     if facts["decoder_defaults"]:
         yield "decoded best with", _defaults_text(facts["decoder_defaults"])
+    yield "backend", f"{facts['backend']} on this machine"
     yield "files", _files_text(facts["weights"])
 
 

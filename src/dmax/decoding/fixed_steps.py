@@ -13,7 +13,7 @@ from torch import Tensor
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks, pass_quota
 from dmax.decoding.options import check_steps, check_temperature
-from dmax.decoding.prediction import predict, rank_by_confidence
+from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,10 @@ class FixedStepsDecoder:
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""
-        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        return self.decide(predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise), state)
+
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block."""
         steps = self.steps or state.tokens.shape[1]
         quota_B1 = pass_quota(state.active.sum(-1), steps, state.passes)
         due_BL = rank_by_confidence(prediction.confidence, state.masked) < quota_B1

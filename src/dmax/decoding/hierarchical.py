@@ -13,7 +13,7 @@ from torch import Tensor
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks
 from dmax.decoding.options import check_probability, check_temperature
-from dmax.decoding.prediction import predict, rank_by_confidence
+from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,10 @@ class HierarchicalDecoder:
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""
-        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        return self.decide(predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise), state)
+
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block."""
         confidence_BL = prediction.confidence
         rank_BL = rank_by_confidence(confidence_BL, state.masked)
         chosen_BL = best_of_run(rank_BL, state.masked) & (confidence_BL > self.low_threshold)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.options import check_count, check_probability, check_steps, check_temperature
-from dmax.decoding.prediction import predict
+from dmax.decoding.prediction import Prediction, predict
 from dmax.decoding.threshold import confident_masks
 
 
@@ -41,8 +41,14 @@ class JointThresholdDecoder:
         check_temperature(self.temperature)
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
-        """Apply one pass; see :meth:`Decoder.step`. The state's memory counts the passes begun without a mask."""
-        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        """Apply one pass; see :meth:`Decoder.step`."""
+        return self.decide(predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise), state)
+
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block.
+
+        The state's memory counts the passes begun without a mask.
+        """
         promoted_BL = confident_masks(state, prediction.confidence, self.threshold, self.steps)
         best_BL = prediction.candidates[..., 0]  # an edit answers to the model's best token even where tokens are drawn
         edited_BL = state.active & ~state.masked & (best_BL != state.tokens)

@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmax import kernels
 from dmax.decoding.base import BlockState, SoftMix
-from dmax.kernels.steps import Steps
 
-STEPS = Steps("soften")
-"""By shape of the embedding table, mask token and dtype."""
 _TINY = 1e-12
 """Keeps a mean of length 0 from being divided by it."""
 
@@ -29,18 +25,12 @@ def input_embeddings(state: BlockState, embedding_table: Tensor) -> Tensor:
     Returns:
         ``(B, L, D)`` in the table's dtype.
     """
-    if state.mix is not None and kernels.usable(embedding_table):
-        return _mix_by_kernel(state, state.mix, embedding_table)
     if state.mix is None:
         return F.embedding(state.tokens, embedding_table)
     if state.mix.renormalize and state.mix.token_ids.shape[-1] == 1:
         mix = state.mix
         of_positions = (state.tokens.flatten(), mix.where.flatten(), mix.token_ids.flatten(), mix.weights.flatten())
-        step = STEPS.at(embedding_table.shape, state.mask_token_id, embedding_table.dtype)
-        if step.usable(embedding_table, embedding_table):
-            [embeds_ND] = step(*of_positions, embedding_table)
-        else:
-            embeds_ND = soften(*of_positions, embedding_table, mask_token_id=state.mask_token_id)
+        embeds_ND = soften(*of_positions, embedding_table, mask_token_id=state.mask_token_id)
         return embeds_ND.view(*state.tokens.shape, -1)
     hard_BLD = F.embedding(state.tokens, embedding_table)
     soft_BLD = mix_embeddings(state.mix, embedding_table, state.mask_token_id)
@@ -99,12 +89,3 @@ def mix_embeddings(mix: SoftMix, embedding_table: Tensor, mask_token_id: int) ->
         return mean_BLD
     norm_BL1 = (weights_BLK[..., None] * _norm(parts_BLKD)).sum(-2)
     return mean_BLD * (norm_BL1 / _norm(mean_BLD).clamp_min(_TINY))
-
-
-def _mix_by_kernel(state: BlockState, mix: SoftMix, embedding_table: Tensor) -> Tensor:
-    from dmax.kernels.soft_parallel import soft_embeddings  # here, because it imports Triton
-
-    return soft_embeddings(
-        state.tokens, mix.where, mix.token_ids, mix.weights, embedding_table,
-        mask_token_id=state.mask_token_id, renormalize=mix.renormalize,
-    )  # fmt: skip

@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 from dmax.decoding.base import DecoderError
-from dmax.kernels.steps import Steps
-
-STEPS = Steps("predict")
-"""By vocabulary, mask token and dtype of the logits."""
 
 
 class Prediction(NamedTuple):
@@ -50,11 +46,7 @@ def predict(
     """
     if top_k >= logits.shape[-1]:
         raise DecoderError(f"top_k is {top_k}; the vocabulary has only {logits.shape[-1] - 1} tokens beside the mask.")
-    step = STEPS.at(logits.shape[-1], mask_token_id, logits.dtype)
-    if top_k == 1 and step.usable(logits, logits):
-        candidates_BLk, probabilities_BLk = step(logits)
-    else:
-        candidates_BLk, probabilities_BLk = most_probable(logits, mask_token_id, top_k)
+    candidates_BLk, probabilities_BLk = most_probable(logits, mask_token_id, top_k)
     if temperature == 0:
         tokens_BL = candidates_BLk[..., 0]
     elif noise is None:

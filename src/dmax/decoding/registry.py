@@ -10,12 +10,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
-from dmax.decoding.base import Decoder, DecoderError
+from dmax.decoding.base import BlockState, Decoder, DecoderError, StepResult
 from dmax.decoding.fixed_steps import FixedStepsDecoder
 from dmax.decoding.hierarchical import HierarchicalDecoder
 from dmax.decoding.joint_threshold import JointThresholdDecoder
+from dmax.decoding.prediction import Prediction
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.decoding.threshold import ThresholdDecoder
 
@@ -70,6 +71,21 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
 def is_built_in(decoder: Decoder) -> bool:
     """Whether a decoder is one of this package's own, whose results need no check."""
     return type(decoder) in _BUILT_IN.values()
+
+
+class PredictedDecoder(Decoder, Protocol):
+    """A decoder that needs no more of the logits than a :class:`Prediction`."""
+
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block."""
+        ...
+
+
+def reads_predictions(decoder: Decoder) -> TypeGuard[PredictedDecoder]:
+    """Tell whether a decoder is one of this package's own, and takes the one most probable token of every position."""
+    if not is_built_in(decoder) or decoder.temperature > 0:
+        return False
+    return not isinstance(decoder, SoftParallelDecoder) or decoder.num_candidates == 1
 
 
 def _factory(name: str) -> Callable[..., Decoder]:

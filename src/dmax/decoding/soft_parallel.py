@@ -6,21 +6,15 @@ Shape suffixes: B rows, L block positions, V vocabulary, k tokens of a mix. ``a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dmax import kernels
 from dmax.decoding.base import BlockState, SoftMix, StepResult
 from dmax.decoding.options import check_count, check_probability, check_switch, check_temperature
 from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
 from dmax.kernels.decision import Decision
-from dmax.kernels.steps import Steps
-
-STEPS = Steps("decide")
-"""By vocabulary, mask token and dtype of the logits."""
 
 MAX_TOP_K = 64
 """Most tokens of a mix. Each costs a search of its own through the vocabulary, for which all who share the batch wait,
@@ -62,21 +56,22 @@ class SoftParallelDecoder:
 
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""
-        found = self._decide(logits, state) if self.is_common else None
-        if found is None:
-            return self._apply(logits, state, noise, self.threshold, self.acceptance_threshold)
-        return self.after(found, state)
+        top_k = self.num_candidates
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise, top_k=top_k)
+        return self.decide(prediction, state)
+
+    @property
+    def num_candidates(self) -> int:
+        """Tokens of every position that :meth:`decide` looks at."""
+        return self.top_k if self.soft else 1
 
     @property
     def is_common(self) -> bool:
-        """Whether the rule is the one of :func:`decide`, which leaves ``renormalize`` to the embeddings."""
-        return self.temperature == 0 and self.top_k == 1 and self.soft and self.contiguous and self.revise
+        """Whether no option changes the rule, which is then the one that kernels compute.
 
-    def arguments(self, state: BlockState) -> tuple[Tensor, ...]:
-        """What :func:`decide` is given behind the logits, for blocks on a CPU."""
-        fallback_B = _constant(True, *state.passes.shape) if state.fallback is None else state.fallback
-        thresholds = _constant(self.threshold), _constant(self.acceptance_threshold)
-        return state.tokens, state.active, state.masked, state.passes, fallback_B, *thresholds
+        ``renormalize`` is no part of it: the embeddings of the next pass are what it changes.
+        """
+        return self.temperature == 0 and self.top_k == 1 and self.soft and self.contiguous and self.revise
 
     def after(self, found: Decision, state: BlockState) -> StepResult:
         """The result of a pass over ``state`` that was decided elsewhere."""
@@ -89,40 +84,21 @@ class SoftParallelDecoder:
             converged=found.converged,
         )
 
-    def _decide(self, logits: Tensor, state: BlockState) -> Decision | None:
-        """The pass in one go, where this device has the means."""
-        if kernels.usable(logits):
-            from dmax.kernels import soft_parallel  # here, because it imports Triton
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block.
 
-            thresholds = soft_parallel.thresholds_on(logits.device, self.threshold, self.acceptance_threshold)
-            return soft_parallel.decide(
-                logits, state.tokens, state.active, state.masked, state.passes, state.fallback, thresholds,
-                mask_token_id=state.mask_token_id,
-            )  # fmt: skip
-        step = STEPS.at(logits.shape[-1], state.mask_token_id, logits.dtype)
-        if not step.usable(logits, logits):
-            return None
-        return Decision(*step(logits, *self.arguments(state)))
-
-    def _apply(
-        self,
-        logits: Tensor,
-        state: BlockState,
-        noise: Tensor | None,
-        threshold: float | Tensor,
-        acceptance_threshold: float | Tensor,
-    ) -> StepResult:
-        """The pass, operation by operation."""
-        top_k = self.top_k if self.soft else 1
-        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise, top_k=top_k)
-        promoted_BL = self._promote(prediction.confidence >= threshold, prediction.confidence, state)
+        Args:
+            prediction: of at least :attr:`num_candidates` candidates.
+            state: the block before the pass.
+        """
+        promoted_BL = self._promote(prediction.confidence >= self.threshold, prediction.confidence, state)
         masked_BL = state.masked ^ promoted_BL
         decoded_BL = state.active ^ masked_BL
         written_BL = decoded_BL if self.revise else promoted_BL
         tokens_BL = torch.where(written_BL, prediction.tokens, state.tokens)
         changed_BL = tokens_BL != state.tokens
         passes_B = state.passes + 1
-        doubtful_BL = (prediction.confidence < acceptance_threshold) & state.active
+        doubtful_BL = (prediction.confidence < self.acceptance_threshold) & state.active
         converged_B = self._converged(doubtful_BL, masked_BL, changed_BL, passes_B)
         mix = None
         if self.soft:
@@ -163,54 +139,6 @@ class SoftParallelDecoder:
             token_ids_BLk = torch.where(written_BL[..., None], token_ids_BLk, previous.token_ids)
             weights_BLk = torch.where(written_BL[..., None], weights_BLk, previous.weights)
         return SoftMix(token_ids_BLk, weights_BLk, where_BL, self.renormalize)
-
-
-def decide(
-    logits: Tensor,
-    tokens: Tensor,
-    active: Tensor,
-    masked: Tensor,
-    passes: Tensor,
-    fallback: Tensor,
-    threshold: Tensor,
-    acceptance_threshold: Tensor,
-    *,
-    mask_token_id: int,
-) -> Decision:
-    """A pass of the decoder without options, tensors in and tensors out; :class:`BlockState` says of what shapes.
-
-    Args:
-        logits: ``(B, L, V)``.
-        tokens: the state's, as are the next four.
-        active: see there.
-        masked: see there.
-        passes: see there.
-        fallback: see there.
-        threshold: ``()`` float32.
-        acceptance_threshold: ``()`` float32.
-        mask_token_id: of the model.
-    """
-    state = BlockState(tokens, active, masked, passes, mask_token_id, fallback=fallback)
-    result = SoftParallelDecoder()._apply(logits, state, None, threshold, acceptance_threshold)
-    after, mix = result.state, result.state.mix
-    assert mix is not None
-    return Decision(
-        tokens=after.tokens,
-        masked=after.masked,
-        passes=after.passes,
-        confidence=result.confidence,
-        candidates=mix.token_ids[..., 0],
-        promoted=result.promoted,
-        revised=result.revised,
-        mixed=mix.where,
-        converged=result.converged,
-    )
-
-
-@lru_cache(maxsize=64, typed=True)
-def _constant(value: float, *shape: int) -> Tensor:
-    """A tensor on the CPU that nobody writes to; making one anew in every pass takes time."""
-    return torch.full(shape, value)
 
 
 def leading_run(confident_BL: Tensor, masked_BL: Tensor) -> Tensor:

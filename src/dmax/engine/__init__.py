@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dmax.engine.outputs import GenerationOutput, PassRecord
+from dmax.engine.outputs import EngineStats, GenerationOutput, PassRecord, RequestUpdate
 from dmax.engine.params import GenerationError, GenerationParams
 
 if TYPE_CHECKING:
     from dmax.engine.llm import LLM
-    from dmax.engine.llm_engine import EngineStats, LLMEngine, RequestUpdate
+    from dmax.engine.llm_engine import LLMEngine
 
 __all__ = [
     "LLM",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # What a command line needs to parse its arguments must not wait for torch.
-_HOMES = {"LLM": "llm", **dict.fromkeys(("EngineStats", "LLMEngine", "RequestUpdate"), "llm_engine")}
+_HOMES = {"LLM": "llm", "LLMEngine": "llm_engine"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,38 +15,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dmax.decoding import StepResult
-from dmax.engine.group import DecodeGroup, Update, give_up
-from dmax.engine.pages import PagePool
-from dmax.engine.runner import Part, Runner, make_runner
-from dmax.engine.scheduler import Chunk, Scheduler
+from dmax.engine.backends import Backend, Decided, choose_backend
+from dmax.engine.decode_batch import DecodeBatch
+from dmax.engine.outputs import EngineStats, RequestUpdate
+from dmax.engine.page_allocator import PagePool
+from dmax.engine.requests import output_of
+from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
+from dmax.engine.span import Span
 from dmax.models.llada2 import LLaDA2
-
-
-@dataclass
-class Counters:
-    """What an engine has done since it was made."""
-
-    steps: int = 0
-    """Forwards."""
-    positions: int = 0
-    """Positions of all forwards."""
-    prefilled: int = 0
-    """Prompt positions among them, recomputed ones included."""
-    decoded: int = 0
-    """Positions of blocks in flight among them, the only ones that have logits."""
-    attended: int = 0
-    """Positions that each of them attended to, itself included, summed."""
-    ahead: int = 0
-    """Forwards launched before the host had seen the one before them."""
-    discarded: int = 0
-    """Those of them that were in vain; no sequence counts them as passes."""
 
 
 class Arriving:
@@ -79,7 +61,7 @@ class Arriving:
 class _Pass:
     """A pass that is launched: what decoders made of it, and what of that is on its way to the host."""
 
-    results: list[tuple[DecodeGroup, StepResult]]
+    results: list[tuple[DecodeBatch, Decided]]
     arriving: Arriving
 
 
@@ -94,7 +76,7 @@ class EngineCore:
         prefill_tokens: most prompt positions that one step carries while others decode.
         reuse_prefixes: whether sequences that begin alike share pages.
         record_passes: whether every pass of every sequence is recorded, or only where params ask for it.
-        runner: one that serves these pages and rows and that no other engine uses any more; a fresh one by default.
+        backend: computes the passes; no other engine uses it meanwhile. Chosen for the model by default.
         launch_ahead: whether passes are launched before the host has seen the last one; by default on a GPU.
     """
 
@@ -108,16 +90,18 @@ class EngineCore:
         prefill_tokens: int,
         reuse_prefixes: bool = True,
         record_passes: bool = False,
-        runner: Runner | None = None,
+        backend: Backend | None = None,
         launch_ahead: bool | None = None,
     ) -> None:
         self.model = model
         self.record_passes = record_passes
-        self.counters = Counters()
+        self.counters = EngineStats()
         self.pool = PagePool(pages)
         self.scheduler = Scheduler(self.pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes)
-        self._runner = runner or make_runner(model, pages, page_length, max_batch_size)
-        self._groups: dict[Hashable, DecodeGroup] = {}
+        self.backend = backend or choose_backend(model)
+        self.backend.open(pages, page_length, max_batch_size)
+        self._page_length = page_length
+        self._groups: dict[Hashable, DecodeBatch] = {}
         self._launches_ahead = model.device.type == "cuda" if launch_ahead is None else launch_ahead
         self._ahead: _Pass | None = None
 
@@ -133,26 +117,26 @@ class EngineCore:
 
     def prepare(self, block_length: int) -> None:
         """Do now what forwards over blocks of this length would otherwise do when they first come up."""
-        self._runner.prepare(block_length)
+        self.backend.warm_up(block_length)
 
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return self.scheduler.busy()
 
     @torch.inference_mode()
-    def step(self) -> list[Update]:
-        """One forward, for whoever can use one.
+    def step(self) -> list[RequestUpdate]:
+        """Run one forward for all sequences that have work in it.
 
         Returns:
             What it did to the sequences that decode, one update each.
         """
-        given_up: list[Update] = []
-        chunks: list[Chunk] = []
+        given_up: list[RequestUpdate] = []
+        chunks: list[Span] = []
         current, self._ahead = self._ahead, None
         if current is None:
             plan = self.scheduler.plan()
             chunks = plan.chunks
-            self._leave(plan.interrupted, pause=True)
+            self._leave(plan.preempted, pause=True)
             given_up = self._start(plan.starting)
             blocks = self._read(given_up)
             if not blocks and not chunks:
@@ -160,18 +144,33 @@ class EngineCore:
             current = self._launch(chunks, blocks, given_up)
         if self._launches_ahead and not chunks and self._will_go_on(current):
             self._launch_ahead(current)
-        updates = self._land(current, given_up)
+        landed = self._land(current, given_up)
         for chunk in chunks:
             self.scheduler.stored(chunk.sequence, chunk.end)
-        self._end([update.sequence for update in updates if update.finished])
-        return given_up + updates
+        self._end([sequence for sequence, _ in landed if sequence.ended])
+        return given_up + [_whole(sequence, update) for sequence, update in landed]
 
-    def _launch(self, chunks: list[Chunk], blocks: dict[DecodeGroup, Tensor], given_up: list[Update]) -> _Pass:
+    def stats(self) -> EngineStats:
+        """Where the engine stands now."""
+        return replace(
+            self.counters,
+            backend=self.backend.name,
+            waiting=len(self.scheduler.waiting),
+            running=len(self.scheduler.admitted),
+            pages=self.pool.pages,
+            pages_held=self.pool.held,
+            pages_cached=self.pool.cached,
+            prefix_queries=self.pool.queries,
+            prefix_hits=self.pool.hits,
+            preemptions=self.scheduler.preemptions,
+        )
+
+    def _launch(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor], given_up: list[RequestUpdate]) -> _Pass:
         """Forward and decisions, of which the host sees nothing yet; failed sequences go to ``given_up``."""
-        hidden_1ND = self._forward(chunks, blocks)
-        results: list[tuple[DecodeGroup, StepResult]] = []
+        hidden_ND = self._forward(chunks, blocks)
+        results: list[tuple[DecodeBatch, Decided]] = []
         for_host: list[Tensor] = []
-        for group, hidden_BLD in zip(blocks, self._split(list(blocks), hidden_1ND), strict=True):
+        for group, hidden_BLD in zip(blocks, self._split(list(blocks), hidden_ND), strict=True):
             try:
                 result, for_host_BW = group.step(hidden_BLD, self.record_passes)
             except Exception as error:
@@ -181,20 +180,20 @@ class EngineCore:
             for_host.append(for_host_BW)
         return _Pass(results, Arriving(for_host))
 
-    def _land(self, current: _Pass, given_up: list[Update]) -> list[Update]:
+    def _land(self, current: _Pass, given_up: list[RequestUpdate]) -> list[tuple[Sequence, RequestUpdate]]:
         """Bring sequences up to date with a pass, once the host can see it."""
-        updates: list[Update] = []
+        landed: list[tuple[Sequence, RequestUpdate]] = []
         for (group, result), on_host_BW in zip(current.results, current.arriving.wait(), strict=True):
             try:
-                updates += group.take(result, on_host_BW)
+                landed += zip(tuple(group.rows), group.take(result, on_host_BW), strict=True)
             except Exception as error:
                 given_up += self._give_up(group.rows, error)
         if not all(group.stands_at(result) for group, result in current.results):
             self._discard()
-        return updates
+        return landed
 
     def _will_go_on(self, current: _Pass) -> bool:
-        """Whether nobody waits, and every block is likely to go on after this pass."""
+        """Tell whether no sequence waits, and every block is likely to go on after this pass."""
         return self.scheduler.settled() and all(group.will_go_on() for group, _ in current.results)
 
     def _launch_ahead(self, current: _Pass) -> None:
@@ -210,9 +209,9 @@ class EngineCore:
             self.counters.discarded += 1
             self._ahead = None
 
-    def _start(self, starting: list[Sequence]) -> list[Update]:
+    def _start(self, starting: list[Sequence]) -> list[RequestUpdate]:
         """Begin to decode sequences; gives those of which their decoder made that impossible."""
-        given_up: list[Update] = []
+        given_up: list[RequestUpdate] = []
         for key, rows in _by_decoding(starting).items():
             group = self._group(key, rows[0])
             try:
@@ -221,9 +220,9 @@ class EngineCore:
                 given_up += self._give_up([*group.rows, *rows], error)
         return given_up
 
-    def _read(self, given_up: list[Update]) -> dict[DecodeGroup, Tensor]:
+    def _read(self, given_up: list[RequestUpdate]) -> dict[DecodeBatch, Tensor]:
         """What the next pass reads at all blocks in flight, by group; sequences without it go to ``given_up``."""
-        blocks: dict[DecodeGroup, Tensor] = {}
+        blocks: dict[DecodeBatch, Tensor] = {}
         for group in list(self._groups.values()):
             try:
                 blocks[group] = group.embeddings()
@@ -231,9 +230,9 @@ class EngineCore:
                 given_up += self._give_up(group.rows, error)
         return blocks
 
-    def _give_up(self, rows: list[Sequence], error: Exception) -> list[Update]:
+    def _give_up(self, rows: list[Sequence], error: Exception) -> list[RequestUpdate]:
         """End the sequences of a decoder that failed, which can only be one of somebody's own; the others go on."""
-        updates = [give_up(row, error) for row in rows]
+        updates = [row.fail(error) for row in rows]
         self._end(list(rows))
         return updates
 
@@ -241,56 +240,62 @@ class EngineCore:
         now = time.perf_counter()
         self._leave(rows)
         for row in rows:
-            row.seconds = now - row.started
+            row.end(now)
             self.scheduler.remove(row)
 
-    def _forward(self, chunks: list[Chunk], blocks: dict[DecodeGroup, Tensor]) -> Tensor:
-        """Hidden states of all blocks in flight, ``(1, sum of L, D)`` in the order of the groups and their rows."""
+    def _forward(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor]) -> Tensor:
+        """Hidden states of all blocks in flight, ``(sum of L, D)`` in the order of the groups and their rows."""
         rows = [row for group in blocks for row in group.rows]
-        parts = [Part(chunk.sequence, chunk.start, chunk.end, chunk.end) for chunk in chunks]
+        spans = [*chunks]
         for row in rows:
             block_start = row.block_start
-            parts.append(Part(row, min(row.stored, block_start), block_start, row.block_end))
-        self._count(chunks, parts)
-        hidden_1ND = self._runner.forward(parts, list(blocks.values()))
+            spans.append(Span.of(row, min(row.stored, block_start), block_start, row.block_end, self._page_length))
+        self._count(chunks, spans)
+        hidden_ND = self.backend.forward(spans, list(blocks.values()))
         for row in rows:
             if row.stored < row.block_start:
                 self.scheduler.stored(row, row.block_start)
-        return hidden_1ND
+        return hidden_ND
 
-    def _count(self, chunks: list[Chunk], parts: list[Part]) -> None:
+    def _count(self, chunks: list[Span], spans: list[Span]) -> None:
         counters = self.counters
         counters.steps += 1
-        counters.prefilled += sum(chunk.end - chunk.start for chunk in chunks)
-        for part in parts:
-            size, length = part.end - part.start, part.sequence.params.block_length
-            counters.positions += size
-            counters.decoded += part.end - part.blocks_start
+        counters.prefilled += sum(chunk.num_positions for chunk in chunks)
+        for span in spans:
+            counters.positions += span.num_positions
+            counters.decoded += span.end - span.blocks_start
             # Every block sees up to its own end, so a position sees as many as the mean of the ends.
-            counters.attended += size * (part.start + part.end + length) // 2
+            counters.attended += span.num_positions * (span.start + span.end + span.block_length) // 2
 
     @staticmethod
-    def _split(groups: list[DecodeGroup], hidden_1ND: Tensor) -> Iterator[Tensor]:
-        parts = [hidden_1ND] if len(groups) == 1 else hidden_1ND.split([group.positions for group in groups], 1)
-        for group, part_1ND in zip(groups, parts, strict=True):
-            yield part_1ND.reshape(-1, group.block_length, part_1ND.shape[-1])
+    def _split(groups: list[DecodeBatch], hidden_ND: Tensor) -> Iterator[Tensor]:
+        parts = [hidden_ND] if len(groups) == 1 else hidden_ND.split([group.positions for group in groups])
+        for group, part_ND in zip(groups, parts, strict=True):
+            yield part_ND.reshape(-1, group.block_length, part_ND.shape[-1])
 
-    def _group(self, key: Hashable, row: Sequence) -> DecodeGroup:
+    def _group(self, key: Hashable, row: Sequence) -> DecodeBatch:
         """The group of sequences that decode like this one."""
         if key not in self._groups:
-            length = row.params.block_length
-            self._groups[key] = DecodeGroup(self.model, row.decoder, length, self._runner.readout(row.decoder, length))
+            self._groups[key] = DecodeBatch(self.model, self.backend, row.decoder, row.params.block_length)
         return self._groups[key]
 
     def _leave(self, rows: Iterable[Sequence], *, pause: bool = False) -> None:
         for key, leaving in _by_decoding(rows).items():
-            for row in leaving:
-                self._runner.forget(row)
             group = self._groups.get(key)
             if group is not None:
                 group.remove(leaving, pause=pause)
                 if not group.rows:
                     del self._groups[key]
+
+
+def _whole(row: Sequence, update: RequestUpdate) -> RequestUpdate:
+    """Put the answer of a sequence that has one into its last update."""
+    if row.ending is None:
+        return update
+    try:
+        return replace(update, output=output_of(row))
+    except Exception as error:  # a decoder of somebody's own, whose settings cannot be copied
+        return replace(update, failure=error)
 
 
 def _by_decoding(rows: Iterable[Sequence]) -> dict[Hashable, list[Sequence]]:

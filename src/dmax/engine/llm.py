@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from dmax.engine.core import EngineCore
+from dmax.engine.backends import Backend, choose_backend
+from dmax.engine.kv_cache import page_bytes
+from dmax.engine.llm_engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.requests import Prompt, RequestReader, output_of
-from dmax.engine.runner import Runner, make_runner
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
 from dmax.engine.uncached import decode_uncached
@@ -67,7 +68,7 @@ class LLM:
             self.model = load_model(model, target, dtype)
             self.tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
         self.max_batch_size = max_batch_size
-        self._idle_runner: Runner | None = None
+        self._idle_backend: Backend | None = None
 
     @staticmethod
     def chat_prompt(text: str) -> list[dict[str, str]]:
@@ -107,50 +108,48 @@ class LLM:
             for index, (prompt, row_params) in enumerate(zip(asked, _as_rows(params, len(asked)), strict=True))
         ]
         cached = [row for row in sequences if row.params.use_cache]
-        if cached:
-            self._run(cached, on_pass)
+        outputs = self._run(cached, on_pass) if cached else {}
+        modules = choose_backend(self.model, self._idle_backend).modules  # which round as they do with a cache
         for row in sequences:
             if not row.params.use_cache:
-                for record in decode_uncached(self.model, row):
+                for record in decode_uncached(modules, row):
                     if on_pass is not None:
                         on_pass(int(row.request_id), record)
-        return [output_of(row) for row in sequences]
+                outputs[row.request_id] = output_of(row)
+        return [outputs[row.request_id] for row in sequences]
 
-    def _run(self, rows: list[Sequence], on_pass: OnPass | None) -> None:
-        """Decode sequences to their ends, over a pool that holds as many of the longest as can run together."""
+    def _run(self, rows: list[Sequence], on_pass: OnPass | None) -> dict[str, GenerationOutput]:
+        """Decode sequences to their ends, over a cache that holds as many of the longest as can run together."""
         page_length = max(row.params.block_length for row in rows)
         needs = sorted((-(-row.furthest_end // page_length) for row in rows), reverse=True)
         slots = min(len(rows), self.max_batch_size)
-        pages = sum(needs[:slots])
-        runner = self._runner(pages, page_length, slots)
-        core = EngineCore(
+        # Whoever runs has taken the backend out, so that calls from several threads never share one.
+        backend, self._idle_backend = choose_backend(self.model, self._idle_backend), None
+        engine = LLMEngine(
             self.model,
-            pages=pages,
+            self.tokenizer,
             page_length=page_length,
+            kv_memory=sum(needs[:slots]) * page_bytes(self.model.config, page_length, self.model.dtype),
             max_batch_size=slots,
             prefill_tokens=IDLE_PREFILL_TOKENS,
             record_passes=on_pass is not None,
-            runner=runner,
+            backend=backend,
         )
         for row in rows:
-            core.add(row)
-        while core.busy():
-            for update in core.step():
-                if update.sequence.failure is not None:
-                    raise update.sequence.failure
+            engine.add(row)
+        outputs: dict[str, GenerationOutput] = {}
+        while engine.has_requests():
+            for update in engine.step():
+                if update.failure is not None:
+                    raise update.failure
                 if on_pass is not None:
                     for record in update.records:
-                        on_pass(int(update.sequence.request_id), record)
-        self._idle_runner = runner if runner.serves(pages, page_length, slots) else None
-
-    def _runner(self, pages: int, page_length: int, rows: int) -> Runner:
-        """The runner of the last call, with all it has captured, if that can serve; else a new one."""
-        # Whoever runs has taken it out, so that calls from several threads never share one.
-        runner, self._idle_runner = self._idle_runner, None
-        if runner is not None and runner.serves(pages, page_length, rows):
-            return runner
-        del runner  # its memory is free before the new one's is taken
-        return make_runner(self.model, pages, page_length, rows)
+                        on_pass(int(update.request_id), record)
+                if update.output is not None:
+                    outputs[update.request_id] = update.output
+        backend.close()
+        self._idle_backend = backend
+        return outputs
 
 
 def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:

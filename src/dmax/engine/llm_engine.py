@@ -3,64 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from uuid import uuid4
 
+from dmax.engine.backends import Backend
 from dmax.engine.core import EngineCore
 from dmax.engine.kv_cache import page_bytes
-from dmax.engine.outputs import GenerationOutput, PassRecord
+from dmax.engine.outputs import EngineStats, RequestUpdate
 from dmax.engine.params import GenerationError, GenerationParams
-from dmax.engine.requests import Prompt, RequestReader, output_of
+from dmax.engine.requests import Prompt, RequestReader
 from dmax.engine.sequence import Sequence
 from dmax.models import LLaDA2, Tokenizer
 
 _DEFAULTS = GenerationParams()
-
-
-@dataclass(frozen=True)
-class RequestUpdate:
-    """What a step did to one request."""
-
-    request_id: str
-    final_ids: list[int]
-    """Answer tokens that became final in this step; they are never revised."""
-    records: list[PassRecord]
-    """The pass as every block in flight saw it, where the engine or the request's params ask for records."""
-    output: GenerationOutput | None
-    """The whole answer, once it has ended."""
-    failure: Exception | None
-    """Why the request was given up; None where it was not."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Where an engine stands. Counts of events are since it was made."""
-
-    waiting: int
-    """Requests that hold no pages yet."""
-    running: int
-    """Requests whose prompt is being stored or whose answer is being decoded."""
-    pages: int
-    pages_held: int
-    """By running requests."""
-    pages_cached: int
-    """Pages whose contents are known and can be reused, held ones included."""
-    prefix_queries: int
-    """Whole prompt pages looked up."""
-    prefix_hits: int
-    """Those that were there."""
-    interruptions: int
-    """Requests that lost their pages and were taken up again."""
-    steps: int
-    """Forwards."""
-    positions: int
-    """Positions of all forwards."""
-    prefilled: int
-    """Prompt positions among them."""
-    decoded: int
-    """Positions of blocks in flight among them, the only ones that have logits."""
-    attended: int
-    """Positions that each of them attended to, itself included, summed."""
 
 
 class LLMEngine:
@@ -97,6 +51,7 @@ class LLMEngine:
         reuse_prefixes: bool = True,
         record_passes: bool = False,
         capture_graphs: bool = False,
+        backend: Backend | None = None,
     ) -> None:
         limits = {"page_length": page_length, "max_batch_size": max_batch_size, "prefill_tokens": prefill_tokens}
         for name, value in limits.items():
@@ -117,6 +72,7 @@ class LLMEngine:
             prefill_tokens=prefill_tokens,
             reuse_prefixes=reuse_prefixes,
             record_passes=record_passes,
+            backend=backend,
         )
         if capture_graphs:
             self._core.prepare(page_length)
@@ -142,7 +98,16 @@ class LLMEngine:
             raise GenerationError(f"request {request_id!r} is not finished; give another id.")
         if not params.use_cache:
             raise GenerationError("use_cache is false; this engine always uses its cache, LLM.generate can do without.")
-        sequence = self._reader.read(request_id, prompt, params, time.perf_counter())
+        self.add(self._reader.read(request_id, prompt, params, time.perf_counter()))
+        return request_id
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request that was read before, by a :class:`~dmax.engine.requests.RequestReader` of this model.
+
+        Raises:
+            GenerationError: it needs more pages than there are.
+        """
+        params, request_id = sequence.params, sequence.request_id
         needed, pages = -(-sequence.furthest_end // self.page_length), self._core.pool.pages
         if needed > pages:
             raise GenerationError(
@@ -152,7 +117,6 @@ class LLMEngine:
             )
         self._sequences[request_id] = sequence
         self._core.add(sequence)
-        return request_id
 
     def abort(self, request_id: str) -> bool:
         """Give a request up; its pages are free at once. False where no unfinished request has this id."""
@@ -168,41 +132,12 @@ class LLMEngine:
 
     def step(self) -> list[RequestUpdate]:
         """One forward. Requests of which there is nothing to tell get no update."""
-        updates = []
-        for update in self._core.step():
-            row = update.sequence
+        updates = self._core.step()
+        for update in updates:
             if update.finished:
-                del self._sequences[row.request_id]
-            if update.finished or update.final_ids or update.records:
-                output, failure = _ended(row)
-                updates.append(RequestUpdate(row.request_id, update.final_ids, update.records, output, failure))
-        return updates
+                del self._sequences[update.request_id]
+        return [update for update in updates if update.finished or update.final_ids or update.records]
 
     def stats(self) -> EngineStats:
         """Where the engine stands now."""
-        core, scheduler, pool = self._core, self._core.scheduler, self._core.pool
-        return EngineStats(
-            waiting=len(scheduler.waiting),
-            running=len(scheduler.admitted),
-            pages=pool.pages,
-            pages_held=pool.held,
-            pages_cached=pool.cached,
-            prefix_queries=pool.counters.queries,
-            prefix_hits=pool.counters.hits,
-            interruptions=scheduler.interruptions,
-            steps=core.counters.steps,
-            positions=core.counters.positions,
-            prefilled=core.counters.prefilled,
-            decoded=core.counters.decoded,
-            attended=core.counters.attended,
-        )
-
-
-def _ended(row: Sequence) -> tuple[GenerationOutput | None, Exception | None]:
-    """The answer of a sequence that has one, and why there will be none."""
-    if row.ending is None:
-        return None, row.failure
-    try:
-        return output_of(row), None
-    except Exception as error:  # a decoder of somebody's own, whose settings cannot be copied
-        return None, error
+        return self._core.stats()

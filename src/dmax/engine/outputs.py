@@ -73,3 +73,60 @@ class GenerationOutput:
         if self.trace is None:
             del values["trace"]
         return values
+
+
+@dataclass(frozen=True)
+class RequestUpdate:
+    """What a step did to one request."""
+
+    request_id: str
+    final_ids: list[int]
+    """Answer tokens that became final in this step; they are never revised."""
+    records: list[PassRecord]
+    """The pass as every block in flight saw it, where the engine or the request's params ask for records."""
+    output: GenerationOutput | None
+    """The whole answer, once it has ended."""
+    failure: Exception | None
+    """Why the request was given up; None where it was not."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer has ended, or was given up."""
+        return self.output is not None or self.failure is not None
+
+
+@dataclass
+class EngineStats:
+    """Where an engine stands, and what it has done since it was made."""
+
+    backend: str = ""
+    """Name of what computes its passes."""
+    waiting: int = 0
+    """Requests that hold no pages yet."""
+    running: int = 0
+    """Requests whose prompt is being stored or whose answer is being decoded."""
+    pages: int = 0
+    pages_held: int = 0
+    """By running requests."""
+    pages_cached: int = 0
+    """Pages whose contents are known and can be reused, held ones included."""
+    prefix_queries: int = 0
+    """Whole prompt pages looked up."""
+    prefix_hits: int = 0
+    """Those that were there."""
+    preemptions: int = 0
+    """Times a request lost its pages, to be taken up again."""
+    steps: int = 0
+    """Forwards."""
+    positions: int = 0
+    """Positions of all forwards."""
+    prefilled: int = 0
+    """Prompt positions among them, recomputed ones included."""
+    decoded: int = 0
+    """Positions of blocks in flight among them, the only ones that have logits."""
+    attended: int = 0
+    """Positions that each of them attended to, itself included, summed."""
+    ahead: int = 0
+    """Forwards launched before the host had seen the one before them."""
+    discarded: int = 0
+    """Those of them that were in vain; no sequence counts them as passes."""

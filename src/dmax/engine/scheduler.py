@@ -1,7 +1,7 @@
-"""Who runs next: admission by free pages, prompts in chunks, and interruption of the youngest when pages run out.
+"""Who runs next: admission by free pages, prompts in chunks, and preemption of the youngest when pages run out.
 
 Sequences wait, then have their prompt stored (chunk by chunk, beside the passes of others), then decode. All pages of a
-prompt and of the current block are taken at admission, further ones block by block. A sequence that is interrupted
+prompt and of the current block are taken at admission, further ones block by block. A sequence that is preempted
 gives its pages back and waits in front; later its tokens so far are stored again, like a prompt, and it goes on with
 the very state its block had.
 """
@@ -11,31 +11,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from dmax.engine.pages import PagePool, page_keys
+from dmax.engine.page_allocator import PagePool, page_keys
 from dmax.engine.sequence import Sequence
+from dmax.engine.span import Span
 
 IDLE_PREFILL_TOKENS = 4096
-"""Most prompt positions of a step in which nobody decodes; bounds the memory that a long prompt takes."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Positions of a prompt that a step stores."""
-
-    sequence: Sequence
-    start: int
-    end: int
+"""Most prompt positions of a step in which no sequence decodes; bounds the memory that a long prompt takes."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a step is to do."""
 
-    interrupted: list[Sequence]
+    preempted: list[Sequence]
     """Lost their pages; they wait."""
     starting: list[Sequence]
     """Decode from this step on."""
-    chunks: list[Chunk]
+    chunks: list[Span]
 
 
 class Scheduler:
@@ -58,13 +50,14 @@ class Scheduler:
         """Those that hold none yet, in the order in which they are to be admitted."""
         self.admitted: dict[Sequence, None] = {}
         """Those that hold pages, oldest first."""
-        self.interruptions = 0
+        self.preemptions = 0
         self._pool = pool
         self._page_length = page_length
         self._max_batch_size = max_batch_size
         self._prefill_tokens = prefill_tokens
         self._reuse_prefixes = reuse_prefixes
         self._prefilling: dict[Sequence, None] = {}  # admitted ones that do not decode yet
+        self._slots = list(reversed(range(max_batch_size)))
 
     def add(self, sequence: Sequence) -> None:
         """Put a request at the end of the queue."""
@@ -90,37 +83,39 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Decide what the next step does."""
-        interrupted = self._make_room()
-        if not interrupted:  # who has just been interrupted would only push out the next one
+        preempted = self._make_room()
+        if not preempted:  # who has just been preempted would only push out the next one
             self._admit()
         starting = [row for row in self._prefilling if row.stored >= row.block_start]
         for row in starting:
             del self._prefilling[row]
-        return Plan(interrupted, starting, self._chunks())
+        return Plan(preempted, starting, self._chunks())
 
     def _make_room(self) -> list[Sequence]:
         """Give every running sequence the pages of its current block; the youngest pays where there are none."""
-        interrupted: list[Sequence] = []
+        preempted: list[Sequence] = []
         for row in list(self.admitted):
             while row in self.admitted and len(row.pages) < self.pages_for(row.block_end):
                 if self._pool.available:
-                    row.pages.append(self._pool.take(after=row.pages[-1] if row.pages else None))
+                    row.grow(self._pool.take(after=row.pages[-1] if row.pages else None))
                 else:
-                    interrupted.append(self._interrupt_youngest())
-        return interrupted
+                    preempted.append(self._preempt_youngest())
+        return preempted
 
-    def _interrupt_youngest(self) -> Sequence:
+    def _preempt_youngest(self) -> Sequence:
         victim, _ = self.admitted.popitem()
         self._prefilling.pop(victim, None)
         self._release(victim)
         self.waiting[victim] = None
         self.waiting.move_to_end(victim, last=False)
-        self.interruptions += 1
+        self.preemptions += 1
         return victim
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.pages)
-        sequence.pages, sequence.keys, sequence.stored = [], [], 0
+        if sequence.slot is not None:
+            self._slots.append(sequence.slot)
+        sequence.release()
 
     def _admit(self) -> None:
         if not self.waiting or len(self.admitted) >= self._max_batch_size:
@@ -132,17 +127,15 @@ class Scheduler:
             if row.prompt_keys is None:
                 row.prompt_keys = self._keys(row)
             keys = row.prompt_keys
-            row.pages = self._pool.reuse(keys)
-            missing = self.pages_for(row.block_end) - len(row.pages)
+            pages = self._pool.reuse(keys)
+            known, missing = len(pages), self.pages_for(row.block_end) - len(pages)
             if self._pool.available < missing + growing:
-                self._pool.release(row.pages)
-                row.pages = []
+                self._pool.release(pages)
                 return
-            self._pool.count(len(keys), len(row.pages))
-            row.prompt_keys, row.keys = None, keys[: len(row.pages)]
-            row.stored = len(row.pages) * self._page_length
+            self._pool.count(len(keys), known)
             for _ in range(missing):
-                row.pages.append(self._pool.take(after=row.pages[-1] if row.pages else None))
+                pages.append(self._pool.take(after=pages[-1] if pages else None))
+            row.admit(self._slots.pop(), pages, keys[:known], known * self._page_length)
             del self.waiting[row]
             self.admitted[row] = None
             self._prefilling[row] = None
@@ -161,22 +154,23 @@ class Scheduler:
     def _shares(self, row: Sequence) -> bool:
         return self._reuse_prefixes and self._page_length % row.params.block_length == 0
 
-    def _chunks(self) -> list[Chunk]:
+    def _chunks(self) -> list[Span]:
         nobody_decodes = len(self._prefilling) == len(self.admitted)
         budget = max(self._prefill_tokens, IDLE_PREFILL_TOKENS) if nobody_decodes else self._prefill_tokens
-        chunks: list[Chunk] = []
+        chunks: list[Span] = []
         for row in self._prefilling:
             length = row.params.block_length
             size = min(row.block_start - row.stored, max(budget // length, not chunks) * length)
             if size <= 0:
                 break
-            chunks.append(Chunk(row, row.stored, row.stored + size))
+            end = row.stored + size
+            chunks.append(Span.of(row, row.stored, end, end, self._page_length))
             budget -= size
         return chunks
 
     def stored(self, row: Sequence, end: int) -> None:
         """Positions up to ``end`` have their final keys and values in the cache; whole pages can be reused."""
-        row.stored = end
+        row.store(end)
         if not self._shares(row):
             return
         length, known = self._page_length, len(row.keys)

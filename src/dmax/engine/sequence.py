@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from dmax.decoding import BlockState, Decoder, MultiBlockRule
-from dmax.engine.outputs import PassRecord
-from dmax.engine.pages import Key
+from dmax.engine.outputs import PassRecord, RequestUpdate
+from dmax.engine.page_allocator import Key
 from dmax.engine.params import GenerationParams
 from dmax.engine.stopping import Ending, StopRule
 
@@ -44,13 +44,15 @@ class Sequence:
     """What its decoder raised; then there is no ending."""
     stored: int = 0
     """Positions, from 0, whose final keys and values are in the cache."""
+    slot: int | None = None
+    """Its place among the sequences that hold pages; None where it holds none."""
     pages: list[int] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     """Keys of the first pages, as far as they are known to be final."""
     prompt_keys: list[Key] | None = None
     """Keys of the whole pages before the current block, while it waits and has been looked at; they do not change."""
     paused: BlockState | None = None
-    """The state of the blocks in flight, one row each, where decoding was interrupted."""
+    """The state of the blocks in flight, one row each, where it was preempted."""
     generator: torch.Generator | None = None
     """Draws the noise of this sequence; None for greedy decoding."""
 
@@ -96,7 +98,7 @@ class Sequence:
     def nfe(self) -> int:
         """Forward passes by the convention of algorithm.md#counting: a prompt of whole blocks counts as one.
 
-        Recomputing without a cache, or after an interruption, gives the same number, so that runs can be compared.
+        Recomputing without a cache, or after a preemption, gives the same number, so that runs can be compared.
         """
         return self.passes + (self.prompt_blocks_end > 0)
 
@@ -112,3 +114,67 @@ class Sequence:
         answer = self.tokens[self.prompt_length :]
         self.ending = self.stop_rule.ending(answer)
         return (answer if self.ending is None else self.ending.token_ids)[before:]
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is an answer, or there will be none."""
+        return self.ending is not None or self.failure is not None
+
+    def begin_pass(self) -> None:
+        """Count a pass over the blocks in flight."""
+        self.passes += 1
+
+    def revise(self, count: int) -> None:
+        """Count tokens that were decoded already and that a pass changed."""
+        self.revisions += count
+
+    def open(self, blocks: int) -> None:
+        """Take the number of blocks in flight from now on."""
+        self.open_blocks = blocks
+
+    def update(self, final_ids: list[int], records: list[PassRecord]) -> RequestUpdate:
+        """Keep the records of a pass if they are asked for, and tell of it; the answer is not in it yet."""
+        if self.params.trace:
+            self.trace += records
+        return RequestUpdate(self.request_id, final_ids, records, None, None)
+
+    def fail(self, error: Exception) -> RequestUpdate:
+        """Note that the sequence cannot go on, because of its decoder, and tell of it."""
+        self.failure, self.ending = error, None
+        return RequestUpdate(self.request_id, [], [], None, error)
+
+    def end(self, now: float) -> None:
+        """Note when it ended."""
+        self.seconds = now - self.started
+
+    def seed_generator(self, device: torch.device) -> None:
+        """Make the generator of its noise, if it has none yet."""
+        if self.generator is None:
+            self.generator = torch.Generator(device).manual_seed(self.params.seed)
+
+    def pause(self, state: BlockState) -> None:
+        """Keep the state of the blocks in flight until the sequence is admitted again."""
+        self.paused = state
+
+    def resume(self) -> BlockState:
+        """Give that state back."""
+        state, self.paused = self.paused, None
+        assert state is not None
+        return state
+
+    def admit(self, slot: int, pages: list[int], keys: list[Key], stored: int) -> None:
+        """Hold a slot and pages, the first of which are known by their keys and hold ``stored`` positions."""
+        self.slot, self.pages, self.keys, self.stored = slot, pages, keys, stored
+        self.prompt_keys = None
+
+    def grow(self, page: int) -> None:
+        """Hold one more page."""
+        self.pages.append(page)
+
+    def store(self, end: int) -> None:
+        """Note that positions up to ``end`` have their final keys and values in the cache."""
+        self.stored = end
+
+    def release(self) -> None:
+        """Hold no slot and no pages any more."""
+        self.slot, self.pages, self.keys, self.stored = None, [], [], 0

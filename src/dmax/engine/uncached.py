@@ -77,17 +77,16 @@ def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
         yield from _take(row, done)
         if row.ending is not None:
             break
-    row.seconds = time.perf_counter() - row.started
+    row.end(time.perf_counter())
 
 
 def _take(row: Sequence, done: ReferencePass) -> list[PassRecord]:
     """Bring a sequence up to date with a pass, and return its records."""
-    row.passes += 1
+    row.begin_pass()
     records = [_record(row, done.start, index, result) for index, result in enumerate(done.results)]
     records = [replace(record, final=index < done.final) for index, record in enumerate(records)]
-    row.revisions += sum(len(record.revised) for record in records)
-    if row.params.trace:
-        row.trace += records
+    row.revise(sum(len(record.revised) for record in records))
+    row.update([], records)
     for record in records[: done.final]:
         if row.ending is None:
             row.close_block(record.tokens)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dmax.engine import LLM, GenerationOutput, GenerationParams
+from dmax.engine.backends import choose_backend
 from dmax.engine.requests import decoder_settings
 from dmax.models.source import list_tensors, resolve
 
@@ -59,6 +60,11 @@ class Answerer(Protocol):
     batch_size: int
     """Prompts in flight together."""
 
+    @property
+    def backend(self) -> str | None:
+        """What computes the passes of the model; None where only the server knows."""
+        ...
+
     def answer(self, prompts: Sequence[Asked], seeds: Sequence[int], gen_length: int) -> list[Answer]:
         """One answer of at most ``gen_length`` tokens a prompt, in order; each draws with its own seed, if at all."""
         ...
@@ -99,6 +105,11 @@ class LocalAnswerer:
                 *self.answer(prompts[:half], seeds[:half], gen_length),
                 *self.answer(prompts[half:], seeds[half:], gen_length),
             ]
+
+    @property
+    def backend(self) -> str:
+        """Name of the engine's backend for the model."""
+        return choose_backend(self.llm.model).name
 
     def describe(self) -> dict[str, Any]:
         params = self.params.with_defaults(self.llm.model.config.decoder_defaults)
@@ -148,6 +159,10 @@ class RemoteAnswerer:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._client = httpx.Client(headers=headers, timeout=timeout)
         self._failures = httpx.HTTPError
+
+    @property
+    def backend(self) -> None:
+        """Unknown here."""
 
     def check(self) -> None:
         """Make sure that the server is there and lets us in.

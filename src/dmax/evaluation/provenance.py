@@ -45,15 +45,17 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
-    """Which model ran, how large, where, in which dtype, and whether with steps from ``dmax compile``."""
-    from dmax.engine import compiled
+    """Which model ran, how large, where, in which dtype, and by which backend of the engine."""
+    from dmax.engine.backends import choose_backend
 
+    backend = choose_backend(model).name
     return {
         "name": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "compiled_steps": compiled.attached(model),
+        "backend": backend,
+        "compiled_steps": backend == "cpu-compiled",
     }
 
 

@@ -116,7 +116,8 @@ def evaluate(
     }
     claim(folder, settings)
     runs = [_TaskRun(data, answerer, folder, share, seed) for data in tasks]
-    session = {"command": list(command), **describe_process()}
+    # Not among the settings: a run may go on where kernels are compiled, or are not.
+    session = {"command": list(command), **describe_process(), "backend": answerer.backend}
     if any(run.todo for run in runs):
         with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as file:
             file.write(_line({"started": _now(), **session}))

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dmax import kernels
 from dmax.decoding import Decoder
+from dmax.engine.backends import choose_backend
 from dmax.engine.core import EngineCore
 from dmax.engine.params import GenerationParams
 from dmax.engine.requests import RequestReader
-from dmax.engine.runner import Runner
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.measurement.costs import PassShape
 from dmax.measurement.shapes import MeasurementError
@@ -111,20 +110,13 @@ class PassDriver:
     def _make_core(self, eager: bool) -> EngineCore:
         model, batch = self.model, self.shape.batch
         pages = batch * (-(-(self.shape.context + self._params.gen_length) // BLOCK_LENGTH) + 1)
-        runner: Runner | None = None
-        with torch.no_grad():
-            by_kernels = kernels.usable(model.lm_head.weight)
-        if eager and by_kernels:
-            from dmax.engine.paged_runner import PagedRunner  # here, because it imports Triton
-
-            runner = PagedRunner(model, pages, BLOCK_LENGTH, batch, graphs=False)
         return EngineCore(
             model,
             pages=pages,
             page_length=BLOCK_LENGTH,
             max_batch_size=batch,
             prefill_tokens=IDLE_PREFILL_TOKENS,
-            runner=runner,
+            backend=choose_backend(model, eager=eager),
         )
 
     def run(self, count: int, *, watch: Callable[[str], object] | None = None) -> list[Step]:
@@ -177,10 +169,10 @@ class PassDriver:
         updates = self._core.step()
         seconds = time.perf_counter() - started
         for update in updates:
-            if update.sequence.failure is not None:
-                raise update.sequence.failure
+            if update.failure is not None:
+                raise update.failure
             if update.finished:
-                self._running.remove(update.sequence.request_id)
+                self._running.remove(update.request_id)
         after = self._core.counters
         return after.positions - before.positions, after.prefilled - before.prefilled, seconds
 

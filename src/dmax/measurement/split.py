@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dmax.decoding import BlockState, Decoder, StepResult
 from dmax.measurement.passes import PassDriver
 from dmax.models.llada2 import DecoderLayer, LLaDA2
-from dmax.models.moe import SparseMLP
+from dmax.models.moe import SparseMLP, choose_experts
 
 PARTS = ("inputs", "attention", "router", "experts", "shared", "dense", "norms", "head", "rule", "host")
 """``inputs``: the step's plan and input embeddings; ``norms``: what of the model is in no other part (norms, residuals,
@@ -146,7 +146,8 @@ def touched_experts(driver: PassDriver, count: int = 4) -> float | None:
     def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(module, SparseMLP)
         if seen:
-            experts_NA, _ = module.gate(inputs[0].flatten(0, 1))
+            router = module.gate
+            experts_NA, _ = choose_experts(inputs[0].flatten(0, 1), router.weight, router.expert_bias, router.rule)
             seen[-1].append(experts_NA.unique().numel())
 
     with ExitStack() as stack:

@@ -1,38 +1,26 @@
 """Grouped-query attention with per-head query and key norms and partial rotary embedding (algorithm.md#the-model).
 
 Shape suffixes: B rows, T query positions, S key positions, D hidden, H query heads, K key/value heads,
-J all heads (H + 2 K) or those that turn (H + K), C head channels.
+J all heads (H + 2 K) or those that turn (H + K), R rotary channels, C head channels.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmax import kernels
-from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear, RMSNorm, apply_rotary, rms_norm
-
-if TYPE_CHECKING:
-    from dmax.kernels.rotary import CacheSlots
 
 
 class KeyValueStore(Protocol):
     """Keeps keys and values between passes, and knows which of them the queries of a pass may see."""
 
-    def slots(self, layer: int) -> CacheSlots | None:
-        """Where this pass's keys and values belong, if the kernel that turns the keys is to put them there itself."""
-        ...
-
     def attend(self, layer: int, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
-        """Attend to all that the queries of this pass may see: ``(B, H, T, C)``.
-
-        Its keys and values are taken first, unless they lie in their :meth:`slots` already.
-        """
+        """Store the keys and values of a pass, and attend to all that its queries may see: ``(B, H, T, C)``."""
         ...
 
 
@@ -50,7 +38,6 @@ class Attention(nn.Module):
         self.query_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.key_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.dense = Linear(self.num_heads * self.head_dim, config.hidden_size)
-        self._turn = Step("turn")
 
     def forward(
         self,
@@ -62,69 +49,24 @@ class Attention(nn.Module):
         batch, length, _ = x_BTD.shape
         heads_BTJC = self.query_key_value(x_BTD).view(batch, length, -1, self.head_dim)
         v_BKTC = heads_BTJC[:, :, -self.num_kv_heads :].transpose(1, 2)
-        slots = None if store is None else store.slots(self.layer)
-        if slots is not None or kernels.usable(heads_BTJC):
-            q_BHTC, k_BKTC = self._by_kernels(heads_BTJC, rotary, slots)
-        else:
-            turned_BTJC = self._normalize_and_rotate(heads_BTJC[:, :, : -self.num_kv_heads], rotary)
-            q_BHTC, k_BKTC = turned_BTJC.transpose(1, 2).split([self.num_heads, self.num_kv_heads], 1)
+        turned_BTJC = self.normalize_and_rotate(heads_BTJC[:, :, : -self.num_kv_heads], rotary)
+        q_BHTC, k_BKTC = turned_BTJC.transpose(1, 2).split([self.num_heads, self.num_kv_heads], 1)
         if store is None:
             mixed_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, mask_B1TS)
         else:
             mixed_BHTC = store.attend(self.layer, q_BHTC, k_BKTC, v_BKTC)
         return self.dense(mixed_BHTC.transpose(1, 2).reshape(batch, length, -1))
 
-    def _normalize_and_rotate(self, heads_BTJC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries and keys together: for a block's worth of positions the number of calls is what costs."""
-        query_C, key_C = self.query_layernorm.weight, self.key_layernorm.weight
-        heads_NJC = heads_BTJC.flatten(0, 1)
-        cos_NR, sin_NR = _by_position(rotary, heads_BTJC.shape[0])
-        if self._turn.usable(heads_NJC, query_C):
-            [turned_NJC] = self._turn(heads_NJC, query_C, key_C, cos_NR, sin_NR)
-        else:
-            turned_NJC = normalize_and_rotate(
-                heads_NJC, query_C, key_C, cos_NR, sin_NR, num_heads=self.num_heads, eps=self.query_layernorm.eps
-            )
-        return turned_NJC.view_as(heads_BTJC)
+    def normalize_and_rotate(self, heads_BTJC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Put query and key heads under their norms, and turn them by the angles of their positions.
 
-    def _by_kernels(
-        self, heads_BTJC: Tensor, rotary: tuple[Tensor, Tensor], slots: CacheSlots | None
-    ) -> tuple[Tensor, Tensor]:
-        from dmax.kernels.rotary import normalize_and_rotate  # here, because it imports Triton
-
-        batch, length = heads_BTJC.shape[:2]
-        cos_NR, sin_NR = _by_position(rotary, batch)
-        weights = (self.query_layernorm.weight, self.key_layernorm.weight)
-        turned = normalize_and_rotate(
-            heads_BTJC.flatten(0, 1), *weights, cos_NR, sin_NR, self.num_heads, self.query_layernorm.eps, slots
-        )
-        q_BHTC, k_BKTC = (heads.view(batch, length, -1, self.head_dim).transpose(1, 2) for heads in turned)
-        return q_BHTC, k_BKTC
-
-
-def _by_position(rotary: tuple[Tensor, Tensor], batch: int) -> list[Tensor]:
-    """The tables of the rotary angles, which all rows may share, with a row a position: ``(N, R)`` each."""
-    return [table_B1TR.expand(batch, -1, -1, -1).flatten(0, 2) for table_B1TR in rotary]
-
-
-def normalize_and_rotate(
-    heads_NJC: Tensor, query_C: Tensor, key_C: Tensor, cos_NR: Tensor, sin_NR: Tensor, *, num_heads: int, eps: float
-) -> Tensor:
-    """Queries, then keys, each head under its norm and turned by its position's angles.
-
-    Args:
-        heads_NJC: of N positions, the first ``num_heads`` being queries.
-        query_C, key_C: weights of the norms.
-        cos_NR, sin_NR: float32 tables of the rotary angles.
-        num_heads: query heads.
-        eps: of the norms.
-
-    Returns:
-        ``(N, J, C)``.
-    """
-    num_keys = heads_NJC.shape[1] - num_heads
-    weight_JC = torch.cat([query_C.expand(num_heads, -1), key_C.expand(num_keys, -1)])
-    return apply_rotary(rms_norm(heads_NJC, weight_JC, eps), cos_NR[:, None], sin_NR[:, None])
+        Queries and keys go together: for a block's worth of positions, the number of operations is what costs.
+        """
+        num_keys = heads_BTJC.shape[2] - self.num_heads
+        weights = self.query_layernorm.weight, self.key_layernorm.weight
+        weight_JC = torch.cat([weights[0].expand(self.num_heads, -1), weights[1].expand(num_keys, -1)])
+        cos_BT1R, sin_BT1R = (table_B1TR.transpose(1, 2) for table_B1TR in rotary)
+        return apply_rotary(rms_norm(heads_BTJC, weight_JC, self.query_layernorm.eps), cos_BT1R, sin_BT1R)
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_B1TS: Tensor | None) -> Tensor:

@@ -9,11 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmax import kernels
-from dmax.kernels.steps import Step
-from dmax.models.packing import Packed, usable
-from dmax.models.quantized import wide_weight
-
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm in float32; the weight multiplies after casting back (algorithm.md#the-model)."""
@@ -22,28 +17,9 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
-        self._norm, self._norm_of_sum = Step("norm"), Step("norm_of_sum")
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels.usable(x):
-            from dmax.kernels.norm import rms_norm as fused  # here, because it imports Triton
-
-            return fused(x, self.weight, self.eps)
-        if self._norm.usable(x, self.weight):
-            return self._norm(x.view(-1, x.shape[-1]), self.weight)[0].view_as(x)
         return rms_norm(x, self.weight, self.eps)
-
-    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """``x + y``, and its norm."""
-        if kernels.usable(x):
-            from dmax.kernels.norm import add_rms_norm as fused
-
-            return fused(x, y, self.weight, self.eps)
-        if self._norm_of_sum.usable(x, self.weight):
-            width = x.shape[-1]
-            total, normed = self._norm_of_sum(x.view(-1, width), y.view(-1, width), self.weight)
-            return total.view_as(x), normed.view_as(x)
-        return add_rms_norm(x, y, self.weight, self.eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -52,23 +28,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x + y``, and its norm."""
-    total = x + y
-    return total, rms_norm(total, weight, eps)
-
-
 class Linear(nn.Linear):
     """A linear map without bias."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self._packed = Packed()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._packed.on and usable(x, self.weight):
-            return self._packed.linear(x, (self.weight,))
-        return F.linear(x, self.weight)
 
 
 class SwiGLU(nn.Module):
@@ -79,28 +43,9 @@ class SwiGLU(nn.Module):
         self.gate_proj = Linear(hidden_size, width)
         self.up_proj = Linear(hidden_size, width)
         self.down_proj = Linear(width, hidden_size)
-        self._gate_up = Packed()
-        self._gate = Step("gate")
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = (self.gate_proj.weight, self.up_proj.weight)
-        if self._gate_up.on and usable(x, *weights):
-            gate_up = self._gate_up.linear(x, weights, self._both)
-            if self._gate.usable(gate_up, gate_up):
-                [hidden] = self._gate(gate_up.flatten(0, -2))
-                return self.down_proj(hidden.unflatten(0, x.shape[:-1]))
-            return self.down_proj(gate(gate_up))
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-    def _both(self, dtype: torch.dtype) -> Tensor:
-        """The gates, then the ups."""
-        return torch.cat([wide_weight(self.gate_proj, dtype), wide_weight(self.up_proj, dtype)])
-
-
-def gate(gate_up: Tensor) -> Tensor:
-    """``silu(gate) * up`` of a tensor that holds both, the gates first: ``(..., 2 * W) -> (..., W)``."""
-    gates, ups = gate_up.chunk(2, -1)
-    return F.silu(gates) * ups
 
 
 class RotaryTable(nn.Module):
@@ -113,14 +58,10 @@ class RotaryTable(nn.Module):
         super().__init__()
         self.rotary_dim = rotary_dim
         self.theta = theta
-        self._angles = Step("angles")
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, T)`` int64 positions -> cosines and sines, each ``(B, 1, T, R)`` float32."""
-        if self._angles.filled and self._angles.callable_on(position_ids):
-            cos_BTR, sin_BTR = self._angles(position_ids)
-        else:
-            cos_BTR, sin_BTR = rotary_angles(position_ids, rotary_dim=self.rotary_dim, theta=self.theta)
+        cos_BTR, sin_BTR = rotary_angles(position_ids, rotary_dim=self.rotary_dim, theta=self.theta)
         return cos_BTR[:, None], sin_BTR[:, None]
 
 

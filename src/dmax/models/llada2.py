@@ -13,7 +13,6 @@ from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
 from dmax.models.masks import block_causal_mask
 from dmax.models.moe import Experts, Router, SparseMLP
-from dmax.models.packing import Packed
 
 
 class DecoderLayer(nn.Module):
@@ -35,9 +34,8 @@ class DecoderLayer(nn.Module):
         mask_B1TS: Tensor | None,
         store: KeyValueStore | None = None,
     ) -> Tensor:
-        attended_BTD = self.attention(self.input_layernorm(x_BTD), rotary, mask_B1TS, store)
-        x_BTD, normed_BTD = self.post_attention_layernorm.of_sum(x_BTD, attended_BTD)
-        return x_BTD + self.mlp(normed_BTD)
+        x_BTD = x_BTD + self.attention(self.input_layernorm(x_BTD), rotary, mask_B1TS, store)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
 class Backbone(nn.Module):
@@ -51,8 +49,6 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(config.rotary_dim, config.rope_theta)
-        self.packed = Packed()
-        """All layers, for :class:`dmax.models.stack.LayerStack`."""
 
     def forward(
         self, embeds_BTD: Tensor, position_ids: Tensor, mask_BTS: Tensor | None, store: KeyValueStore | None = None
@@ -75,8 +71,6 @@ class LLaDA2(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.word_embeddings.weight
-        self.packed = Packed()
-        """The head, for :class:`dmax.engine.readout.Readout`."""
 
     def forward(
         self,

@@ -8,22 +8,15 @@ the shared expert, W = E * F + S.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmax import kernels
-from dmax.kernels.cpu.experts import down_in_panels, gate_up_in_panels
-from dmax.kernels.steps import Step
 from dmax.models.config import ModelConfig
-from dmax.models.layers import SwiGLU, gate
-from dmax.models.packing import Packed, usable
-from dmax.models.quantized import QuantizedLinear, dequantize, keeping_dtypes, weight_scale, wide_weight
-
-if TYPE_CHECKING:
-    from dmax.kernels.experts import Stack
+from dmax.models.layers import SwiGLU
+from dmax.models.quantized import dequantize, keeping_dtypes
 
 
 class RoutingRule(NamedTuple):
@@ -48,28 +41,14 @@ class Router(nn.Module):
         assert config.num_experts is not None
         self.num_experts = config.num_experts
         self.rule = RoutingRule.of(config)
-        self._route = Step("route")
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.expert_bias: Tensor
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
         self.load_E: Tensor | None = None
         """Set by a trainer: counts, in training mode, the tokens each expert was chosen for."""
 
-    def forward(self, x_ND: Tensor, *, by_expert: bool = False) -> tuple[Tensor, Tensor] | Tensor:
-        """Choose each token's experts.
-
-        Args:
-            x_ND: ``(N, D)``.
-            by_expert: for a layer that runs every expert; inference only.
-
-        Returns:
-            Expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32; ``by_expert`` the same choice as
-            one weight an expert, 0 where it was not chosen: ``(N, E)`` float32.
-        """
-        if by_expert:
-            if self._route.usable(x_ND, self.weight) and self.expert_bias.dtype == torch.float32:
-                return self._route(x_ND, self.weight, self.expert_bias)[0]
-            return weigh_experts(x_ND, self.weight, self.expert_bias, self.rule)
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose each token's experts: indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
         experts_NA, weights_NA = choose_experts(x_ND, self.weight, self.expert_bias, self.rule)
         if self.training and self.load_E is not None:
             chosen_NAE = experts_NA[..., None] == torch.arange(self.num_experts, device=experts_NA.device)
@@ -79,7 +58,7 @@ class Router(nn.Module):
 
 def choose_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> tuple[Tensor, Tensor]:
     """What :class:`Router` does: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
-    scores_NE, biased_NE = _scores(x_ND, weight_ED, bias_E)
+    scores_NE, biased_NE = score_experts(x_ND, weight_ED, bias_E)
     if rule.groups_kept < rule.num_groups:
         biased_NE = _keep_best_groups(biased_NE, rule.num_groups, rule.groups_kept)
     experts_NA = biased_NE.topk(rule.experts_per_token, dim=-1, sorted=False).indices
@@ -88,7 +67,7 @@ def choose_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: Routin
     return experts_NA, weights_NA * rule.scale
 
 
-def _scores(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor) -> tuple[Tensor, Tensor]:
+def score_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor) -> tuple[Tensor, Tensor]:
     """What experts are weighed by and what they are chosen by, each ``(N, E)`` float32."""
     scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
     return scores_NE, scores_NE + bias_E
@@ -102,46 +81,6 @@ def _keep_best_groups(biased_NE: Tensor, num_groups: int, groups_kept: int) -> T
     kept_NG = group_scores_NG.topk(groups_kept, dim=-1, sorted=False).indices
     dropped_NG = torch.ones_like(group_scores_NG, dtype=torch.bool).scatter(-1, kept_NG, False)
     return grouped_NGE.masked_fill(dropped_NG[..., None], float("-inf")).flatten(-2)
-
-
-def weigh_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> Tensor:
-    """The choice of :func:`choose_experts` as one weight an expert, 0 where it was not chosen: ``(N, E)`` float32.
-
-    Every expert is compared with every other one, which for few of them takes a fraction of a sort's time.
-    """
-    scores_NE, biased_NE = _scores(x_ND, weight_ED, bias_E)
-    if rule.groups_kept < rule.num_groups:
-        biased_NGE = biased_NE.unflatten(-1, (rule.num_groups, -1))
-        group_scores_NG = torch.where(_largest(biased_NGE, 2), biased_NGE, 0.0).sum(-1)
-        kept_NG1 = _largest(group_scores_NG, rule.groups_kept)[..., None]
-        biased_NE = torch.where(kept_NG1, biased_NGE, float("-inf")).flatten(-2)
-    weights_NE = torch.where(_largest(biased_NE, rule.experts_per_token), scores_NE, 0.0)
-    return weights_NE / (weights_NE.sum(-1, keepdim=True) + 1e-20) * rule.scale
-
-
-def _largest(x: Tensor, count: int) -> Tensor:
-    """Which are the ``count`` largest along the last dimension, ties going to the lowest index."""
-    at_E = torch.arange(x.shape[-1], device=x.device)
-    other, own = x[..., None, :], x[..., :, None]
-    goes_first = (other > own) | ((other == own) & (at_E < at_E[:, None]))
-    return goes_first.sum(-1) < count
-
-
-def gate_and_weigh(gate_up_NX: Tensor, weights_NE: Tensor, *, width: int) -> Tensor:
-    """The hidden values of all experts side by side, each expert's times the token's weight for it.
-
-    Args:
-        gate_up_NX: gates of the experts and of whatever stands behind them, then their ups.
-        weights_NE: float32, one weight an expert.
-        width: of an expert.
-
-    Returns:
-        ``(N, X / 2)``; what stands behind the experts is not weighed.
-    """
-    hidden_NW = gate(gate_up_NX)
-    num_experts = weights_NE.shape[1]
-    hidden_NW[:, : num_experts * width].view(-1, num_experts, width).mul_(weights_NE[..., None])
-    return hidden_NW
 
 
 _GROUP_ROWS = 32
@@ -264,109 +203,9 @@ class SparseMLP(nn.Module):
             if config.num_shared_experts
             else None
         )
-        self._gate_up, self._down = Packed(), Packed()
-        self._gate_up_panels, self._down_panels = Packed(), Packed()
-        self._weigh = Step("weigh")
-        self._chosen = Step("experts")
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
-        # The short cuts read the experts' weights; where a module of another kind stands around them, such as an
-        # adapter, it has to be called.
-        bare = isinstance(self.experts, Experts)
-        if bare and kernels.usable(x_ND) and not self.training:
-            return self._by_kernels(x_ND).view_as(x_BTD)
-        if bare and self._gate_up.on:
-            gate_up, down = self._weights()
-            if usable(x_ND, *gate_up, *down):
-                return self._by_all_experts(x_ND, gate_up, down).view_as(x_BTD)
         experts_NA, weights_NA = self.gate(x_ND)
         out_BTD = self.experts(x_ND, experts_NA, weights_NA).view_as(x_BTD)
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)
-
-    def _by_kernels(self, x_ND: Tensor) -> Tensor:
-        from dmax.kernels.experts import Stack, run_experts  # here, because they import Triton
-        from dmax.kernels.routing import route
-
-        experts, shared = self.experts, self.shared_experts
-        routing = route(x_ND, self.gate.weight, self.gate.expert_bias, **self.gate.rule._asdict())
-        routed = Stack(
-            experts.gate_proj,
-            experts.up_proj,
-            experts.down_proj,
-            experts.gate_proj_scale,
-            experts.up_proj_scale,
-            experts.down_proj_scale,
-        )
-        return run_experts(x_ND, routing, routed, None if shared is None else _shared_stack(shared, experts))
-
-    def _weights(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Gates and ups, and downs; the shared expert's behind the routed ones'."""
-        experts, shared = self.experts, self.shared_experts
-        if shared is None:
-            return (experts.gate_proj, experts.up_proj), (experts.down_proj,)
-        gate_up = (experts.gate_proj, experts.up_proj, shared.gate_proj.weight, shared.up_proj.weight)
-        return gate_up, (experts.down_proj, shared.down_proj.weight)
-
-    def _all_gate_up(self, dtype: torch.dtype) -> Tensor:
-        """The gates of all experts, the shared one last, then their ups: ``(2 * W, D)``."""
-        gate_EFD, up_EFD, _ = self.experts.wide_weights(dtype)
-        gates, ups = [gate_EFD.flatten(0, 1)], [up_EFD.flatten(0, 1)]
-        if self.shared_experts is not None:
-            gates.append(wide_weight(self.shared_experts.gate_proj, dtype))
-            ups.append(wide_weight(self.shared_experts.up_proj, dtype))
-        return torch.cat(gates + ups)
-
-    def _all_down(self, dtype: torch.dtype) -> Tensor:
-        """The downs of all experts, the shared one last: ``(D, W)``."""
-        *_, down_EDF = self.experts.wide_weights(dtype)
-        downs = [down_EDF.transpose(0, 1).flatten(1)]
-        if self.shared_experts is not None:
-            downs.append(wide_weight(self.shared_experts.down_proj, dtype))
-        return torch.cat(downs, 1)
-
-    def in_panels(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Gates and ups, and downs, for the kernel of a CPU, the shared expert in parts of a routed one's width."""
-        return self._gate_up_in_panels(dtype), self._down_in_panels(dtype)
-
-    def _gate_up_in_panels(self, dtype: torch.dtype) -> Tensor:
-        gates_WD, ups_WD = self._all_gate_up(dtype).chunk(2)
-        return gate_up_in_panels(gates_WD, ups_WD, self.experts.gate_proj.shape[1])
-
-    def _down_in_panels(self, dtype: torch.dtype) -> Tensor:
-        return down_in_panels(self._all_down(dtype), self.experts.gate_proj.shape[1])
-
-    def _by_all_experts(self, x_ND: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
-        """Every expert, the shared one included, side by side as one wide feed-forward; or by a kernel that needs only
-        the chosen ones, where it is compiled.
-
-        Experts that a token was not sent to have weight 0. That computes more than is used, but in two large matmuls
-        instead of dozens of small ones, and without sorting. Many tokens would be quicker sorted, but they come this
-        way too, so that what a row is given never depends on how many others are in the pass.
-        """
-        weights_NE = self.gate(x_ND, by_expert=True)
-        if self._chosen.usable(x_ND, x_ND):
-            gate_up_XN = self._gate_up_panels.copy(x_ND.dtype, gate_up, self._gate_up_in_panels)
-            down_XN = self._down_panels.copy(x_ND.dtype, down, self._down_in_panels)
-            return self._chosen(x_ND, weights_NE, gate_up_XN, down_XN)[0]
-        gate_up_NX = self._gate_up.linear(x_ND, gate_up, self._all_gate_up)
-        width = down[0].shape[-1]
-        if self._weigh.usable(gate_up_NX, gate_up_NX):
-            [hidden_NW] = self._weigh(gate_up_NX, weights_NE)
-        else:
-            hidden_NW = gate_and_weigh(gate_up_NX, weights_NE, width=width)
-        return self._down.linear(hidden_NW, down, self._all_down)
-
-
-def _shared_stack(shared: SwiGLU, experts: Experts) -> Stack:
-    """The shared expert, which may be several times as wide as a routed one, as a stack of that width."""
-    from dmax.kernels.experts import Stack
-
-    width, hidden = experts.gate_proj.shape[1:]
-    linears: tuple[nn.Linear | QuantizedLinear, ...] = (shared.gate_proj, shared.up_proj, shared.down_proj)
-    gate_XFD, up_XFD = (linear.weight.view(-1, width, hidden) for linear in linears[:2])
-    down_XDF = linears[2].weight.view(hidden, -1, width).transpose(0, 1)
-    gate_scale, up_scale, down_scale = map(weight_scale, linears)
-    if down_scale is None:
-        return Stack(gate_XFD, up_XFD, down_XDF)
-    return Stack(gate_XFD, up_XFD, down_XDF, gate_scale, up_scale, down_scale.expand(len(down_XDF), -1).contiguous())

@@ -1,7 +1,7 @@
 """8-bit weights with one float32 scale an output channel.
 
-Activations and arithmetic stay as they are, with one exception: on a CPU, what is multiplied with large int8 weights is
-rounded to 8 bits too, because widening the weights in every pass would take thirty times as long.
+Weights are widened for every product; activations and arithmetic stay as they are. Where an engine has a way that is
+quicker, it is its backend's (:mod:`dmax.engine.backends`).
 
 A quantised checkpoint says by its tensors what is quantised: beside an 8-bit ``….weight`` lies ``….weight_scale``
 (beside a stack of experts ``….gate_proj`` lies ``….gate_proj_scale``). Every other weight is stored as usual.
@@ -13,16 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from dmax import kernels
-from dmax.models import packing
-from dmax.models.packing import Packed, usable
 
 WeightFormat = Literal["fp8", "int8"]
 Part = Literal["experts", "dense"]
@@ -78,23 +73,6 @@ def wide_weight(linear: nn.Linear | QuantizedLinear, dtype: torch.dtype) -> Tens
     return dequantize(linear.weight, weight_scale(linear), dtype)
 
 
-def int8_linear(x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
-    """``x @ W.T`` in whole numbers, every row of ``x`` rounded to 8 bits by a scale of its own.
-
-    Args:
-        x: ``(..., I)`` in any float dtype.
-        weight_OI: int8.
-        scale_O: float32.
-
-    Returns:
-        ``(..., O)`` in the dtype of ``x``; a row's does not depend on the others.
-    """
-    x_NI = x.reshape(-1, x.shape[-1])
-    row_scale_N = scales_of(x_NI, torch.int8)
-    sums_NO = torch._int_mm(quantize(x_NI, row_scale_N, torch.int8), weight_OI.t())
-    return (sums_NO * row_scale_N[:, None] * scale_O).to(x.dtype).view(*x.shape[:-1], -1)
-
-
 def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What ``nn.Module.to`` does to each tensor, without its change of dtype: 8-bit weights and scales have theirs."""
 
@@ -114,20 +92,9 @@ class QuantizedLinear(nn.Module):
         self.weight_scale: Tensor
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=dtype))
         self.register_buffer("weight_scale", torch.empty(out_features, dtype=torch.float32))
-        self._packed = Packed()
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels.usable(x):
-            from dmax.kernels.linear import MOST_TOKENS, scaled_linear  # here, because it imports Triton
-
-            if x.numel() <= MOST_TOKENS * x.shape[-1]:
-                return scaled_linear(x, self.weight, self.weight_scale)
-        if self._packed.on and usable(x, self.weight):
-            return self._packed.linear(x, (self.weight,), partial(wide_weight, self))
-        large = self.weight.numel() > packing.MOST_WEIGHTS
-        if large and x.device.type == "cpu" and self.weight.dtype == torch.int8 and not torch.is_grad_enabled():
-            return int8_linear(x, self.weight, self.weight_scale)
-        return F.linear(x, dequantize(self.weight, self.weight_scale, x.dtype))
+        return F.linear(x, wide_weight(self, x.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         return cast(QuantizedLinear, super()._apply(keeping_dtypes(fn), recurse))  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from dmax.engine import EngineStats, GenerationOutput
@@ -61,9 +61,10 @@ class _EngineCollector(Collector):
 
     stats: EngineStats | None = None
 
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily]:
         if (stats := self.stats) is None:
             return
+        yield InfoMetricFamily("dmax_engine", "What computes the passes", {"backend": stats.backend})
         yield GaugeMetricFamily("dmax_queue", "Requests that wait", stats.waiting)
         yield GaugeMetricFamily("dmax_running", "Requests that run", stats.running)
         yield GaugeMetricFamily("dmax_pages", "Pages of the key/value pool", stats.pages)
@@ -71,6 +72,6 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily("dmax_pages_cached", "Pages whose contents can be reused", stats.pages_cached)
         yield CounterMetricFamily("dmax_prefix_queries", "Prompt pages looked up", stats.prefix_queries)
         yield CounterMetricFamily("dmax_prefix_hits", "Prompt pages found", stats.prefix_hits)
-        yield CounterMetricFamily("dmax_interruptions", "Requests interrupted for lack of pages", stats.interruptions)
+        yield CounterMetricFamily("dmax_interruptions", "Requests interrupted for lack of pages", stats.preemptions)
         yield CounterMetricFamily("dmax_forwards", "Forwards", stats.steps)
         yield CounterMetricFamily("dmax_positions", "Positions of all forwards", stats.positions)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -200,8 +200,10 @@ class RayEngine:
         """The sums over all replicas; what waits in this front counts as waiting."""
         parts = await self._handle.broadcast("stats").results_async(return_exceptions=True)
         known = [part for part in parts if isinstance(part, EngineStats)]
-        sums = EngineStats(**{f.name: sum(getattr(part, f.name) for part in known) for f in fields(EngineStats)})
-        return replace(sums, waiting=sums.waiting + self._waiting)
+        counts = [f.name for f in fields(EngineStats) if f.name != "backend"]
+        sums = {name: sum(getattr(part, name) for part in known) for name in counts}
+        sums["waiting"] += self._waiting
+        return EngineStats(backend=", ".join(sorted({part.backend for part in known})), **sums)
 
 
 def app(arguments: Mapping[str, Any]) -> serve.Application:

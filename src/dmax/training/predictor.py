@@ -11,7 +11,6 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from dmax.models.llada2 import LLaDA2
-from dmax.models.packing import turn_off
 from dmax.training.layout import Layout
 from dmax.training.parallel import gather_weights, scatter_weights, shard
 from dmax.training.recipe import ParallelSection
@@ -60,7 +59,6 @@ class Predictor:
         self.sharded = False
         self._adapters = adapters
         self._module = _SupervisedLogits(model)
-        turn_off(model)
         for layer in model.model.layers:
             if recompute:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

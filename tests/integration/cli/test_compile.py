@@ -6,18 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import Result
 
-from dmax.engine.compiled import steps_folder
-from dmax.models import load_config
+from dmax.kernels.cpu.library import kernels_folder
 
 
-def test_steps_that_are_there_are_left_alone(
+def test_kernels_that_are_there_are_left_alone(
     invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = steps_folder(load_config("nano"), torch.bfloat16)
+    folder = kernels_folder()
     folder.mkdir(parents=True)
     result = invoke("compile", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.stderr

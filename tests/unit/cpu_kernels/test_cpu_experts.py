@@ -38,8 +38,8 @@ class Layer:
         self.weights_NE = torch.zeros(tokens, routed).scatter(1, picked, weights)
 
     def run(self, library: Path, rows: slice = slice(None)) -> Tensor:
-        tensors = [self.x_ND[rows], self.weights_NE[rows], in_panels(self.gate_up), in_panels(self.down)]
-        return CpuExperts(library, self.dtype)(tensors)[0]
+        run = CpuExperts(library, self.dtype)
+        return run(self.x_ND[rows], self.weights_NE[rows], in_panels(self.gate_up), in_panels(self.down))
 
     def expected(self) -> Tensor:
         x_ND = self.x_ND.double()

@@ -12,14 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmax.engine.kv_cache import FusedSpans, PackedSpans, PagedCache, Span
+from dmax.decoding import get_decoder
+from dmax.engine.backends.cpu import CpuBackend
+from dmax.engine.backends.cpu_stack import LayerStack
+from dmax.engine.kv_cache import KVCache, PackedSpans
+from dmax.engine.params import GenerationParams
+from dmax.engine.sequence import Sequence
+from dmax.engine.span import Span
+from dmax.engine.stopping import StopRule
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.layers import CpuLayers, FeedForwardSize, serves
 from dmax.models import LLaDA2, ModelConfig
 from dmax.models.llada2 import initialize, routers
-from dmax.models.packing import turn_off
 from dmax.models.quantized import dequantize, hold_quantized, part_of, quantize, scale_name, scales_of
-from dmax.models.stack import LayerStack
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -65,36 +70,41 @@ class Case:
         length = sum(end - start for _, start, end in spans)
         self.embeds_ND = torch.randn(length, model.config.hidden_size, generator=generator).to(model.dtype)
 
-    def _cache(self, model: LLaDA2, attention: CpuAttention | None = None) -> PagedCache:
-        return PagedCache(
-            model.config, PAGES, PAGE, device=torch.device("cpu"), dtype=model.dtype, attention=attention
-        )  # fmt: skip
+    def _cache(self, model: LLaDA2) -> KVCache:
+        return KVCache(model.config, PAGES, PAGE, device=torch.device("cpu"), dtype=model.dtype)
 
-    def _open(self, cache: PagedCache) -> list[Span]:
+    def _open(self, cache: KVCache) -> list[Span]:
         cache.keys.copy_(self._pool)
         cache.values.copy_(-self._pool)
-        return [cache.span(pages, start, end, PAGE) for pages, start, end in self.spans]
+        sequence = Sequence("0", [], GenerationParams(), StopRule(2, 8), get_decoder("threshold"))
+        return [Span(sequence, pages, start, start, end, PAGE) for pages, start, end in self.spans]
 
     @torch.no_grad()
     def in_one_call(self, library: Path) -> tuple[Tensor, Tensor, Tensor] | None:
         """Hidden states, keys and values; None where the modules have to be called."""
         dtype = self.model.dtype
-        cache = self._cache(self.model, CpuAttention(library, dtype))
-        packed = cache.pack(self._open(cache))
-        assert isinstance(packed, FusedSpans)
+        cache = self._cache(self.model)
+        spans = self._open(cache)
         stack = LayerStack.of(self.model) if self.stack is None else self.stack
         weights = None if stack is None else stack.weights(cache.keys)
         if stack is None or weights is None:
             return None
-        return packed.through(CpuLayers(library, dtype), stack, weights)(self.embeds_ND), cache.keys, cache.values
+        run = CpuLayers(library, dtype).plan(
+            stack.size,
+            weights,
+            len(self.embeds_ND),
+            CpuAttention(library, dtype).plan(spans, PAGE),
+            stack.angles(max(span.end for span in spans)),
+            (cache.keys, cache.values),
+        )
+        return run(self.embeds_ND), cache.keys, cache.values
 
     @torch.no_grad()
     def by_modules(self) -> tuple[Tensor, Tensor, Tensor]:
         """The same in float32."""
-        model = copy.deepcopy(self.model).float()
+        model = CpuBackend(copy.deepcopy(self.model).float()).modules  # where ties go to the first expert, too
         cache = self._cache(model)
-        packed = cache.pack(self._open(cache))
-        assert isinstance(packed, PackedSpans)
+        packed = PackedSpans(cache, self._open(cache))
         hidden_1ND = model(self.embeds_ND.float()[None], packed.position_ids, None, packed)
         return hidden_1ND[0], cache.keys, cache.values
 
@@ -179,7 +189,7 @@ def watch_all(model: LLaDA2) -> None:
     model.register_forward_pre_hook(lambda *_: None)
 
 
-CHANGES = [put_another, put_another_feed_forward, replace_a_forward, watch_a_part, watch_all, turn_off]
+CHANGES = [put_another, put_another_feed_forward, replace_a_forward, watch_a_part, watch_all]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmax.decoding import BlockState, SoftParallelDecoder, predict
 from dmax.decoding.mixing import soften
-from dmax.decoding.soft_parallel import decide
 from dmax.kernels.cpu.experts import in_panels
-from dmax.kernels.cpu.rule import CpuDecide, CpuRead, CpuSoften, reads, softens
+from dmax.kernels.cpu.rule import BlocksBefore, CpuRule, reads, softens
 from dmax.kernels.decision import Decision
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -39,34 +39,56 @@ class Pass:
         masked_BL[0] = False
         tokens_BL = torch.randint(vocabulary, shape, generator=generator).masked_fill(masked_BL, mask)
         passes_B = torch.randint(length, (blocks,), generator=generator)
-        self.arguments = [
-            logits_BLV.to(dtype), tokens_BL, active_BL, masked_BL, passes_B, flags(0.5, blocks),
-            torch.tensor(0.4), torch.tensor(0.6),
-        ]  # fmt: skip
-
-    def of(self, block: int) -> list[Tensor]:
-        return [*(tensor[block : block + 1].contiguous() for tensor in self.arguments[:6]), *self.arguments[6:]]
+        self.logits_BLV = logits_BLV.to(dtype)
+        self.blocks = BlocksBefore(tokens_BL, active_BL, masked_BL, passes_B, flags(0.5, blocks), 0.4, 0.6)
 
     def by_operations(self) -> Decision:
-        return decide(*self.arguments, mask_token_id=self.mask)
+        blocks = self.blocks
+        state = BlockState(*blocks[:4], self.mask, fallback=blocks.fallback)
+        decoder = SoftParallelDecoder(threshold=blocks.threshold, acceptance_threshold=blocks.acceptance_threshold)
+        result = decoder.step(self.logits_BLV, state)
+        after, mix = result.state, result.state.mix
+        assert mix is not None
+        return Decision(
+            after.tokens, after.masked, after.passes, result.confidence, mix.token_ids[..., 0], result.promoted,
+            result.revised, mix.where, result.converged,
+        )  # fmt: skip
+
+
+def some(blocks: BlocksBefore, which: slice) -> BlocksBefore:
+    return BlocksBefore(*(tensor[which].contiguous() for tensor in blocks[:5]), *blocks[5:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("vocabulary", "mask"), [(48, 0), (48, 47), (5, 2), (201, 200), (1031, 640)])
 def test_it_is_the_rule(cpu_library: Path, vocabulary: int, mask: int, dtype: torch.dtype) -> None:
     case = Pass(vocabulary, mask, dtype)
-    found, expected = Decision(*CpuDecide(cpu_library, dtype, mask)(case.arguments)), case.by_operations()
+    found, expected = CpuRule(cpu_library, dtype, mask).decide(case.logits_BLV, case.blocks), case.by_operations()
     for name, one, other in zip(Decision._fields, found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocabulary", "mask"), [(48, 0), (5, 2), (1031, 640)])
+def test_predictions_are_those_of_the_plain_function(
+    cpu_library: Path, vocabulary: int, mask: int, dtype: torch.dtype
+) -> None:
+    case = Pass(vocabulary, mask, dtype)
+    tokens_BL, confidence_BL = CpuRule(cpu_library, dtype, mask).predict(case.logits_BLV)
+    expected = predict(case.logits_BLV, mask)
+    assert torch.equal(tokens_BL, expected.tokens)
+    torch.testing.assert_close(confidence_BL, expected.confidence, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_lowest_of_tokens_that_tie_is_taken(cpu_library: Path, dtype: torch.dtype) -> None:
     case = Pass(100, 3, dtype)
-    case.arguments[0] = torch.zeros(5, 7, 100, dtype=dtype)
-    case.arguments[0][1:, :, 70:] = 2.0
-    case.arguments[0][2:, :, 22] = 2.0
-    candidates_BL = Decision(*CpuDecide(cpu_library, dtype, 3)(case.arguments)).candidates
+    case.logits_BLV = torch.zeros(5, 7, 100, dtype=dtype)
+    case.logits_BLV[1:, :, 70:] = 2.0
+    case.logits_BLV[2:, :, 22] = 2.0
+    rule = CpuRule(cpu_library, dtype, 3)
+    candidates_BL = rule.decide(case.logits_BLV, case.blocks).candidates
+    assert torch.equal(rule.predict(case.logits_BLV)[0], candidates_BL)
     assert candidates_BL[:, 0].tolist() == [0, 70, 22, 22, 22]
     assert torch.equal(candidates_BL, case.by_operations().candidates)
 
@@ -74,17 +96,18 @@ def test_the_lowest_of_tokens_that_tie_is_taken(cpu_library: Path, dtype: torch.
 @pytest.mark.parametrize("logit", [float("nan"), float("-inf"), float("inf")])
 def test_logits_that_mean_nothing_give_a_token_of_the_vocabulary(cpu_library: Path, logit: float) -> None:
     case = Pass(48, 0, torch.float32)
-    case.arguments[0].fill_(logit)
-    found = Decision(*CpuDecide(cpu_library, torch.float32, 0)(case.arguments))
+    case.logits_BLV.fill_(logit)
+    found = CpuRule(cpu_library, torch.float32, 0).decide(case.logits_BLV, case.blocks)
     assert (found.candidates >= 1).all() and (found.candidates < 48).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_block_gets_the_same_bits_alone_and_among_others(cpu_library: Path, dtype: torch.dtype) -> None:
-    run, case = CpuDecide(cpu_library, dtype, 7), Pass(311, 7, dtype)
-    together = run(case.arguments)
+    rule, case = CpuRule(cpu_library, dtype, 7), Pass(311, 7, dtype)
+    together = rule.decide(case.logits_BLV, case.blocks)
     for block in range(5):
-        alone = run(case.of(block))
+        own = slice(block, block + 1)
+        alone = rule.decide(case.logits_BLV[own], some(case.blocks, own))
         assert all(torch.equal(one[0], all_of_them[block]) for one, all_of_them in zip(alone, together, strict=True))
 
 
@@ -99,7 +122,7 @@ def test_embeddings_are_mixed(cpu_library: Path, positions: int, dtype: torch.dt
     weights_N[::3] = 1.0
     weights_N[1::3] = 0.0
     arguments = [tokens_N, where_N, candidates_N, weights_N, table_VD]
-    [found_ND] = CpuSoften(cpu_library, dtype, 6)(arguments)
+    found_ND = CpuRule(cpu_library, dtype, 6).soften(*arguments)
     torch.testing.assert_close(found_ND, soften(*arguments, mask_token_id=6))
     own_N = torch.where(where_N, candidates_N, tokens_N)
     plain_N = ~where_N | (weights_N == 1)
@@ -109,7 +132,7 @@ def test_embeddings_are_mixed(cpu_library: Path, positions: int, dtype: torch.dt
 def test_a_mix_of_length_0_is_0(cpu_library: Path) -> None:
     table_VD = torch.stack([torch.ones(16), -torch.ones(16)])
     arguments = [torch.tensor([1]), torch.tensor([True]), torch.tensor([1]), torch.tensor([0.5]), table_VD]
-    [found_ND] = CpuSoften(cpu_library, torch.float32, 0)(arguments)
+    found_ND = CpuRule(cpu_library, torch.float32, 0).soften(*arguments)
     assert torch.equal(found_ND, torch.zeros(1, 16))
 
 
@@ -119,23 +142,22 @@ class Ending:
     def __init__(self, vocabulary: int, mask: int, dtype: torch.dtype, blocks: int) -> None:
         generator = torch.Generator().manual_seed(blocks)
         case = Pass(vocabulary, mask, dtype, blocks)
-        self.mask, self.blocks = mask, tuple(case.arguments[1:])
+        self.mask, self.blocks = mask, case.blocks
         self.hidden_BLD = torch.randint(-1, 2, (blocks, 7, 32), generator=generator).to(dtype)
         self.head_VD = torch.randint(-1, 2, (vocabulary, 32), generator=generator).to(dtype)
         self.table_VD = torch.randn(vocabulary, 32, generator=generator).to(dtype)
 
     def in_one_call(self, library: Path, blocks: slice = slice(None)) -> tuple[Tensor, ...]:
-        run = CpuRead(library, self.hidden_BLD.dtype, self.mask)
-        arguments = (*(tensor[blocks] for tensor in self.blocks[:5]), *self.blocks[5:])
-        decision, embeds_BLD = run(self.hidden_BLD[blocks], in_panels(self.head_VD[None]), self.table_VD, arguments)
+        rule, before = CpuRule(library, self.hidden_BLD.dtype, self.mask), some(self.blocks, blocks)
+        decision, embeds_BLD = rule.read(self.hidden_BLD[blocks], in_panels(self.head_VD[None]), self.table_VD, before)
         return *decision, embeds_BLD
 
     def one_by_one(self, library: Path) -> tuple[Tensor, ...]:
         logits_BLV = self.hidden_BLD @ self.head_VD.T
-        dtype, mask = logits_BLV.dtype, self.mask
-        found = Decision(*CpuDecide(library, dtype, mask)([logits_BLV, *self.blocks]))
+        rule = CpuRule(library, logits_BLV.dtype, self.mask)
+        found = rule.decide(logits_BLV, self.blocks)
         mixes = [part.flatten() for part in (found.tokens, found.mixed, found.candidates, found.confidence)]
-        [embeds_ND] = CpuSoften(library, dtype, mask)([*mixes, self.table_VD])
+        embeds_ND = rule.soften(*mixes, self.table_VD)
         return *found, embeds_ND.view_as(self.hidden_BLD)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dmax.kernels.ahead import CompileError
-from dmax.kernels.cpu.library import compile_library
+from dmax.kernels.cpu.library import CompileError, compile_library
 
 
 def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,6 @@ PAGE = ROOT / "docs" / "concepts" / "architecture.md"
 NOT_YET = {
     "cli/_common/",
     "decoding/soft_embeddings.py",
-    "engine/backends/",
-    "engine/backends/__init__.py",
-    "engine/decode_batch.py",
-    "engine/page_allocator.py",
-    "engine/span.py",
     "models/transformer.py",
     "training/objectives/",
     "training/objectives/oput.py",

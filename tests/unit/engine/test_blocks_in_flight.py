@@ -16,7 +16,7 @@ from torch import Tensor
 from dmax.decoding import BlockState, StepResult
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.engine.core import EngineCore
-from dmax.engine.group import Update
+from dmax.engine.outputs import RequestUpdate
 from dmax.engine.params import GenerationParams
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule
@@ -61,7 +61,7 @@ def logits_of(block: str, vocab_size: int) -> Tensor:
     return torch.stack(rows)
 
 
-def run(model: LLaDA2, script: list[list[str]], gen_length: int, **rule: Any) -> tuple[Sequence, list[Update]]:
+def run(model: LLaDA2, script: list[list[str]], gen_length: int, **rule: Any) -> tuple[Sequence, list[RequestUpdate]]:
     """Decode an answer without a prompt to its end, which must be the end of the script."""
     decoder = Scripted(script)
     settings = {"buffer_size": 2, "add_threshold": 0.5, **rule}
@@ -69,7 +69,7 @@ def run(model: LLaDA2, script: list[list[str]], gen_length: int, **rule: Any) ->
     row = Sequence("0", [], params, StopRule(EOS, gen_length), decoder)
     core = EngineCore(model, pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16)
     core.add(row)
-    updates: list[Update] = []
+    updates: list[RequestUpdate] = []
     while core.busy():
         updates += core.step()
     assert row.failure is None, row.failure

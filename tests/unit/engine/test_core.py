@@ -15,8 +15,9 @@ from torch import Tensor
 from dmax import LLM
 from dmax.decoding import BlockState, SoftMix, StepResult
 from dmax.decoding.contract import ContractError
+from dmax.engine.backends import choose_backend
 from dmax.engine.core import EngineCore
-from dmax.engine.group import Update
+from dmax.engine.outputs import RequestUpdate
 from dmax.engine.params import GenerationParams
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule
@@ -72,12 +73,16 @@ def rows_with(
     ]
 
 
-def run(model: LLaDA2, rows: list[Sequence], **settings: Any) -> list[Update]:
+def core_of(model: LLaDA2, **settings: Any) -> EngineCore:
+    return EngineCore(model, backend=choose_backend(model), **settings)
+
+
+def run(model: LLaDA2, rows: list[Sequence], **settings: Any) -> list[RequestUpdate]:
     limits = {"pages": 64, "page_length": LENGTH, "max_batch_size": 8, "prefill_tokens": 64, **settings}
-    core = EngineCore(model, **limits)
+    core = core_of(model, **limits)
     for row in rows:
         core.add(row)
-    updates: list[Update] = []
+    updates: list[RequestUpdate] = []
     while core.busy():
         updates += core.step()
     assert core.pool.held == 0, "pages of ended sequences are free"
@@ -335,14 +340,14 @@ def test_a_result_that_is_none_fails_its_own_request_only(
 ) -> None:
     [good] = rows_with([(3, 9)], CountingDecoder(), trace)
     [bad] = rows_with([(0, 12)], SpoilingDecoder(spoil=spoil), trace)
-    bad.params = replace(bad.params, threshold=0.25)
+    bad.params, bad.request_id = replace(bad.params, threshold=0.25), "bad"
     updates = run(tiny_model, [bad, good])
     assert good.ending is not None
     assert good.ending.token_ids == [23, 20, 21, 22, 23, 20, 21, 22, 23]
     assert isinstance(bad.failure, ContractError)
     assert re.search(named, str(bad.failure)), bad.failure
     assert bad.ending is None
-    assert [update.finished for update in updates if update.sequence is bad] == [False, False, True]
+    assert [update.finished for update in updates if update.request_id == "bad"] == [False, False, True]
     assert bad.passes <= 3
 
 
@@ -366,12 +371,12 @@ def test_a_decoder_that_makes_the_engine_raise_fails_its_own_request_only(
 ) -> None:
     [good] = rows_with([(0, 12)], CountingDecoder())
     [bad] = rows_with([(0, 12)], copy.deepcopy(decoder))
-    bad.params = replace(bad.params, threshold=0.25)
+    bad.params, bad.request_id = replace(bad.params, threshold=0.25), "bad"
     updates = run(tiny_model, [bad, good])
     assert good.ending is not None
     assert bad.ending is None
     assert failure in str(bad.failure)
-    assert [update.sequence for update in updates if update.finished] == [bad, good]
+    assert [update.request_id for update in updates if update.finished] == ["bad", "0"]
 
 
 def test_a_token_outside_the_vocabulary_fails_its_own_row_only(tiny_model: LLaDA2) -> None:
@@ -387,7 +392,7 @@ def test_a_token_outside_the_vocabulary_fails_its_own_row_only(tiny_model: LLaDA
     assert good.ending.token_ids == [20, 21, 22, 23] * 2
 
 
-def test_an_interrupted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2) -> None:
+def test_a_preempted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2) -> None:
     lengths = [(0, 12), (0, 12), (0, 12)]
     alone, crowded = rows_with(lengths, CountingDecoder()), rows_with(lengths, CountingDecoder())
     run(tiny_model, alone)
@@ -397,7 +402,7 @@ def test_an_interrupted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaD
         core.add(row)
     while core.busy():
         core.step()
-    assert core.scheduler.interruptions > 0
+    assert core.scheduler.preemptions > 0
     assert [row.ending for row in crowded] == [row.ending for row in alone]
     assert [row.nfe for row in crowded] == [row.nfe for row in alone]
 
@@ -481,15 +486,15 @@ def test_no_block_begins_behind_the_end_of_the_answer(tiny_model: LLaDA2) -> Non
     assert row.ending.token_ids == [22, 23, 20, 21, 22]
 
 
-def test_blocks_in_flight_are_interrupted_and_go_on_together(tiny_model: LLaDA2) -> None:
+def test_blocks_in_flight_are_preempted_and_go_on_together(tiny_model: LLaDA2) -> None:
     rule = {"buffer_size": 2, "add_threshold": 0.25, "semi_threshold": 0.2}
     alone, crowded = ([multi(0, 16, ScriptedDecoder(), **rule) for _ in range(3)] for _ in range(2))
     for row in alone:
         run(tiny_model, [row])
-    core = EngineCore(tiny_model, pages=5, page_length=LENGTH, max_batch_size=8, prefill_tokens=64)
+    core = core_of(tiny_model, pages=5, page_length=LENGTH, max_batch_size=8, prefill_tokens=64)
     for row in crowded:
         core.add(row)
     while core.busy():
         core.step()
-    assert core.scheduler.interruptions > 0
+    assert core.scheduler.preemptions > 0
     assert [row.trace for row in crowded] == [row.trace for row in alone]

@@ -1,4 +1,4 @@
-"""Admission, chunks and interruption, without a model."""
+"""Admission, chunks and preemption, without a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dmax.decoding import get_decoder
-from dmax.engine.pages import PagePool, page_keys
+from dmax.engine.page_allocator import PagePool, page_keys
 from dmax.engine.params import GenerationParams
 from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
@@ -103,7 +103,7 @@ def test_admission_leaves_a_page_to_those_that_still_grow() -> None:
     assert [chunk.sequence for chunk in queue.plan().chunks] == [other]
 
 
-def test_the_youngest_is_interrupted_and_comes_back_first() -> None:
+def test_the_youngest_is_preempted_and_comes_back_first() -> None:
     queue = scheduler(pages=4)
     old, young, late = (sequence(name, 0, gen_length=12) for name in ("old", "young", "late"))
     queue.add(old)
@@ -113,11 +113,11 @@ def test_the_youngest_is_interrupted_and_comes_back_first() -> None:
     for row in (old, young):
         row.close_block([5] * LENGTH)
         queue.stored(row, LENGTH)
-    assert queue.plan().interrupted == []
+    assert queue.plan().preempted == []
     old.close_block([6] * LENGTH)
     plan = queue.plan()
-    assert plan.interrupted == [young]
-    assert (young.pages, young.stored, queue.interruptions) == ([], 0, 1)
+    assert plan.preempted == [young]
+    assert (young.pages, young.stored, queue.preemptions) == ([], 0, 1)
     assert list(queue.waiting) == [young, late]
     queue.remove(old)
     plan = queue.plan()
@@ -155,14 +155,14 @@ def test_an_admission_is_counted_once_and_a_prompt_that_waits_is_hashed_once(mon
     for _ in range(5):
         assert run_chunks(queue) == [], "six pages do not hold both"
     assert hashed == [12]
-    assert (pool.counters.queries, pool.counters.hits) == (2, 0)
+    assert (pool.queries, pool.hits) == (2, 0)
     queue.remove(first)
     again = sequence("c", 11)
     queue.add(again)
     assert run_chunks(queue) == [("b", 0, 12)]
     queue.remove(second)
     queue.plan()
-    assert (pool.counters.queries, pool.counters.hits) == (7, 2)
+    assert (pool.queries, pool.hits) == (7, 2)
 
 
 def test_an_answers_blocks_serve_the_next_turn() -> None:

@@ -47,7 +47,7 @@ class Calculator:
     def __init__(self, wrong: Mapping[str, str] | None = None, patience: int = 10**9, batch_size: int = 4) -> None:
         self.wrong = wrong or {}
         self.patience = patience
-        self.batch_size = batch_size
+        self.batch_size, self.backend = batch_size, "scripted"
         self.asked: list[str] = []
         self.seeds: list[int] = []
 

@@ -8,19 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmax import kernels
-from dmax.decoding import BlockState, SoftMix, SoftParallelDecoder, StepResult, input_embeddings
+from dmax.decoding import BlockState, SoftMix, SoftParallelDecoder, StepResult
 from dmax.decoding.mixing import mix_embeddings
-from dmax.kernels import soft_parallel
 from dmax.kernels.soft_parallel import PART, decide, soft_embeddings, thresholds_on
 
 LENGTH = 5
 """No power of two: the last positions of a tile are nobody's."""
 
 
-@pytest.fixture
-def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
+def by_kernels(decoder: SoftParallelDecoder, logits: Tensor, state: BlockState) -> StepResult:
+    thresholds = thresholds_on(logits.device, decoder.threshold, decoder.acceptance_threshold)
+    found = decide(
+        logits, state.tokens, state.active, state.masked, state.passes, state.fallback, thresholds,
+        mask_token_id=state.mask_token_id,
+    )  # fmt: skip
+    return decoder.after(found, state)
 
 
 def draw_logits(generator: torch.Generator, rows: int, vocabulary: int, mask: int) -> Tensor:
@@ -54,9 +56,7 @@ def assert_same(found: StepResult, expected: StepResult) -> None:
     torch.testing.assert_close(mix.weights, plain.weights, rtol=2e-6, atol=0)
 
 
-def test_passes_are_those_of_the_plain_rule(
-    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, device: torch.device
-) -> None:
+def test_passes_are_those_of_the_plain_rule(generator: torch.Generator, device: torch.device) -> None:
     """Block after block, with several passes over the same logits so that some settle without being accepted."""
     decoder = SoftParallelDecoder(threshold=0.6, acceptance_threshold=0.9)
     seen = dict.fromkeys(("accepted", "settled", "went on", "revised", "held back"), 0)
@@ -68,9 +68,7 @@ def test_passes_are_those_of_the_plain_rule(
             falls_back = torch.rand(4, generator=generator) < 0.7
             state = replace(state, fallback=falls_back if turn % 3 else None)
             expected = decoder.step(logits, state)
-            with monkeypatch.context() as patch:
-                patch.setattr(kernels, "usable", lambda x: True)
-                found = decoder.step(logits.to(device), moved(state, device))
+            found = by_kernels(decoder, logits.to(device), moved(state, device))
             assert_same(on_host(found), expected)
             assert not (expected.state.tokens[expected.state.active ^ expected.state.masked] == mask).any()
             sure = ((expected.confidence >= 0.9) | ~state.active).all(-1)
@@ -157,33 +155,3 @@ def test_embeddings_are_those_of_the_plain_rule(
     found = soft_embeddings(*arguments, mask_token_id=4, renormalize=renormalize).cpu()
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
     assert torch.equal(found[~where], table[tokens][~where])
-
-
-@pytest.mark.usefixtures("by_kernels")
-def test_only_the_default_rule_is_the_kernels(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
-    taken: list[object] = []
-    monkeypatch.setattr(soft_parallel, "decide", lambda *args, **_: taken.append(args[-1].tolist()) or decide_nothing())
-    state = start(generator, 1, 9, 0)
-    logits = torch.randn(1, LENGTH, 9, generator=generator)
-    for options in ({"top_k": 2}, {"soft": False}, {"contiguous": False}, {"revise": False}, {"temperature": 1.0}):
-        SoftParallelDecoder(**options).step(logits, state, torch.zeros_like(logits))
-    assert not taken
-    with pytest.raises(NotImplementedError):
-        SoftParallelDecoder(threshold=0.3, renormalize=False).step(logits, state)
-    assert taken == [pytest.approx([0.3, 0.9])]
-
-
-def decide_nothing() -> None:
-    raise NotImplementedError
-
-
-@pytest.mark.usefixtures("by_kernels")
-def test_the_next_pass_reads_what_the_kernel_mixed(device: torch.device, generator: torch.Generator) -> None:
-    table = torch.randn(9, 8, generator=generator).to(device)
-    state = moved(start(generator, 2, 9, 0), device)
-    result = SoftParallelDecoder(threshold=0.0).step(torch.randn(2, LENGTH, 9, generator=generator).to(device), state)
-    mix = result.state.mix
-    assert mix is not None and mix.where.any()
-    hard = table[result.state.tokens]
-    expected = torch.where(mix.where[..., None], mix_embeddings(mix, table, 0), hard)
-    torch.testing.assert_close(input_embeddings(result.state, table), expected, rtol=2e-6, atol=2e-6)

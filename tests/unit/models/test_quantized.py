@@ -9,10 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmax.models import CheckpointError, LLaDA2, load_model, packing, save_model
+from dmax.engine.backends import packed
+from dmax.engine.backends.cpu import CpuBackend
+from dmax.engine.backends.cpu_modules import PackedQuantizedLinear, int8_linear
+from dmax.engine.backends.swapped import copy_as
+from dmax.models import CheckpointError, LLaDA2, load_model, save_model
 from dmax.models.convert import convert_checkpoint
 from dmax.models.llada2 import expert_stacks
-from dmax.models.quantized import QuantizedLinear, dequantize, int8_linear, part_of, quantize, scales_of
+from dmax.models.quantized import QuantizedLinear, dequantize, part_of, quantize, scales_of
 
 FORMATS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
@@ -73,12 +77,12 @@ def test_packed_and_plain_passes_agree_and_follow_a_change_of_dtype(
     name: str, parts: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
     convert_checkpoint(folder, tmp_path / "small", weights=name, parts=parts)
-    model, plain = load_model(tmp_path / "small"), load_model(tmp_path / "small")
-    packing.turn_off(plain)
+    model = load_model(tmp_path / "small").eval()
+    in_engine = CpuBackend(model).modules
     ids = torch.arange(3, 40)[None]
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float32, 1e-4)):
-        model.to(dtype), plain.to(dtype)
-        difference = (model.logits(ids) - plain.logits(ids)).abs()
+        model.to(dtype)
+        difference = (in_engine.logits(ids) - model.logits(ids)).abs()
         assert difference.mean() < tolerance, "in bfloat16 a few close choices of the router differ"
 
 
@@ -105,12 +109,14 @@ def test_whole_number_arithmetic_rounds_every_row_by_itself() -> None:
     assert int8_linear(x.bfloat16(), layer.weight, layer.weight_scale).dtype == torch.bfloat16
 
 
-def test_large_int8_layers_multiply_in_whole_numbers_but_not_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_int8_layers_multiply_in_whole_numbers_in_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, wide = int8_layer()
-    monkeypatch.setattr(packing, "MOST_WEIGHTS", layer.weight.numel() - 1)
+    monkeypatch.setattr(packed, "MOST_WEIGHTS", layer.weight.numel() - 1)
     x = torch.randn(5, 96, generator=torch.Generator().manual_seed(4))
+    in_engine = copy_as(layer, PackedQuantizedLinear)
+    in_engine.prepare(None)
     with torch.inference_mode():
-        assert torch.equal(layer(x), int8_linear(x, layer.weight, layer.weight_scale))
+        assert torch.equal(in_engine(x), int8_linear(x, layer.weight, layer.weight_scale))
     torch.testing.assert_close(layer(x.requires_grad_()), x @ wide.T)
 
 

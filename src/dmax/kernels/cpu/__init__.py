@@ -1,1 +1,1 @@
-"""Kernels for a CPU, in C++: compiled ahead of time, with the steps, for the machine at hand (``dmax compile``)."""
+"""Kernels for a CPU, in C++, compiled ahead of time for the machine at hand (``dmax compile``)."""

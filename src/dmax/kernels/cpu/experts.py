@@ -8,12 +8,13 @@ O outputs of a matrix, I its inputs, W words of 32 bits or all widths side by si
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dmax.kernels.cpu.library import DTYPES, LANES, Function
+from dmax.kernels.cpu.library import DTYPES, LANES, Function, fields
 
 _PANEL = 64
 """Outputs of a matrix that lie side by side."""
@@ -41,8 +42,14 @@ def down_in_panels(down_DW: Tensor, width: int) -> Tensor:
     return in_panels(down_DW.unflatten(1, (-1, width)).transpose(0, 1))
 
 
+class ExpertsArguments(ctypes.Structure):
+    """``experts::Arguments``."""
+
+    _fields_ = fields(addresses="x weights gate_up down out", numbers="tokens hidden width routed all")
+
+
 class CpuExperts:
-    """The kernel, as a library of one function (:data:`dmax.kernels.ahead.Library`).
+    """The kernel.
 
     Args:
         path: of the compiled library.
@@ -50,22 +57,36 @@ class CpuExperts:
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self._run = Function(path, "experts", dtype)
 
-    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Run the layer.
+    def __call__(self, x_ND: Tensor, weights_NE: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """Run the layer, whose tensors are contiguous.
 
         Args:
-            tensors: contiguous: tokens ``(N, D)``; the weight of every routed expert, 0 where it was not chosen, ``(N,
-                E)`` float32; gates and ups ``(X, 2 F, D)`` and downs ``(X, D, F)``, both :func:`in_panels`.
+            x_ND: tokens.
+            weights_NE: float32, the weight of every routed expert, 0 where it was not chosen.
+            gate_up: :func:`in_panels` of ``(X, 2 F, D)``.
+            down: :func:`in_panels` of ``(X, D, F)``.
 
         Returns:
-            ``(N, D)``, alone in a list.
+            ``(N, D)``.
         """
-        x_ND, weights_NE, gate_up, down = tensors
         assert x_ND.dtype == gate_up.dtype == down.dtype == self._run.dtype and weights_NE.dtype == torch.float32
         out_ND = torch.empty_like(x_ND)
-        addresses = (tensor.data_ptr() for tensor in (x_ND, weights_NE, gate_up, down, out_ND))
-        width = gate_up.shape[1] // (2 * x_ND.shape[1])
-        self._run((*addresses, *x_ND.shape, width, weights_NE.shape[1], gate_up.shape[0]))
-        return [out_ND]
+        tokens, hidden = x_ND.shape
+        self._run(
+            ExpertsArguments(
+                x=x_ND.data_ptr(),
+                weights=weights_NE.data_ptr(),
+                gate_up=gate_up.data_ptr(),
+                down=down.data_ptr(),
+                out=out_ND.data_ptr(),
+                tokens=tokens,
+                hidden=hidden,
+                width=gate_up.shape[1] // (2 * hidden),
+                routed=weights_NE.shape[1],
+                all=gate_up.shape[0],
+            )
+        )
+        return out_ND

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dmax.decoding import BlockState, SoftMix
-from dmax.engine.states import join_rows, select_rows
+from dmax.engine.block_states import join_rows, select_rows
 
 MASK = 1
 

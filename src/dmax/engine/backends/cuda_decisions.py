@@ -1,7 +1,7 @@
 """Head, rule and the embeddings of the next pass over static memory, recorded as CUDA graphs like the forward.
 
 A pass is then two graphs, replayed one behind the other: that of the layers, by how many segments there are, and that
-of the readout, by how many blocks. One graph of both would be needed for every pair of the two sizes.
+of the decision, by how many blocks. One graph of both would be needed for every pair of the two sizes.
 
 What a pass leaves is copied out of the graph's memory, in one copy: the engine may launch the next pass ahead, and go
 back to this one if that was in vain. The next pass over the same blocks takes it in with one copy, too.
@@ -19,25 +19,25 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, StepResult
 from dmax.decoding.soft_parallel import SoftParallelDecoder
-from dmax.engine.graphs import capture, captured_size, captured_sizes
-from dmax.engine.readout import Read
+from dmax.engine.backends.base import Decided, PassInput
+from dmax.engine.backends.cuda_graphs import capture, captured_size, captured_sizes
 from dmax.kernels.decision import Decision
 from dmax.kernels.soft_parallel import decide, soft_embeddings, thresholds_on
 from dmax.models.llada2 import LLaDA2
 
 _MOST_CAPTURED = 4096
-"""Positions of the largest readout that is captured; their logits take over a gigabyte at LLaDA2's vocabulary."""
+"""Positions of the largest decision that is captured; their logits take over a gigabyte at LLaDA2's vocabulary."""
 _ALIGNED = 16
 """Bytes."""
 
 
-class StaticReadouts:
-    """Readouts of blocks of one length, whatever their thresholds.
+class StaticDecisions:
+    """Decisions over blocks of one length, whatever their thresholds.
 
     Args:
         model: in eval mode; its weights must stay where they are.
         length: positions of a block.
-        limit: blocks of the largest readout that is wanted.
+        limit: blocks of the largest decision that is wanted.
         graphs: whether anything is captured; without, the same kernels are launched one by one.
         memory_pool: of ``torch.cuda.graph_pool_handle``, shared by all graphs of a model.
     """
@@ -45,7 +45,7 @@ class StaticReadouts:
     def __init__(self, model: LLaDA2, *, length: int, limit: int, graphs: bool, memory_pool: Any) -> None:
         self._model, self._length = model, length
         self.limit = captured_size(max(1, min(limit, _MOST_CAPTURED // length)))
-        """Blocks of the largest readout."""
+        """Blocks of the largest decision."""
         self._capture, self._memory_pool = graphs, memory_pool
         self._thresholds = torch.zeros(2, dtype=torch.float32, device=model.device)
         self._loaded: Tensor | None = None
@@ -58,13 +58,24 @@ class StaticReadouts:
         for size in captured_sizes(self.limit):
             self._graph(size)
 
+    def decide(self, decoder: SoftParallelDecoder, hidden_BLD: Tensor, given: PassInput) -> Decided:
+        """Decide a pass over at most ``limit`` blocks, by a decoder without options that change the rule.
+
+        See :meth:`dmax.engine.backends.base.Backend.decide`.
+        """
+        known = given.kept if isinstance(given.kept, Blocks) else None
+        thresholds = thresholds_on(hidden_BLD.device, decoder.threshold, decoder.acceptance_threshold)
+        blocks = self.run(hidden_BLD, given.state, known, thresholds)
+        result, embeds_BLD, for_host_BW = blocks.first(hidden_BLD.shape[0], decoder, given.state)
+        return Decided(result, PassInput(result.state, embeds_BLD, blocks), for_host_BW)
+
     def run(self, hidden_BLD: Tensor, state: BlockState, known: Blocks | None, thresholds: Tensor) -> Blocks:
         """Decide a pass over at most ``limit`` blocks.
 
         Args:
             hidden_BLD: after the final norm.
             state: the blocks before the pass.
-            known: what the last call gave for these blocks, if they stand where it left them.
+            known: what the call before gave for these blocks, if they stand where it left them.
             thresholds: :func:`dmax.kernels.soft_parallel.thresholds_on` the device.
 
         Returns:
@@ -83,7 +94,7 @@ class StaticReadouts:
         if self._capture:
             self._graph(place.after.size).replay()
         else:
-            self._read(place)
+            self._compute(place)
         return place.after.copy()
 
     def _place(self, size: int) -> _Place:
@@ -94,10 +105,10 @@ class StaticReadouts:
     def _graph(self, size: int) -> torch.cuda.CUDAGraph:
         if size not in self._graphs:
             place = self._place(size)
-            self._graphs[size] = capture(lambda: self._read(place), self._model.device, self._memory_pool)
+            self._graphs[size] = capture(lambda: self._compute(place), self._model.device, self._memory_pool)
         return self._graphs[size]
 
-    def _read(self, place: _Place) -> None:
+    def _compute(self, place: _Place) -> None:
         before, after, length = place.before, place.after, self._length
         mask_token_id = self._model.config.mask_token_id
         decide(
@@ -115,32 +126,6 @@ class StaticReadouts:
             mask_token_id=mask_token_id, renormalize=True,
         )  # fmt: skip
         after.embeds_BLD.copy_(embeds_BLD)
-
-
-class GraphReadout:
-    """The readout of one decoder; see :class:`dmax.engine.readout.Readout`.
-
-    Args:
-        shared: of the block length.
-        decoder: for which :func:`dmax.engine.readout.read_at_once` is true.
-    """
-
-    def __init__(self, shared: StaticReadouts, decoder: SoftParallelDecoder) -> None:
-        self._shared = shared
-        self._decoder = decoder
-        self._left: tuple[BlockState, Blocks] | None = None
-
-    def __call__(self, hidden_BLD: Tensor, state: BlockState) -> Read | None:
-        """Decide a pass; None where there are more blocks than are captured."""
-        if hidden_BLD.shape[0] > self._shared.limit:
-            return None
-        known = self._left[1] if self._left is not None and self._left[0] is state else None
-        decoder = self._decoder
-        thresholds = thresholds_on(hidden_BLD.device, decoder.threshold, decoder.acceptance_threshold)
-        blocks = self._shared.run(hidden_BLD, state, known, thresholds)
-        result, embeds_BLD, for_host_BW = blocks.first(hidden_BLD.shape[0], decoder, state)
-        self._left = result.state, blocks
-        return Read(result, embeds_BLD, for_host_BW)
 
 
 class Blocks:
@@ -182,7 +167,7 @@ class Blocks:
         return Blocks(self.memory.clone(), self.size, *self._rest)
 
     def load(self, state: BlockState) -> None:
-        """Take blocks as they stand; those beyond them stay whatever they were, and are nobody's."""
+        """Take blocks as they stand; those beyond them stay whatever they were, and mean nothing."""
         blocks = state.tokens.shape[0]
         for own, given in (
             (self.tokens, state.tokens),
@@ -215,7 +200,7 @@ def _part_sizes(size: int, length: int, hidden: int, dtype: torch.dtype) -> list
 
 
 class _Place:
-    """What a readout of one size reads and writes."""
+    """What a decision of one size reads and writes."""
 
     def __init__(self, model: LLaDA2, size: int, length: int) -> None:
         hidden, dtype, device = model.config.hidden_size, model.dtype, model.device

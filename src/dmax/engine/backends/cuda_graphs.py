@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmax.engine.kv_cache import PagedCache
-from dmax.engine.page_table import PageTable, to_device
+from dmax.engine.backends.page_table import PageTable, to_device
+from dmax.engine.kv_cache import KVCache
 from dmax.kernels.paged_attention import paged_attention, parts_for
 from dmax.kernels.rotary import CacheSlots
 from dmax.models.llada2 import LLaDA2
@@ -53,14 +53,14 @@ class PagedStore:
     """The pool as the model's attention sees it in one forward.
 
     Args:
-        cache: the memory; its last page is nobody's.
+        cache: the memory; its last page is the dummy page.
         tables_RP: int32, the pages of every row.
         segments_S3: int32, every segment's three numbers.
         length: positions of a segment.
         parts: into how many the keys of a segment are cut.
     """
 
-    def __init__(self, cache: PagedCache, tables_RP: Tensor, segments_S3: Tensor, length: int, parts: int) -> None:
+    def __init__(self, cache: KVCache, tables_RP: Tensor, segments_S3: Tensor, length: int, parts: int) -> None:
         rows_S, starts_S, self._ends_S = segments_S3.unbind(1)
         positions_ST = starts_S[:, None] + torch.arange(length, dtype=torch.int32, device=starts_S.device)
         page_length = cache.page_length
@@ -111,7 +111,7 @@ class StaticForwards:
     def __init__(
         self,
         model: LLaDA2,
-        cache: PagedCache,
+        cache: KVCache,
         table: PageTable,
         *,
         length: int,
@@ -162,8 +162,8 @@ class StaticForwards:
             self._graph(size)
 
     def _load(self, memory: _Memory, segments: list[Segment], size: int) -> None:
-        """Tell the device which segments there are, filled up with some that see only the page that is nobody's."""
-        filled = segments + [(self._table.nobody, 0, self._length)] * (size - len(segments))
+        """Tell the device which segments there are, filled up with some that see only the dummy page."""
+        filled = segments + [(self._table.dummy_row, 0, self._length)] * (size - len(segments))
         if filled != memory.loaded:  # passes that refine the same blocks need nothing new
             memory.segments_S3[:size].copy_(to_device(filled, torch.int32, self._model.device))
             memory.loaded = filled

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmax.engine.pages import PagePool, page_keys
+from dmax.engine.page_allocator import PagePool, page_keys
 
 
 def keys(tokens: list[int], page_length: int = 4, block_length: int = 4) -> list[bytes]:
@@ -47,7 +47,7 @@ def test_known_pages_serve_again_until_they_are_needed() -> None:
     pool.release(pages)
     taken = [pool.take() for _ in range(3)]
     assert sorted(taken) == [0, 1, 2]
-    assert pool.counters.evictions == 2
+    assert pool.evictions == 2
     assert pool.reuse(keys(tokens)) == []
 
 

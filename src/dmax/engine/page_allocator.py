@@ -11,22 +11,9 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 Key = bytes
 """Names the contents of a page: everything from position 0 to the page's end, and the block length."""
-
-
-@dataclass
-class PrefixCounters:
-    """How often pages could be reused."""
-
-    queries: int = 0
-    """Whole prompt pages that were looked up."""
-    hits: int = 0
-    """Those that were there."""
-    evictions: int = 0
-    """Idle pages given up for new contents."""
 
 
 class PagePool:
@@ -34,7 +21,12 @@ class PagePool:
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
-        self.counters = PrefixCounters()
+        self.queries = 0
+        """Whole prompt pages that were looked up."""
+        self.hits = 0
+        """Those that were there."""
+        self.evictions = 0
+        """Idle pages given up for new contents."""
         self._free = OrderedDict.fromkeys(range(pages))
         self._holders = [0] * pages
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -70,7 +62,7 @@ class PagePool:
         elif self._idle:
             page, _ = self._idle.popitem(last=False)
             del self._page_of[self._key_of.pop(page)]
-            self.counters.evictions += 1
+            self.evictions += 1
         else:
             raise IndexError("no page is available")
         self._holders[page] = 1
@@ -102,8 +94,8 @@ class PagePool:
 
     def count(self, queries: int, hits: int) -> None:
         """Count an admission: whole prompt pages that were looked up, and those that were there."""
-        self.counters.queries += queries
-        self.counters.hits += hits
+        self.queries += queries
+        self.hits += hits
 
     def publish(self, page: int, key: Key) -> None:
         """State what a held page contains, now that it is final; a second page of the same contents stays private."""

@@ -1,4 +1,4 @@
-"""A small model's layers as the kernel sees them that runs all of them in one call (:mod:`dmax.kernels.cpu.layers`).
+"""A small model's layers, as the kernel reads them that runs all of them in one call.
 
 Shape suffixes: O outputs, I inputs, E experts, D hidden.
 """
@@ -10,20 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from dmax.engine.backends.cpu_modules import down_panels, gate_up_panels
+from dmax.engine.backends.packed import Packed, packable
+from dmax.engine.backends.swapped import OWN_KINDS, is_plain
 from dmax.kernels.cpu.experts import down_in_panels, gate_up_in_panels, in_panels
 from dmax.kernels.cpu.layers import FeedForwardSize, LayersSize, one_behind_the_other, padded
 from dmax.kernels.cpu.library import LANES
-from dmax.models.attention import Attention
-from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
-from dmax.models.llada2 import Backbone, DecoderLayer, LLaDA2
-from dmax.models.moe import Experts, Router, RoutingRule, SparseMLP
-from dmax.models.packing import usable
-from dmax.models.quantized import QuantizedLinear, wide_weight
+from dmax.models.layers import SwiGLU
+from dmax.models.llada2 import DecoderLayer, LLaDA2
+from dmax.models.moe import RoutingRule, SparseMLP
+from dmax.models.quantized import wide_weight
 
-_PLAIN = {
-    *(LLaDA2, Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
-    *(Linear, QuantizedLinear, nn.Embedding, nn.ModuleList),
-}
 _BESIDE = ("expert_bias", "_scale")
 """Ends of the names of what stands beside weights, in float32 whatever the model's dtype."""
 _WIDEST = 128
@@ -42,6 +39,7 @@ class LayerStack:
 
     def __init__(self, model: LLaDA2) -> None:
         self._backbone = model.model
+        self._packed = Packed()
         self._called = _called_in(model)
         self._children = [
             (module._modules, name, child) for module in self._called for name, child in module._modules.items()
@@ -60,28 +58,27 @@ class LayerStack:
 
     @classmethod
     def of(cls, model: LLaDA2) -> LayerStack | None:
-        """The layers of a model; None where a module is of another kind than the package's own."""
-        return cls(model) if all(type(module) in _PLAIN for module in _called_in(model)) else None
+        """Take the layers of a model; None where a module is of another kind than the package's own."""
+        return cls(model) if all(type(module) in OWN_KINDS for module in _called_in(model)) else None
 
     def weights(self, x: Tensor) -> Tensor | None:
-        """All weights, for passes over tensors like ``x``; None where the modules have to be called.
+        """Return all weights, for passes over tensors like ``x``; None where the modules have to be called.
 
         They are copied when first asked for, and again when one of them has changed.
         """
-        packed = self._backbone.packed
-        if not packed.on or not all(map(is_plain, self._called)) or not self._is_complete():
+        if not all(map(is_plain, self._called)) or not self.is_complete():
             return None
         weights, beside = _present(self._weights), _present(self._beside)
-        if not usable(x, *weights) or any(tensor.is_inference() for tensor in beside):
+        if not packable(x, *weights) or any(tensor.is_inference() for tensor in beside):
             return None
-        return packed.copy(x.dtype, (*weights, *beside), self._make)
+        return self._packed.copy(x.dtype, (*weights, *beside), self._make)
 
-    def _is_complete(self) -> bool:
-        """Whether every module is where it was."""
+    def is_complete(self) -> bool:
+        """Tell whether every module is where it was."""
         return all(place[name] is child for place, name, child in self._children)
 
     def angles(self, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary angles, ``(P, R)`` each, of positions from 0 up to ``end`` at least."""
+        """Return cosines and sines of the rotary angles, ``(P, R)`` each, of positions from 0 to ``end`` at least."""
         if self._angles[0].shape[0] < end:
             positions_1P = torch.arange(_ANGLES * -(-end // _ANGLES))[None]
             cos_11PR, sin_11PR = self._backbone.rotary(positions_1P)
@@ -91,11 +88,6 @@ class LayerStack:
     def _make(self, dtype: torch.dtype) -> Tensor:
         arrays = [array for layer in self._backbone.layers for array in _arrays(layer, dtype)]
         return one_behind_the_other([*arrays, self._backbone.norm.weight])
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether nothing is missed if a module of the package's own is not called."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _called_in(model: LLaDA2) -> tuple[nn.Module, ...]:
@@ -134,7 +126,8 @@ def _arrays(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
     if isinstance(mlp, SparseMLP):
         yield in_panels(padded(mlp.gate.weight)[None])
         yield padded(mlp.gate.expert_bias)
-        yield from mlp.in_panels(dtype)
+        yield gate_up_panels(mlp, dtype)
+        yield down_panels(mlp, dtype)
         return
     assert isinstance(mlp, SwiGLU)
     width = _feed_forward_size(layer).width

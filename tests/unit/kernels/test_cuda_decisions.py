@@ -1,4 +1,4 @@
-"""The readout for GPUs, by the interpreter: the plain head, rule and embeddings, whatever memory they pass through."""
+"""Decisions on GPUs, by the interpreter: the plain head, rule and embeddings, whatever memory they pass through."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dmax import LLaDA2, ModelConfig
 from dmax.decoding import BlockState, SoftParallelDecoder, StepResult, input_embeddings
-from dmax.engine.graph_readout import Blocks, GraphReadout, StaticReadouts
-from dmax.engine.graphs import captured_size
-from dmax.engine.readout import Read
-from dmax.engine.states import select_rows
+from dmax.engine.backends import Decided, PassInput
+from dmax.engine.backends.cuda_decisions import Blocks, StaticDecisions
+from dmax.engine.backends.cuda_graphs import captured_size
+from dmax.engine.block_states import select_rows
 from dmax.models.llada2 import initialize
 
 LENGTH = 5
@@ -31,8 +31,8 @@ def model(device: torch.device) -> LLaDA2:
 
 
 @pytest.fixture
-def shared(model: LLaDA2) -> StaticReadouts:
-    return StaticReadouts(model, length=LENGTH, limit=12, graphs=False, memory_pool=None)
+def shared(model: LLaDA2) -> StaticDecisions:
+    return StaticDecisions(model, length=LENGTH, limit=12, graphs=False, memory_pool=None)
 
 
 def start(model: LLaDA2, blocks: int, generator: torch.Generator) -> BlockState:
@@ -45,15 +45,11 @@ def hidden(model: LLaDA2, blocks: int, generator: torch.Generator) -> Tensor:
     return torch.randn(blocks, LENGTH, model.config.hidden_size, generator=generator).to(model.device)
 
 
-def read(readout: GraphReadout, hidden_BLD: Tensor, state: BlockState) -> Read:
-    found = readout(hidden_BLD, state)
-    assert found is not None
-    return found
-
-
 @torch.no_grad()
-def assert_plain(model: LLaDA2, found: Read, expected: StepResult, decoder: SoftParallelDecoder = DECODER) -> None:
-    result, embeds_BLD, for_host_BW = found
+def assert_plain(model: LLaDA2, found: Decided, expected: StepResult, decoder: SoftParallelDecoder = DECODER) -> None:
+    result, after, for_host_BW = found
+    embeds_BLD = after.embeds_BLD
+    assert after.state is result.state and embeds_BLD is not None
     for name in ("promoted", "revised", "converged"):
         assert torch.equal(getattr(result, name), getattr(expected, name)), name
     for name in ("tokens", "active", "masked", "passes"):
@@ -68,55 +64,52 @@ def assert_plain(model: LLaDA2, found: Read, expected: StepResult, decoder: Soft
 
 @pytest.mark.parametrize("blocks", [1, 3, 9])
 def test_passes_are_the_plain_ones(
-    model: LLaDA2, shared: StaticReadouts, generator: torch.Generator, blocks: int
+    model: LLaDA2, shared: StaticDecisions, generator: torch.Generator, blocks: int
 ) -> None:
     """9 blocks are filled up to 10. A pass that goes on from the last one takes it in as a whole; the others do not."""
     assert captured_size(9) > 9
-    readout = GraphReadout(shared, DECODER)
-    state = expected = start(model, blocks, generator)
+    given = PassInput(expected := start(model, blocks, generator))
     for turn in range(6):
         hidden_BLD = hidden(model, blocks, generator)
         if turn == 3:  # as when rows change places: the same blocks in other memory
             rows = torch.arange(blocks, device=model.device).flip(0)
-            state, expected = select_rows(state, rows), select_rows(expected, rows)
+            given, expected = PassInput(select_rows(given.state, rows)), select_rows(expected, rows)
         if turn == 4:  # as with several blocks a sequence
             fallback = torch.rand(blocks, generator=generator).to(model.device) < 0.5
-            state, expected = replace(state, fallback=fallback), replace(expected, fallback=fallback)
+            given, expected = given.with_fallback(fallback), replace(expected, fallback=fallback)
         if turn == 5:
-            state, expected = replace(state, fallback=None), replace(expected, fallback=None)
+            given, expected = given.with_fallback(None), replace(expected, fallback=None)
         with torch.no_grad():
             plain = DECODER.step(model.head(hidden_BLD), expected)
         with torch.inference_mode():
-            found = read(readout, hidden_BLD, state)
+            found = shared.decide(DECODER, hidden_BLD, given)
         assert_plain(model, found, plain)
-        state, expected = found.result.state, plain.state
+        given, expected = found.after, plain.state
 
 
 @torch.inference_mode()
-def test_a_pass_can_be_taken_back(model: LLaDA2, shared: StaticReadouts, generator: torch.Generator) -> None:
+def test_a_pass_can_be_taken_back(model: LLaDA2, shared: StaticDecisions, generator: torch.Generator) -> None:
     """As when the pass behind it was launched ahead in vain: what it left stays, and leads to the same again."""
-    readout = GraphReadout(shared, DECODER)
-    first = read(readout, hidden(model, 2, generator), start(model, 2, generator))
-    kept = [part.clone() for part in (first.result.state.tokens, first.result.state.masked, first.embeds_BLD)]
+    first = shared.decide(DECODER, hidden(model, 2, generator), PassInput(start(model, 2, generator)))
+    left = first.after.state.tokens, first.after.state.masked, first.after.embeds_BLD
+    kept = [part.clone() for part in left]
     hidden_BLD = hidden(model, 2, generator)
-    ahead = read(readout, hidden_BLD, first.result.state)
-    read(readout, hidden(model, 2, generator), ahead.result.state)
-    left = (first.result.state.tokens, first.result.state.masked, first.embeds_BLD)
+    ahead = shared.decide(DECODER, hidden_BLD, first.after)
+    shared.decide(DECODER, hidden(model, 2, generator), ahead.after)
     assert all(map(torch.equal, left, kept))
-    again = read(readout, hidden_BLD, first.result.state)
+    again = shared.decide(DECODER, hidden_BLD, first.after)
     assert again.for_host_BW is not None
     assert ahead.for_host_BW is not None
     assert torch.equal(again.for_host_BW, ahead.for_host_BW)
-    assert torch.equal(again.embeds_BLD, ahead.embeds_BLD)
+    assert torch.equal(again.after.embeds_BLD, ahead.after.embeds_BLD)
 
 
 def test_decoders_share_memory_and_keep_their_thresholds(
-    model: LLaDA2, shared: StaticReadouts, generator: torch.Generator
+    model: LLaDA2, shared: StaticDecisions, generator: torch.Generator
 ) -> None:
     decoders = [SoftParallelDecoder(threshold=threshold) for threshold in (0.0, 0.9)]
-    readouts = [GraphReadout(shared, decoder) for decoder in decoders]
-    states = [start(model, 2, generator) for _ in decoders]
-    plain_states = list(states)
+    plain_states = [start(model, 2, generator) for _ in decoders]
+    given = [PassInput(state) for state in plain_states]
     promoted = []
     for _ in range(2):
         for which, decoder in enumerate(decoders):
@@ -124,19 +117,11 @@ def test_decoders_share_memory_and_keep_their_thresholds(
             with torch.no_grad():
                 plain = decoder.step(model.head(hidden_BLD), plain_states[which])
             with torch.inference_mode():
-                found = read(readouts[which], hidden_BLD, states[which])
+                found = shared.decide(decoder, hidden_BLD, given[which])
             assert_plain(model, found, plain, decoder)
-            states[which], plain_states[which] = found.result.state, plain.state
+            given[which], plain_states[which] = found.after, plain.state
             promoted.append(int(found.result.promoted.sum()))
     assert promoted[0] > promoted[1], "or thresholds make no difference"
-
-
-@torch.inference_mode()
-def test_more_blocks_than_are_captured_are_left_to_the_modules(
-    model: LLaDA2, shared: StaticReadouts, generator: torch.Generator
-) -> None:
-    blocks = shared.limit + 1
-    assert GraphReadout(shared, DECODER)(hidden(model, blocks, generator), start(model, blocks, generator)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

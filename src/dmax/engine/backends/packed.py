@@ -1,9 +1,9 @@
-"""Linear maps by oneDNN from weights it has laid out for itself, for inference with small weights on a CPU.
+"""Copies of weights in another layout, kept up to date.
 
 ``F.linear`` in float32 goes to a library that uses the vector units of some processors only in half their width, and
-lays weights out anew in every call. With weights laid out once, a block's worth of rows takes half to a quarter of the
-time. That costs a second copy of the weights, so it is for weights that fit into a cache; large ones are bound by
-reading them, which no layout helps.
+lays weights out anew in every call. With weights that oneDNN has laid out once, a block's worth of rows takes half to a
+quarter of the time. That costs a second copy of the weights, so it is for weights that fit into a cache; large ones are
+bound by reading them, which no layout helps.
 
 Shape suffixes: I inputs, O outputs.
 """
@@ -11,29 +11,28 @@ Shape suffixes: I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MOST_WEIGHTS = 2**21
 """Of a weight that is packed."""
 _DTYPES = (torch.float32, torch.bfloat16)
 _EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 
+# There is no public name for oneDNN's layouts; where a release of torch lacks these, nothing is packed.
 _pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if torch.backends.mkldnn.is_available() else None
 _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-def usable(x: Tensor, *sources: Tensor) -> bool:
-    """Whether ``x``, ``(..., I)``, may be multiplied with packed copies of ``sources`` here and now.
+def packable(x: Tensor, *sources: Tensor) -> bool:
+    """Tell whether ``x``, ``(..., I)`` on a CPU, may be multiplied with packed copies of ``sources`` in inference.
 
-    Sources are in the dtype of ``x``, or in 8 bits, which are widened for the copy.
+    Sources are in the dtype of ``x``, or in 8 bits, which are widened for the copy. Weights made in inference mode
+    count no changes, so that a copy could not follow them.
     """
-    if _pack is None or x.device.type != "cpu" or torch.is_grad_enabled():
-        return False
     dtype = x.dtype
-    if dtype not in _DTYPES or torch.compiler.is_compiling():
+    if _pack is None or dtype not in _DTYPES:
         return False
     for source in sources:  # a loop, because this runs dozens of times in a pass of milliseconds
         if (
@@ -48,17 +47,15 @@ def usable(x: Tensor, *sources: Tensor) -> bool:
 class Packed:
     """A copy of parameters in another layout; made when first used, and anew when one of them has changed.
 
-    A change is told by a parameter's place in memory and its version. Where a weight changes unseen, as in training on
-    copies that are cast or gathered for every pass, packing has to be off (:func:`turn_off`).
+    A change is told by a parameter's place in memory and its version.
     """
 
     def __init__(self) -> None:
-        self.on = True
         self._made_of: list[tuple[int, int, torch.dtype, torch.dtype]] = []
         self._copy: Tensor | None = None
 
     def copy(self, dtype: torch.dtype, sources: tuple[Tensor, ...], make: Callable[[torch.dtype], Tensor]) -> Tensor:
-        """The copy.
+        """Return the copy.
 
         Args:
             dtype: that it is wanted in.
@@ -71,37 +68,20 @@ class Packed:
         assert self._copy is not None
         return self._copy
 
-    def linear(
-        self, x: Tensor, sources: tuple[Tensor, ...], make: Callable[[torch.dtype], Tensor] | None = None
-    ) -> Tensor:
-        """``x @ W.T`` for ``x`` of shape ``(..., I)``; :func:`usable` must hold.
+    def linear(self, x: Tensor, sources: tuple[Tensor, ...], make: Callable[[torch.dtype], Tensor]) -> Tensor:
+        """Return ``x @ W.T`` for ``x`` of shape ``(..., I)``; :func:`packable` must hold.
 
         Args:
             x: in the dtype of W.
             sources: the parameters W is made of.
-            make: W, ``(O, I)``, in a dtype, of the sources' present values; the only source itself if not given.
+            make: W, ``(O, I)``, in a dtype, of the sources' present values.
         """
 
         def pack(dtype: torch.dtype) -> Tensor:
             assert _pack is not None
-            weight_OI = sources[0] if make is None else make(dtype)
-            packed: Tensor = _pack(weight_OI.detach().contiguous(), None)
+            packed: Tensor = _pack(make(dtype).detach().contiguous(), None)
             return packed
 
         assert _linear is not None
         result: Tensor = _linear(x, self.copy(x.dtype, sources, pack), None, "none", [], "")
         return result
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
-        return Packed()
-
-    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
-        return Packed, ()
-
-
-def turn_off(model: nn.Module) -> None:
-    """Let no module of a model use packed copies any more."""
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Packed):
-                value.on = False

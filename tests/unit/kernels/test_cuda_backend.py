@@ -1,4 +1,4 @@
-"""The runner for GPUs, by the interpreter: an engine on it gives the answers of the plain runner."""
+"""The backend for GPUs, by the interpreter: an engine on it gives the answers of the plain backend."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from dmax import GenerationParams, LLaDA2, ModelConfig
+from dmax.decoding import BlockState, SoftParallelDecoder
+from dmax.engine.backends import Backend, PassInput
+from dmax.engine.backends.cuda import CudaBackend
+from dmax.engine.backends.cuda_decisions import StaticDecisions
+from dmax.engine.backends.cuda_graphs import StaticForwards, captured_size
+from dmax.engine.backends.torch import TorchBackend
 from dmax.engine.core import EngineCore
-from dmax.engine.graph_readout import StaticReadouts
-from dmax.engine.graphs import StaticForwards, captured_size
-from dmax.engine.paged_runner import PagedRunner
 from dmax.engine.requests import RequestReader
-from dmax.engine.runner import Runner, SpanRunner
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.models.llada2 import initialize
 
@@ -32,7 +34,7 @@ def model() -> LLaDA2:
 
 
 def answers(
-    runner: Runner,
+    backend: Backend,
     model: LLaDA2,
     batch: list[tuple[list[int], GenerationParams]],
     *,
@@ -41,14 +43,14 @@ def answers(
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, params, time.perf_counter()) for i, (ids, params) in enumerate(batch)]
     core = EngineCore(
-        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, runner=runner,
+        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, backend=backend,
         launch_ahead=launch_ahead,
     )  # fmt: skip
     for row in rows:
         core.add(row)
     while core.busy():
         core.step()
-    assert core.scheduler.interruptions > 0, "or pages never change hands"
+    assert core.scheduler.preemptions > 0, "or pages never change hands"
     return [(row.ending.token_ids, row.passes) for row in rows if row.ending]
 
 
@@ -66,34 +68,67 @@ def test_an_engine_gives_the_same_answers(model: LLaDA2, device: torch.device) -
         for ids, rule in zip(prompts, rules, strict=True)
     ]
     model = model.to(device)
-    plain, paged = SpanRunner(model, PAGES, PAGE_LENGTH), PagedRunner(model, PAGES, PAGE_LENGTH, ROWS, graphs=False)
+    plain, paged = TorchBackend(model), CudaBackend(model, graphs=False)
     expected = answers(plain, model, batch)
     for launch_ahead in (False, True):
         assert answers(paged, model, batch, launch_ahead=launch_ahead) == expected
 
 
-def test_a_runner_serves_what_fits_and_whose_weights_stay(model: LLaDA2) -> None:
-    runner = PagedRunner(model, PAGES, PAGE_LENGTH, ROWS, graphs=False)
-    assert runner.serves(PAGES, PAGE_LENGTH, ROWS)
-    assert runner.serves(1, PAGE_LENGTH, 1)
-    assert not runner.serves(PAGES + 1, PAGE_LENGTH, ROWS)
-    assert not runner.serves(PAGES, 2 * PAGE_LENGTH, ROWS)
-    assert not runner.serves(PAGES, PAGE_LENGTH, ROWS + 1)
+def test_a_cache_serves_what_fits_and_whose_weights_stay(model: LLaDA2) -> None:
+    backend = CudaBackend(model, graphs=False)
+    backend.open(PAGES, PAGE_LENGTH, ROWS)
+    room = backend._room
+
+    def stays(pages: int, page_length: int, slots: int) -> bool:
+        nonlocal room
+        backend.close()
+        backend.open(pages, page_length, slots)
+        before, room = room, backend._room
+        return room is before
+
+    assert stays(PAGES, PAGE_LENGTH, ROWS)
+    assert stays(1, PAGE_LENGTH, 1)
+    assert not stays(PAGES + 1, PAGE_LENGTH, ROWS)
+    assert not stays(PAGES, 2 * PAGE_LENGTH, ROWS)
+    assert not stays(PAGES, 2 * PAGE_LENGTH, ROWS + 1)
     model.lm_head.weight.data = model.lm_head.weight.data.clone()
-    assert not runner.serves(PAGES, PAGE_LENGTH, ROWS)
+    assert not stays(PAGES, 2 * PAGE_LENGTH, ROWS)
+
+
+@torch.inference_mode()
+def test_more_blocks_than_are_captured_are_decided_by_modules_and_kernels(
+    model: LLaDA2, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = CudaBackend(model.to(device), graphs=False)
+    backend.open(PAGES, PAGE_LENGTH, ROWS)
+    captured = []
+    decide = StaticDecisions.decide
+    monkeypatch.setattr(StaticDecisions, "decide", lambda *given: captured.append(given[2].shape[0]) or decide(*given))
+    decoder = SoftParallelDecoder(threshold=0.05)
+    for blocks in (2, 2 * ROWS + 1):
+        on = torch.ones(blocks, PAGE_LENGTH, dtype=torch.bool, device=device)
+        given = PassInput(BlockState.start(on.long(), on, model.config.mask_token_id))
+        hidden_BLD = torch.randn(blocks, PAGE_LENGTH, 32, generator=torch.Generator().manual_seed(1)).to(device)
+        found, plain = (each.decide(decoder, hidden_BLD, given) for each in (backend, TorchBackend(model)))
+        assert torch.equal(found.result.state.tokens, plain.result.state.tokens)
+        embeds_BLD = found.after.embeds_BLD if blocks == 2 else backend.embed(found.after.state)
+        torch.testing.assert_close(embeds_BLD, TorchBackend(model).embed(plain.after.state), rtol=1e-5, atol=1e-5)
+    assert captured == [2]
 
 
 def test_every_size_can_be_captured_beforehand_the_largest_first(
     model: LLaDA2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captured: dict[type, list[int]] = {StaticForwards: [], StaticReadouts: []}
+    captured: dict[type, list[int]] = {StaticForwards: [], StaticDecisions: []}
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     for kind, sizes in captured.items():
         monkeypatch.setattr(kind, "_graph", lambda _, size, sizes=sizes: sizes.append(size))
-    PagedRunner(model, PAGES, PAGE_LENGTH, ROWS).prepare(PAGE_LENGTH)
+    backend = CudaBackend(model)
+    backend.open(PAGES, PAGE_LENGTH, ROWS)
+    backend.warm_up(PAGE_LENGTH)
     largest = {
         StaticForwards: captured_size(2 * ROWS + IDLE_PREFILL_TOKENS // PAGE_LENGTH),
-        StaticReadouts: captured_size(2 * ROWS),
+        StaticDecisions: captured_size(2 * ROWS),
     }
     for kind, sizes in captured.items():
         assert sizes == sorted({captured_size(count) for count in range(1, largest[kind] + 1)}, reverse=True)
