@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, ReferencePass, StepResult, decode
 from dmax.decoding.contract import ContractError, check_result, tokens_or_none
+from dmax.decoding.reference import gumbel_noise
 from dmax.decoding.registry import is_built_in
 from dmax.engine.outputs import PassRecord
 from dmax.engine.sequence import Sequence
@@ -61,6 +62,7 @@ def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
         positions_1T = torch.arange(embeds_1TD.shape[1], device=embeds_1TD.device)[None]
         return model.head(model(embeds_1TD, positions_1T, mask_1TT)[:, start:])
 
+    generator = torch.Generator(model.device).manual_seed(params.seed)
     passes = decode(
         logits_from,
         model.model.word_embeddings.weight,
@@ -71,7 +73,7 @@ def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
         block_length=params.block_length,
         gen_length=params.gen_length,
         rule=row.blocks_rule,
-        generator=torch.Generator(model.device).manual_seed(params.seed),
+        noise=gumbel_noise(generator) if decoder.temperature > 0 else None,
     )
     for done in passes:
         yield from _take(row, done)
