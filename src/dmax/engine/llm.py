@@ -12,8 +12,8 @@ import torch
 
 from dmax.engine.backends import Backend, choose_backend
 from dmax.engine.backends.uncached import UncachedBackend
+from dmax.engine.engine import LLMEngine
 from dmax.engine.kv_cache import page_bytes
-from dmax.engine.llm_engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.requests import Prompt, RequestReader
