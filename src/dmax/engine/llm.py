@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from dmax.engine.backends import Backend, choose_backend
+from dmax.engine.engine import LLMEngine
 from dmax.engine.kv_cache import page_bytes
-from dmax.engine.llm_engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.requests import Prompt, RequestReader, output_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dmax.engine import LLM, GenerationOutput, GenerationParams
-from dmax.engine.backends import choose_backend
+from dmax.engine.backends import backend_name
 from dmax.engine.requests import decoder_settings
 from dmax.models.source import list_tensors, resolve
 
@@ -109,7 +109,7 @@ class LocalAnswerer:
     @property
     def backend(self) -> str:
         """Name of the engine's backend for the model."""
-        return choose_backend(self.llm.model).name
+        return backend_name(self.llm.model.device, self.llm.model.dtype)
 
     def describe(self) -> dict[str, Any]:
         params = self.params.with_defaults(self.llm.model.config.decoder_defaults)
