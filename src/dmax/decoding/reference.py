@@ -23,6 +23,9 @@ Forward = Callable[[Tensor, Tensor, int], Tensor]
 """A model: input embeddings ``(1, T, D)``, mask ``(1, T, T)`` bool (True where row sees column), and the position
 of the first logits that are wanted -> logits ``(1, T - start, V)`` of the positions from there on."""
 
+Noise = Callable[[Tensor], Tensor]
+"""Logits ``(1, L, V)`` -> noise ``(1, L, V)`` float32, with which a decoder draws."""
+
 
 @dataclass(frozen=True)
 class ReferencePass:
@@ -50,7 +53,7 @@ def decode(
     block_length: int = 32,
     gen_length: int = 512,
     rule: MultiBlockRule = MultiBlockRule(),
-    generator: torch.Generator | None = None,
+    noise: Noise | None = None,
 ) -> Iterator[ReferencePass]:
     """Decode one prompt, yielding after every pass; the last one holds the whole answer.
 
@@ -64,7 +67,7 @@ def decode(
         block_length: L.
         gen_length: most tokens of the answer, at least 1.
         rule: how many blocks are in flight; one by default.
-        generator: draws tokens where the decoder has a temperature.
+        noise: drawn for each block in each pass; needed where the decoder has a temperature.
     """
     device, end = embedding_table_VD.device, len(prompt_ids) + gen_length
     tokens = list(prompt_ids)
@@ -83,7 +86,7 @@ def decode(
         falls_back = rule.may_fall_back([_share_decoded(block) for block in blocks])
         results: list[StepResult] = []
         for block_logits_1LV, block, may in zip(logits_1LV, blocks, falls_back, strict=True):
-            noise_1LV = _gumbel_noise(block_logits_1LV, generator) if decoder.temperature > 0 else None
+            noise_1LV = None if noise is None else noise(block_logits_1LV)
             fallback_1 = torch.tensor([may], device=device)
             results.append(decoder.step(block_logits_1LV, replace(block, fallback=fallback_1), noise_1LV))
 
@@ -126,6 +129,6 @@ def _view(before: BlockState, result: StepResult, eos_token_id: int) -> SlotView
     return SlotView(_share_decoded(after), stability, ended, bool(result.converged))
 
 
-def _gumbel_noise(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return standard Gumbel noise of the logits' shape, float32."""
-    return torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator).log_().neg_()
+def gumbel_noise(generator: torch.Generator) -> Noise:
+    """Return what draws standard Gumbel noise, float32, of the shape of the logits that it is given."""
+    return lambda logits: torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator).log_().neg_()

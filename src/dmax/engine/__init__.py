@@ -9,8 +9,8 @@ from dmax.engine.outputs import EngineStats, GenerationOutput, PassRecord, Reque
 from dmax.engine.params import GenerationError, GenerationParams
 
 if TYPE_CHECKING:
+    from dmax.engine.engine import LLMEngine
     from dmax.engine.llm import LLM
-    from dmax.engine.llm_engine import LLMEngine
 
 __all__ = [
     "LLM",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # What a command line needs to parse its arguments must not wait for torch.
-_HOMES = {"LLM": "llm", "LLMEngine": "llm_engine"}
+_HOMES = {"LLM": "llm", "LLMEngine": "engine"}
 
 
 def __getattr__(name: str) -> Any:

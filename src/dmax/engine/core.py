@@ -101,7 +101,7 @@ class EngineCore:
         self.backend = backend or choose_backend(model)
         self.backend.open(pages, page_length, max_batch_size)
         self._page_length = page_length
-        self._groups: dict[Hashable, DecodeBatch] = {}
+        self._batches: dict[Hashable, DecodeBatch] = {}
         self._launches_ahead = model.device.type == "cuda" if launch_ahead is None else launch_ahead
         self._ahead: _Pass | None = None
 
@@ -170,37 +170,37 @@ class EngineCore:
         hidden_ND = self._forward(chunks, blocks)
         results: list[tuple[DecodeBatch, Decided]] = []
         for_host: list[Tensor] = []
-        for group, hidden_BLD in zip(blocks, self._split(list(blocks), hidden_ND), strict=True):
+        for batch, hidden_BLD in zip(blocks, self._split(list(blocks), hidden_ND), strict=True):
             try:
-                result, for_host_BW = group.step(hidden_BLD, self.record_passes)
+                result, for_host_BW = batch.step(hidden_BLD, self.record_passes)
             except Exception as error:
-                given_up += self._give_up(group.rows, error)
+                given_up += self._give_up(batch.rows, error)
                 continue
-            results.append((group, result))
+            results.append((batch, result))
             for_host.append(for_host_BW)
         return _Pass(results, Arriving(for_host))
 
     def _land(self, current: _Pass, given_up: list[RequestUpdate]) -> list[tuple[Sequence, RequestUpdate]]:
         """Bring sequences up to date with a pass, once the host can see it."""
         landed: list[tuple[Sequence, RequestUpdate]] = []
-        for (group, result), on_host_BW in zip(current.results, current.arriving.wait(), strict=True):
+        for (batch, result), on_host_BW in zip(current.results, current.arriving.wait(), strict=True):
             try:
-                landed += zip(tuple(group.rows), group.take(result, on_host_BW), strict=True)
+                landed += zip(tuple(batch.rows), batch.take(result, on_host_BW), strict=True)
             except Exception as error:
-                given_up += self._give_up(group.rows, error)
-        if not all(group.stands_at(result) for group, result in current.results):
+                given_up += self._give_up(batch.rows, error)
+        if not all(batch.stands_at(result) for batch, result in current.results):
             self._discard()
         return landed
 
     def _will_go_on(self, current: _Pass) -> bool:
         """Tell whether no sequence waits, and every block is likely to go on after this pass."""
-        return self.scheduler.settled() and all(group.will_go_on() for group, _ in current.results)
+        return self.scheduler.settled() and all(batch.will_go_on() for batch, _ in current.results)
 
     def _launch_ahead(self, current: _Pass) -> None:
         """Launch the pass behind this one, as if all its blocks went on."""
-        for group, result in current.results:
-            group.assume(result)
-        self._ahead = self._launch([], {group: group.embeddings() for group, _ in current.results}, [])
+        for batch, result in current.results:
+            batch.assume(result)
+        self._ahead = self._launch([], {batch: batch.embeddings() for batch, _ in current.results}, [])
         self.counters.ahead += 1
 
     def _discard(self) -> None:
@@ -213,21 +213,21 @@ class EngineCore:
         """Begin to decode sequences; gives those of which their decoder made that impossible."""
         given_up: list[RequestUpdate] = []
         for key, rows in _by_decoding(starting).items():
-            group = self._group(key, rows[0])
+            batch = self._batch_of(key, rows[0])
             try:
-                group.add(rows)
+                batch.add(rows)
             except Exception as error:
-                given_up += self._give_up([*group.rows, *rows], error)
+                given_up += self._give_up([*batch.rows, *rows], error)
         return given_up
 
     def _read(self, given_up: list[RequestUpdate]) -> dict[DecodeBatch, Tensor]:
-        """What the next pass reads at all blocks in flight, by group; sequences without it go to ``given_up``."""
+        """What the next pass reads at all blocks in flight, by batch; sequences without it go to ``given_up``."""
         blocks: dict[DecodeBatch, Tensor] = {}
-        for group in list(self._groups.values()):
+        for batch in list(self._batches.values()):
             try:
-                blocks[group] = group.embeddings()
+                blocks[batch] = batch.embeddings()
             except Exception as error:
-                given_up += self._give_up(group.rows, error)
+                given_up += self._give_up(batch.rows, error)
         return blocks
 
     def _give_up(self, rows: list[Sequence], error: Exception) -> list[RequestUpdate]:
@@ -244,8 +244,8 @@ class EngineCore:
             self.scheduler.remove(row)
 
     def _forward(self, chunks: list[Span], blocks: dict[DecodeBatch, Tensor]) -> Tensor:
-        """Hidden states of all blocks in flight, ``(sum of L, D)`` in the order of the groups and their rows."""
-        rows = [row for group in blocks for row in group.rows]
+        """Hidden states of all blocks in flight, ``(sum of L, D)`` in the order of the batches and their rows."""
+        rows = [row for batch in blocks for row in batch.rows]
         spans = [*chunks]
         for row in rows:
             block_start = row.block_start
@@ -268,24 +268,24 @@ class EngineCore:
             counters.attended += span.num_positions * (span.start + span.end + span.block_length) // 2
 
     @staticmethod
-    def _split(groups: list[DecodeBatch], hidden_ND: Tensor) -> Iterator[Tensor]:
-        parts = [hidden_ND] if len(groups) == 1 else hidden_ND.split([group.positions for group in groups])
-        for group, part_ND in zip(groups, parts, strict=True):
-            yield part_ND.reshape(-1, group.block_length, part_ND.shape[-1])
+    def _split(batches: list[DecodeBatch], hidden_ND: Tensor) -> Iterator[Tensor]:
+        parts = [hidden_ND] if len(batches) == 1 else hidden_ND.split([batch.positions for batch in batches])
+        for batch, part_ND in zip(batches, parts, strict=True):
+            yield part_ND.reshape(-1, batch.block_length, part_ND.shape[-1])
 
-    def _group(self, key: Hashable, row: Sequence) -> DecodeBatch:
-        """The group of sequences that decode like this one."""
-        if key not in self._groups:
-            self._groups[key] = DecodeBatch(self.model, self.backend, row.decoder, row.params.block_length)
-        return self._groups[key]
+    def _batch_of(self, key: Hashable, row: Sequence) -> DecodeBatch:
+        """Return the batch of sequences that decode like this one."""
+        if key not in self._batches:
+            self._batches[key] = DecodeBatch(self.model, self.backend, row.decoder, row.params.block_length)
+        return self._batches[key]
 
     def _leave(self, rows: Iterable[Sequence], *, pause: bool = False) -> None:
         for key, leaving in _by_decoding(rows).items():
-            group = self._groups.get(key)
-            if group is not None:
-                group.remove(leaving, pause=pause)
-                if not group.rows:
-                    del self._groups[key]
+            batch = self._batches.get(key)
+            if batch is not None:
+                batch.remove(leaving, pause=pause)
+                if not batch.rows:
+                    del self._batches[key]
 
 
 def _whole(row: Sequence, update: RequestUpdate) -> RequestUpdate:
@@ -300,7 +300,7 @@ def _whole(row: Sequence, update: RequestUpdate) -> RequestUpdate:
 
 def _by_decoding(rows: Iterable[Sequence]) -> dict[Hashable, list[Sequence]]:
     """Sequences by what lets them step together."""
-    groups: dict[Hashable, list[Sequence]] = {}
+    batches: dict[Hashable, list[Sequence]] = {}
     for row in rows:
-        groups.setdefault(row.decoding(), []).append(row)
-    return groups
+        batches.setdefault(row.decoding(), []).append(row)
+    return batches

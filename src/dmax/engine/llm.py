@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from dmax.engine.backends import Backend, choose_backend
+from dmax.engine.engine import LLMEngine
 from dmax.engine.kv_cache import page_bytes
-from dmax.engine.llm_engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.requests import Prompt, RequestReader, output_of
@@ -109,9 +109,10 @@ class LLM:
         ]
         cached = [row for row in sequences if row.params.use_cache]
         outputs = self._run(cached, on_pass) if cached else {}
+        modules = choose_backend(self.model, self._idle_backend).modules  # which round as they do with a cache
         for row in sequences:
             if not row.params.use_cache:
-                for record in decode_uncached(self.model, row):
+                for record in decode_uncached(modules, row):
                     if on_pass is not None:
                         on_pass(int(row.request_id), record)
                 outputs[row.request_id] = output_of(row)

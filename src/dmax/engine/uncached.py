@@ -6,7 +6,7 @@ Shape suffixes: T positions, V vocabulary, D hidden, L block positions.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, ReferencePass, StepResult, decode
 from dmax.decoding.contract import ContractError, check_result, tokens_or_none
+from dmax.decoding.reference import gumbel_noise
 from dmax.decoding.registry import is_built_in
 from dmax.engine.outputs import PassRecord
 from dmax.engine.sequence import Sequence
@@ -74,13 +75,27 @@ def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
         block_length=params.block_length,
         gen_length=params.gen_length,
         rule=row.blocks_rule,
-        generator=torch.Generator(model.device).manual_seed(params.seed),
+        noise=_noise(row, model) if decoder.temperature > 0 else None,
     )
     for done in passes:
         yield from _take(row, done)
         if row.ending is not None:
             break
     row.end(time.perf_counter())
+
+
+def _noise(row: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
+    """Return what draws the noise of a pass, minus infinity for tokens that the sequence may not draw."""
+    draw = gumbel_noise(torch.Generator(model.device).manual_seed(row.params.seed))
+    nucleus = row.params.nucleus()
+
+    def noise(logits_1LV: Tensor) -> Tensor:
+        noise_1LV = draw(logits_1LV)
+        if not nucleus.is_everything:
+            nucleus.shut_out(noise_1LV[0], logits_1LV[0], row.decoder.temperature, model.config.mask_token_id)
+        return noise_1LV
+
+    return noise
 
 
 def _take(row: Sequence, done: ReferencePass) -> list[PassRecord]:

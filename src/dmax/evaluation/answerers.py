@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dmax.engine import LLM, GenerationOutput, GenerationParams
-from dmax.engine.backends import choose_backend
+from dmax.engine.backends import backend_name
 from dmax.engine.requests import decoder_settings
 from dmax.evaluation.replies import MalformedReply, is_configuration_error, read_completion, seconds_to_wait
 from dmax.models.source import list_tensors, resolve
@@ -122,7 +122,7 @@ class LocalAnswerer:
     @property
     def backend(self) -> str:
         """Name of the engine's backend for the model."""
-        return choose_backend(self.llm.model).name
+        return backend_name(self.llm.model.device, self.llm.model.dtype)
 
     def describe(self) -> dict[str, Any]:
         params = self.params.with_defaults(self.llm.model.config.decoder_defaults)

@@ -46,9 +46,9 @@ def describe_hardware() -> dict[str, Any]:
 
 def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
     """Which model ran, how large, where, in which dtype, and by which backend of the engine."""
-    from dmax.engine.backends import choose_backend
+    from dmax.engine.backends import backend_name
 
-    backend = choose_backend(model).name
+    backend = backend_name(model.device, model.dtype)
     return {
         "name": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -53,6 +53,7 @@ def test_numbers_agree_with_the_loaded_model(describe: Callable[[object], dict[s
     assert facts["cache_bytes_per_token"]["float32"] == 2 * 2 * 2 * 16 * 4
     assert facts["special_tokens"]["eos"] == {"id": 2, "text": "<eos>"}
     assert facts["tokenizer"] == {"vocab_size": 48, "chat_template": True}
+    assert facts["backend"] in ("cpu", "cpu-compiled", "cuda", "torch")
     assert facts["weights"]["dtypes"] == ["F32"]
     assert facts["weights"]["bytes"] == (checkpoints.chat / "model.safetensors").stat().st_size
 

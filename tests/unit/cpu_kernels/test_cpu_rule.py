@@ -40,16 +40,12 @@ class Pass:
         tokens_BL = torch.randint(vocabulary, shape, generator=generator).masked_fill(masked_BL, mask)
         passes_B = torch.randint(length, (blocks,), generator=generator)
         self.logits_BLV = logits_BLV.to(dtype)
-        self.blocks = BlocksBefore(
-            tokens_BL, active_BL, masked_BL, passes_B, flags(0.5, blocks), torch.tensor(0.4), torch.tensor(0.6)
-        )
+        self.blocks = BlocksBefore(tokens_BL, active_BL, masked_BL, passes_B, flags(0.5, blocks), 0.4, 0.6)
 
     def by_operations(self) -> Decision:
         blocks = self.blocks
         state = BlockState(*blocks[:4], self.mask, fallback=blocks.fallback)
-        decoder = SoftParallelDecoder(
-            threshold=blocks.threshold.item(), acceptance_threshold=blocks.acceptance_threshold.item()
-        )
+        decoder = SoftParallelDecoder(threshold=blocks.threshold, acceptance_threshold=blocks.acceptance_threshold)
         result = decoder.step(self.logits_BLV, state)
         after, mix = result.state, result.state.mix
         assert mix is not None

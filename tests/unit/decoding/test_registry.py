@@ -129,7 +129,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return build
 
 
-DOCUMENTATION = (Path(__file__).parents[3] / "docs" / "decoding.md").read_text(encoding="utf-8")
+DOCUMENTATION = (Path(__file__).parents[3] / "docs" / "reference" / "decoding.md").read_text(encoding="utf-8")
 LEFT_TO_RIGHT = DOCUMENTATION.partition("```python\n# left_to_right.py\n")[2].partition("```")[0]
 """The documentation's example of a decoder of one's own."""
 

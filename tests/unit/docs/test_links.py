@@ -69,3 +69,8 @@ def test_pages_that_code_names_exist() -> None:
     }
     assert named
     assert not [entry for entry in named if not (ROOT / entry[1]).is_file()]
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    navigation = re.findall(r": ([a-z/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(navigation) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))

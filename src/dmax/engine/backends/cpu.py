@@ -226,22 +226,22 @@ class FusedSpans(SpanStore):
 
 
 def _before(decoder: SoftParallelDecoder, state: BlockState) -> BlocksBefore:
-    fallback_B = _constant(True, *state.passes.shape) if state.fallback is None else state.fallback
+    fallback_B = _all_true(state.passes.shape[0]) if state.fallback is None else state.fallback
     return BlocksBefore(
         state.tokens.contiguous(),
         state.active.contiguous(),
         state.masked.contiguous(),
         state.passes,
         fallback_B,
-        _constant(decoder.threshold),
-        _constant(decoder.acceptance_threshold),
+        decoder.threshold,
+        decoder.acceptance_threshold,
     )
 
 
-@lru_cache(maxsize=64, typed=True)
-def _constant(value: float, *shape: int) -> Tensor:
-    """Return a tensor that nobody writes to; making one anew in every pass takes time."""
-    return torch.full(shape, value)
+@lru_cache(maxsize=64)
+def _all_true(count: int) -> Tensor:
+    """Return flags that are never written to; making them anew in every pass takes time."""
+    return torch.ones(count, dtype=torch.bool)
 
 
 def _decide_from_prediction(

@@ -25,7 +25,7 @@ OWN_KINDS = {
 class SwappedModel:
     """Puts a backend's modules in the place of a model's, in a copy that shares weights, buffers and hooks.
 
-    The model itself stays as it is, for training and for whoever else holds it. A module of a kind that is not the
+    The model itself stays as it is, for training and for all others who hold it. A module of a kind that is not the
     package's own, or whose ``forward`` somebody has replaced, is called as it is, with all that is inside it.
 
     Args:

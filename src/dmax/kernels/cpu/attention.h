@@ -226,20 +226,23 @@ void attend(const Heads<const T>& queries, const Heads<const T>& new_keys, const
   for (int64_t t = 0; t < num_tasks; ++t) attend_task<T>(tasks[t], spans[tasks[t].span], queries, pool, out);
 }
 
+// What Python gives (dmax.kernels.cpu.attention.AttendArguments).
 template <typename T>
-void run(const int64_t* numbers) {
-  // Addresses and sizes, in the order in which dmax.kernels.cpu.attention gives them.
-  const auto pointer = [&](int i) { return reinterpret_cast<T*>(numbers[i]); };
-  const Heads<const T> queries{pointer(0), numbers[1], numbers[2]};
-  const Heads<const T> keys{pointer(3), numbers[4], numbers[5]}, values{pointer(6), numbers[7], numbers[8]};
-  const int64_t num_heads = numbers[17], num_kv_heads = numbers[18], channels = numbers[19];
-  const Pool<T> pool{pointer(9), pointer(10), numbers[11], numbers[12], channels,
-                     reinterpret_cast<const int32_t*>(numbers[13])};
-  const Heads<T> out{pointer(14), num_heads * channels, channels};
-  const Span* const spans = reinterpret_cast<const Span*>(numbers[15]);
-  const std::vector<Task> tasks = make_tasks(spans, numbers[16], num_heads, num_kv_heads);
+struct Arguments {
+  Heads<const T> queries, keys, values;
+  Pool<T> pool;
+  T* out;  // (N, H, C)
+  const Span* spans;
+  int64_t num_spans, num_heads, num_kv_heads;
+};
+
+template <typename T>
+void run(const Arguments<T>& given) {
+  const Heads<T> out{given.out, given.num_heads * given.pool.channels, given.pool.channels};
+  const std::vector<Task> tasks = make_tasks(given.spans, given.num_spans, given.num_heads, given.num_kv_heads);
 #pragma omp parallel
-  attend<T>(queries, keys, values, pool, out, spans, numbers[16], tasks, num_kv_heads);
+  attend<T>(given.queries, given.keys, given.values, given.pool, out, given.spans, given.num_spans, tasks,
+            given.num_kv_heads);
 }
 
 }  // namespace attention

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmax.kernels.cpu.library import DTYPES, LANES, Function
+from dmax.kernels.cpu.library import DTYPES, LANES, Function, fields
 
 
 class PagedSpan(Protocol):
@@ -48,6 +48,33 @@ def serves(head_dim: int, dtype: torch.dtype) -> bool:
     return head_dim % LANES == 0 and dtype in DTYPES
 
 
+class HeadsAt(ctypes.Structure):
+    """``attention::Heads``."""
+
+    _fields_ = fields(addresses="data", numbers="position_stride head_stride")
+
+
+class PoolAt(ctypes.Structure):
+    """``attention::Pool``."""
+
+    _fields_ = [
+        *fields(addresses="keys values", numbers="head_stride page_length channels"),
+        ("pages", ctypes.c_void_p),
+    ]
+
+
+class AttendArguments(ctypes.Structure):
+    """``attention::Arguments``."""
+
+    _fields_ = [
+        ("queries", HeadsAt),
+        ("keys", HeadsAt),
+        ("values", HeadsAt),
+        ("pool", PoolAt),
+        *fields(addresses="out spans", numbers="num_spans num_heads num_kv_heads"),
+    ]
+
+
 class CpuAttention:
     """The kernel.
 
@@ -77,14 +104,25 @@ class SpanAttention:
             numbers += [packed, span.start, span.end, span.block_length, len(pages)]
             pages += span.pages
             packed += span.end - span.start
-        self._num_spans = len(spans)
+        self.num_spans = len(spans)
         self._spans = (ctypes.c_int64 * len(numbers))(*numbers)
         self._pages = (ctypes.c_int32 * len(pages))(*pages)
 
     @property
-    def places(self) -> tuple[int, int, int, int]:
-        """Page length, and addresses for a kernel: pages, spans; and how many spans."""
-        return self._page_length, ctypes.addressof(self._pages), ctypes.addressof(self._spans), self._num_spans
+    def address(self) -> int:
+        """Where the spans are."""
+        return ctypes.addressof(self._spans)
+
+    def pool(self, keys_KPC: Tensor, values_KPC: Tensor) -> PoolAt:
+        """Tell where a layer of the pool is, and which of its pages are those of the spans."""
+        return PoolAt(
+            keys_KPC.data_ptr(),
+            values_KPC.data_ptr(),
+            keys_KPC.stride(0),
+            self._page_length,
+            keys_KPC.shape[2],
+            ctypes.addressof(self._pages),
+        )
 
     def __call__(self, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, keys_KPC: Tensor, values_KPC: Tensor) -> Tensor:
         """Store the new keys and values in the pool, and attend to all that every span may see.
@@ -100,14 +138,21 @@ class SpanAttention:
         assert all(tensor.dtype == self._run.dtype and tensor.stride(-1) == 1 for tensor in tensors)
         num_positions, num_heads, channels = q_NHC.shape
         out_NHC = torch.empty((num_positions, num_heads, channels), dtype=q_NHC.dtype)
-        numbers = (
-            *(q_NHC.data_ptr(), q_NHC.stride(0), q_NHC.stride(1)),
-            *(k_NKC.data_ptr(), k_NKC.stride(0), k_NKC.stride(1)),
-            *(v_NKC.data_ptr(), v_NKC.stride(0), v_NKC.stride(1)),
-            *(keys_KPC.data_ptr(), values_KPC.data_ptr(), keys_KPC.stride(0)),
-            *(self._page_length, ctypes.addressof(self._pages)),
-            *(out_NHC.data_ptr(), ctypes.addressof(self._spans), self._num_spans),
-            *(num_heads, k_NKC.shape[1], channels),
+        self._run(
+            AttendArguments(
+                queries=_heads_at(q_NHC),
+                keys=_heads_at(k_NKC),
+                values=_heads_at(v_NKC),
+                pool=self.pool(keys_KPC, values_KPC),
+                out=out_NHC.data_ptr(),
+                spans=self.address,
+                num_spans=self.num_spans,
+                num_heads=num_heads,
+                num_kv_heads=k_NKC.shape[1],
+            )
         )
-        self._run(numbers)
         return out_NHC
+
+
+def _heads_at(heads_NJC: Tensor) -> HeadsAt:
+    return HeadsAt(heads_NJC.data_ptr(), heads_NJC.stride(0), heads_NJC.stride(1))

@@ -127,22 +127,23 @@ void run_layer(const Layer<T>& layer, const Sizes& n, Shared& shared, const Emit
   }
 }
 
+// What Python gives (dmax.kernels.cpu.experts.ExpertsArguments).
 template <typename T>
-void run(const int64_t* numbers) {
-  // Addresses and sizes, in the order in which dmax.kernels.cpu.experts gives them.
-  const Layer<T> layer{
-      reinterpret_cast<const T*>(numbers[0]),
-      reinterpret_cast<const float*>(numbers[1]),
-      reinterpret_cast<const uint32_t*>(numbers[2]),
-      reinterpret_cast<const uint32_t*>(numbers[3]),
-  };
-  T* const out = reinterpret_cast<T*>(numbers[4]);
-  const Sizes sizes{numbers[5], numbers[6], numbers[7], numbers[8], numbers[9]};
+struct Arguments {
+  Layer<T> layer;
+  T* out;  // (N, D)
+  Sizes sizes;
+};
+
+template <typename T>
+void run(const Arguments<T>& given) {
   static thread_local Shared own;
   Shared& shared = own;
+  T* const out = given.out;
+  const int64_t hidden = given.sizes.hidden;
 #pragma omp parallel
-  run_layer<T>(layer, sizes, shared, [&](int64_t token, int64_t column, Floats result) {
-    Kind<T>::put(out + token * sizes.hidden + column, result);
+  run_layer<T>(given.layer, given.sizes, shared, [&](int64_t token, int64_t column, Floats result) {
+    Kind<T>::put(out + token * hidden + column, result);
   });
 }
 

@@ -8,12 +8,13 @@ O outputs of a matrix, I its inputs, W words of 32 bits or all widths side by si
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dmax.kernels.cpu.library import DTYPES, LANES, Function
+from dmax.kernels.cpu.library import DTYPES, LANES, Function, fields
 
 _PANEL = 64
 """Outputs of a matrix that lie side by side."""
@@ -39,6 +40,12 @@ def gate_up_in_panels(gates_WD: Tensor, ups_WD: Tensor, width: int) -> Tensor:
 def down_in_panels(down_DW: Tensor, width: int) -> Tensor:
     """Downs of experts that lie side by side, each ``width`` wide: :func:`in_panels` of ``(X, D, F)``."""
     return in_panels(down_DW.unflatten(1, (-1, width)).transpose(0, 1))
+
+
+class ExpertsArguments(ctypes.Structure):
+    """``experts::Arguments``."""
+
+    _fields_ = fields(addresses="x weights gate_up down out", numbers="tokens hidden width routed all")
 
 
 class CpuExperts:
@@ -67,7 +74,19 @@ class CpuExperts:
         """
         assert x_ND.dtype == gate_up.dtype == down.dtype == self._run.dtype and weights_NE.dtype == torch.float32
         out_ND = torch.empty_like(x_ND)
-        addresses = (tensor.data_ptr() for tensor in (x_ND, weights_NE, gate_up, down, out_ND))
-        width = gate_up.shape[1] // (2 * x_ND.shape[1])
-        self._run((*addresses, *x_ND.shape, width, weights_NE.shape[1], gate_up.shape[0]))
+        tokens, hidden = x_ND.shape
+        self._run(
+            ExpertsArguments(
+                x=x_ND.data_ptr(),
+                weights=weights_NE.data_ptr(),
+                gate_up=gate_up.data_ptr(),
+                down=down.data_ptr(),
+                out=out_ND.data_ptr(),
+                tokens=tokens,
+                hidden=hidden,
+                width=gate_up.shape[1] // (2 * hidden),
+                routed=weights_NE.shape[1],
+                all=gate_up.shape[0],
+            )
+        )
         return out_ND

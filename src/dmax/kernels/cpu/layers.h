@@ -49,7 +49,7 @@ class Reader {
   }
 };
 
-// What one pass works on; the threads of a team share it.
+// What one pass works on, as Python gives it (dmax.kernels.cpu.layers.PassArguments); the threads of a team share it.
 template <typename T>
 struct Pass {
   Sizes n;
@@ -247,30 +247,6 @@ void run_pass(const Pass<T>& pass) {
     }
     normalize(pass, own, weights.next<T>(n.hidden), pass.out);
   }
-}
-
-template <typename T>
-void run(const int64_t* numbers) {
-  // Addresses and sizes, in the order in which dmax.kernels.cpu.layers gives them.
-  const auto at = [&](int i, auto* kind) { return reinterpret_cast<decltype(kind)>(numbers[i]); };
-  const auto tensor = [&](int i) { return at(i, (T*)nullptr); };
-  const auto floats = [&](int i) { return at(i, (const float*)nullptr); };
-  const float* const constants = floats(6);  // eps, scale of the routed experts
-  const int64_t* const sizes = at(15, (const int64_t*)nullptr);
-  run_pass<T>({
-      {numbers[2], sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], constants[0]},
-      tensor(0),
-      tensor(1),
-      at(3, (const void*)nullptr),
-      at(16, (const FeedForward*)nullptr),
-      {sizes[6], sizes[7], sizes[8], sizes[9], constants[1]},
-      floats(4),
-      floats(5),
-      {tensor(7), tensor(8), numbers[10], numbers[11], sizes[4], at(12, (const int32_t*)nullptr)},
-      numbers[9],
-      at(13, (const attention::Span*)nullptr),
-      numbers[14],
-  });
 }
 
 }  // namespace layers

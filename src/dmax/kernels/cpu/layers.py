@@ -9,16 +9,16 @@ C head channels, O outputs of a matrix, I its inputs, W words of 32 bits.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmax.kernels.cpu.attention import SpanAttention
-from dmax.kernels.cpu.library import DTYPES, LANES, Function
+from dmax.kernels.cpu.attention import PoolAt, SpanAttention
+from dmax.kernels.cpu.library import DTYPES, LANES, Function, fields
 
 
 class FeedForwardSize(NamedTuple):
@@ -72,15 +72,28 @@ def one_behind_the_other(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors])
 
 
-@cache
-def _as_tensors(size: LayersSize) -> tuple[Tensor, Tensor, Tensor]:
-    """Its fractions, float32; its whole numbers; and those of its feed-forwards, both int64."""
-    groups, kept, chosen, scale = size.routing
-    numbers = (
-        len(size.feed_forwards), size.hidden, size.heads, size.kv_heads, size.channels, size.rotary, size.routed,
-        groups, kept, chosen,
-    )  # fmt: skip
-    return torch.tensor([size.eps, scale]), torch.tensor(numbers), torch.tensor(size.feed_forwards)
+class PassArguments(ctypes.Structure):
+    """``layers::Pass``."""
+
+    class Sizes(ctypes.Structure):
+        """``layers::Sizes``."""
+
+        _fields_ = fields(numbers="positions layers hidden heads kv_heads channels rotary", fractions="eps")
+
+    class Rule(ctypes.Structure):
+        """``routing::Rule``."""
+
+        _fields_ = fields(numbers="experts groups groups_kept chosen", fractions="scale")
+
+    _fields_ = [
+        ("sizes", Sizes),
+        *fields(addresses="embeds out weights feed_forwards"),
+        ("rule", Rule),
+        *fields(addresses="cosines sines"),
+        ("pool", PoolAt),
+        *fields(numbers="layer_stride"),
+        *fields(addresses="spans", numbers="num_spans"),
+    ]
 
 
 class CpuLayers:
@@ -123,20 +136,30 @@ class LayersPass:
         angles: tuple[Tensor, Tensor], pool: tuple[Tensor, Tensor],
     ) -> None:  # fmt: skip
         self._run = run
-        constants, sizes, feed_forwards = _as_tensors(size)
         cosines, sines = angles
         keys, values = pool
-        self._alive = (weights, spans, angles, constants, sizes, feed_forwards, keys, values)
-        self._numbers = (
-            *(num_positions, weights.data_ptr(), cosines.data_ptr(), sines.data_ptr(), constants.data_ptr()),
-            *(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)),
-            *spans.places,
-            *(sizes.data_ptr(), feed_forwards.data_ptr()),
-        )
+        feed_forwards = torch.tensor(size.feed_forwards)
+        self._alive = (weights, spans, angles, feed_forwards, keys, values)
+        self._arguments = PassArguments(
+            sizes=PassArguments.Sizes(
+                num_positions, len(size.feed_forwards), size.hidden, size.heads, size.kv_heads, size.channels,
+                size.rotary, size.eps,
+            ),
+            weights=weights.data_ptr(),
+            feed_forwards=feed_forwards.data_ptr(),
+            rule=PassArguments.Rule(size.routed, *size.routing),
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            pool=spans.pool(keys[0], values[0]),
+            layer_stride=keys.stride(0),
+            spans=spans.address,
+            num_spans=spans.num_spans,
+        )  # fmt: skip
 
     def __call__(self, embeds_ND: Tensor) -> Tensor:
-        """Hidden states after the final norm, ``(N, D)``, of embeddings that lie side by side; fills the pool."""
+        """Compute hidden states after the final norm, ``(N, D)``, of embeddings side by side; fills the pool."""
         assert embeds_ND.dtype == self._run.dtype and embeds_ND.is_contiguous()
         out_ND = torch.empty_like(embeds_ND)
-        self._run((embeds_ND.data_ptr(), out_ND.data_ptr(), *self._numbers))
+        self._arguments.embeds, self._arguments.out = embeds_ND.data_ptr(), out_ND.data_ptr()
+        self._run(self._arguments)
         return out_ND

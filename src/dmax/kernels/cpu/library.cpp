@@ -1,21 +1,21 @@
-// The functions of the library: each takes addresses and sizes, in the order that its namespace says.
+// The functions of the library: each takes a struct, which a class of dmax.kernels.cpu mirrors field by field.
+
+#include <type_traits>
 
 #include "layers.h"
 #include "rule.h"
 
+#define DMAX_FUNCTION(name, run, Given)                                                        \
+  static_assert(std::is_standard_layout<Given<float>>::value, "Python writes it");             \
+  void dmax_##name##_float32(const Given<float>* given) { run<float>(*given); }                \
+  void dmax_##name##_bfloat16(const Given<Bfloat>* given) { run<Bfloat>(*given); }
+
 extern "C" {
-void dmax_attend_float32(const int64_t* numbers) { attention::run<float>(numbers); }
-void dmax_attend_bfloat16(const int64_t* numbers) { attention::run<Bfloat>(numbers); }
-void dmax_experts_float32(const int64_t* numbers) { experts::run<float>(numbers); }
-void dmax_experts_bfloat16(const int64_t* numbers) { experts::run<Bfloat>(numbers); }
-void dmax_layers_float32(const int64_t* numbers) { layers::run<float>(numbers); }
-void dmax_layers_bfloat16(const int64_t* numbers) { layers::run<Bfloat>(numbers); }
-void dmax_predict_float32(const int64_t* numbers) { rule::predict<float>(numbers); }
-void dmax_predict_bfloat16(const int64_t* numbers) { rule::predict<Bfloat>(numbers); }
-void dmax_decide_float32(const int64_t* numbers) { rule::decide<float>(numbers); }
-void dmax_decide_bfloat16(const int64_t* numbers) { rule::decide<Bfloat>(numbers); }
-void dmax_soften_float32(const int64_t* numbers) { rule::soften<float>(numbers); }
-void dmax_soften_bfloat16(const int64_t* numbers) { rule::soften<Bfloat>(numbers); }
-void dmax_read_float32(const int64_t* numbers) { rule::read<float>(numbers); }
-void dmax_read_bfloat16(const int64_t* numbers) { rule::read<Bfloat>(numbers); }
+DMAX_FUNCTION(attend, attention::run, attention::Arguments)
+DMAX_FUNCTION(experts, experts::run, experts::Arguments)
+DMAX_FUNCTION(layers, layers::run_pass, layers::Pass)
+DMAX_FUNCTION(predict, rule::predict, rule::Predict)
+DMAX_FUNCTION(decide, rule::decide, rule::Decide)
+DMAX_FUNCTION(soften, rule::soften, rule::Soften)
+DMAX_FUNCTION(read, rule::read, rule::Read)
 }

@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,14 @@ def _processor() -> str:
     return torch.backends.cpu.get_cpu_capability() + flags.partition(":")[2]
 
 
+def fields(**kinds: str) -> list[tuple[str, Any]]:
+    """List fields of a struct by kind: names of addresses, of whole numbers and of fractions, in this order."""
+    types = {"addresses": ctypes.c_void_p, "numbers": ctypes.c_int64, "fractions": ctypes.c_float}
+    return [(name, types[kind]) for kind, names in kinds.items() for name in names.split()]
+
+
 class Function:
-    """A function of a compiled library: takes addresses and sizes.
+    """A function of a compiled library: takes a struct of addresses and sizes.
 
     Args:
         path: what :func:`compile_library` wrote.
@@ -122,6 +127,6 @@ class Function:
         self._run: Any = getattr(ctypes.CDLL(str(path)), f"dmax_{name}_{DTYPES[dtype]}")
         self._run.restype = None
 
-    def __call__(self, numbers: Sequence[int]) -> None:
+    def __call__(self, arguments: ctypes.Structure) -> None:
         """Run it, without Python's lock."""
-        self._run((ctypes.c_int64 * len(numbers))(*numbers))
+        self._run(ctypes.byref(arguments))

@@ -96,7 +96,8 @@ inline Best joined(const Part* parts, int64_t count) {
   return {whole.token, exp_of_negative(all(whole.best - whole.highest))[0] / sum(total)};
 }
 
-// The blocks before and after a pass; what each array means is said in dmax.kernels.decision.
+// The blocks before and after a pass, as Python gives them (dmax.kernels.cpu.rule.BlocksArguments); what each array
+// means is said in dmax.kernels.decision.
 struct Blocks {
   const int64_t* tokens;
   const bool *active, *masked;
@@ -143,47 +144,59 @@ inline void decide_block(const Blocks& all, int64_t block, int64_t length) {
   if (converged) std::fill(all.mixed + begin, all.mixed + end, false);
 }
 
-// Addresses and sizes, in the order in which dmax.kernels.cpu.rule gives them.
-struct Reader {
-  const int64_t* numbers;
-  template <typename P>
-  P* at(int i) const {
-    return reinterpret_cast<P*>(numbers[i]);
-  }
-  // Of the arrays of all blocks; the first of them has this place.
-  Blocks blocks(int i) const {
-    return {at<int64_t>(i),      at<bool>(i + 1),     at<bool>(i + 2),     at<int64_t>(i + 3),  at<bool>(i + 4),
-            *at<float>(i + 5),   *at<float>(i + 6),   at<int64_t>(i + 7),  at<int64_t>(i + 9),  at<int64_t>(i + 11),
-            at<bool>(i + 8),     at<bool>(i + 12),    at<bool>(i + 13),    at<bool>(i + 14),    at<bool>(i + 15),
-            at<float>(i + 10)};
-  }
+// What Python gives to each of the functions (dmax.kernels.cpu.rule).
+template <typename T>
+struct Predict {
+  const T* logits;
+  int64_t* tokens;
+  float* probabilities;
+  int64_t positions, vocabulary, mask;
 };
 
 template <typename T>
-void decide(const int64_t* numbers) {
-  const Reader reader{numbers};
-  const T* const logits = reader.at<const T>(0);
-  const Blocks all = reader.blocks(1);
-  const int64_t blocks = numbers[17], length = numbers[18], vocabulary = numbers[19], mask = numbers[20];
-  const int64_t positions = blocks * length;
-#pragma omp parallel for schedule(static) if (positions >= kPositionsWorthATeam)
-  for (int64_t n = 0; n < positions; ++n) all.tell(n, most_probable(logits + n * vocabulary, vocabulary, mask));
-  for (int64_t block = 0; block < blocks; ++block) decide_block(all, block, length);
+struct Decide {
+  const T* logits;
+  Blocks blocks;
+  int64_t num_blocks, length, vocabulary, mask;
+};
+
+template <typename T>
+struct Soften {
+  const int64_t* tokens;
+  const bool* where;
+  const int64_t* candidates;
+  const float* weights;
+  const T* table;
+  T* out;
+  int64_t positions, hidden, mask;
+};
+
+template <typename T>
+struct Read {
+  const uint32_t *hidden_states, *head;  // in words
+  const T* table;
+  Blocks blocks;
+  T* embeds;
+  int64_t num_blocks, length, vocabulary, hidden, mask;
+};
+
+template <typename T>
+void predict(const Predict<T>& given) {
+#pragma omp parallel for schedule(static) if (given.positions >= kPositionsWorthATeam)
+  for (int64_t n = 0; n < given.positions; ++n) {
+    const Best best = most_probable(given.logits + n * given.vocabulary, given.vocabulary, given.mask);
+    given.tokens[n] = best.token;
+    given.probabilities[n] = best.probability;
+  }
 }
 
 template <typename T>
-void predict(const int64_t* numbers) {
-  const Reader reader{numbers};
-  const T* const logits = reader.at<const T>(0);
-  int64_t* const tokens = reader.at<int64_t>(1);
-  float* const probabilities = reader.at<float>(2);
-  const int64_t positions = numbers[3], vocabulary = numbers[4], mask = numbers[5];
+void decide(const Decide<T>& given) {
+  const int64_t positions = given.num_blocks * given.length;
 #pragma omp parallel for schedule(static) if (positions >= kPositionsWorthATeam)
-  for (int64_t n = 0; n < positions; ++n) {
-    const Best best = most_probable(logits + n * vocabulary, vocabulary, mask);
-    tokens[n] = best.token;
-    probabilities[n] = best.probability;
-  }
+  for (int64_t n = 0; n < positions; ++n)
+    given.blocks.tell(n, most_probable(given.logits + n * given.vocabulary, given.vocabulary, given.mask));
+  for (int64_t block = 0; block < given.num_blocks; ++block) decide_block(given.blocks, block, given.length);
 }
 
 template <typename T>
@@ -230,16 +243,11 @@ struct Softener {
 };
 
 template <typename T>
-void soften(const int64_t* numbers) {
-  const Reader reader{numbers};
-  const int64_t *const tokens = reader.at<const int64_t>(0), *const candidates = reader.at<const int64_t>(2);
-  const bool* const where = reader.at<const bool>(1);
-  const float* const weights = reader.at<const float>(3);
-  T* const out = reader.at<T>(5);
-  const int64_t positions = numbers[6], hidden = numbers[7];
-  const Softener<T> soft(reader.at<const T>(4), hidden, numbers[8]);
-#pragma omp parallel for schedule(static) if (positions >= kEmbeddingsWorthATeam)
-  for (int64_t n = 0; n < positions; ++n) soft(tokens[n], where[n], candidates[n], weights[n], out + n * hidden);
+void soften(const Soften<T>& given) {
+  const Softener<T> soft(given.table, given.hidden, given.mask);
+#pragma omp parallel for schedule(static) if (given.positions >= kEmbeddingsWorthATeam)
+  for (int64_t n = 0; n < given.positions; ++n)
+    soft(given.tokens[n], given.where[n], given.candidates[n], given.weights[n], given.out + n * given.hidden);
 }
 
 // Rounded to what logits are kept in.
@@ -252,16 +260,15 @@ inline Floats rounded(Floats x) {
 
 // Head, rule and the embeddings of the next pass.
 template <typename T>
-void read(const int64_t* numbers) {
+void read(const Read<T>& given) {
   static thread_local std::vector<Part> kept;
-  const Reader reader{numbers};
-  const uint32_t *const hidden_words = reader.at<const uint32_t>(0), *const head = reader.at<const uint32_t>(1);
-  const Blocks all = reader.blocks(3);
-  T* const embeds = reader.at<T>(19);
-  const int64_t blocks = numbers[20], length = numbers[21], vocabulary = numbers[22], mask = numbers[23];
-  const int64_t hidden = numbers[24], words = hidden / Kind<T>::per_word;
+  const uint32_t *const hidden_words = given.hidden_states, *const head = given.head;
+  const Blocks& all = given.blocks;
+  T* const embeds = given.embeds;
+  const int64_t blocks = given.num_blocks, length = given.length, vocabulary = given.vocabulary, mask = given.mask;
+  const int64_t hidden = given.hidden, words = hidden / Kind<T>::per_word;
   const int64_t positions = blocks * length, panels = (vocabulary + kPanel - 1) / kPanel;
-  const Softener<T> soft(reader.at<const T>(2), hidden, mask);
+  const Softener<T> soft(given.table, hidden, mask);
   kept.resize(std::max<size_t>(kept.size(), positions * panels));
   Part* const parts = kept.data();
 #pragma omp parallel

@@ -6,13 +6,14 @@ Shape suffixes: B blocks, L block positions, N positions (B L), V vocabulary, D 
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmax.kernels.cpu.library import DTYPES, LANES, Function
+from dmax.kernels.cpu.library import DTYPES, LANES, Function, fields
 from dmax.kernels.decision import Decision
 
 
@@ -39,10 +40,70 @@ class BlocksBefore(NamedTuple):
     """``(B,)`` int64."""
     fallback: Tensor
     """``(B,)`` bool, whether one mask becomes a token even if none is confident."""
-    threshold: Tensor
-    """``()`` float32, the confidence that a mask needs to be promoted."""
-    acceptance_threshold: Tensor
-    """``()`` float32, the confidence that every position needs for a block to be accepted while it still changes."""
+    threshold: float
+    """The confidence that a mask needs to be promoted."""
+    acceptance_threshold: float
+    """The confidence that every position needs for a block to be accepted while it still changes."""
+
+
+class BlocksArguments(ctypes.Structure):
+    """``rule::Blocks``."""
+
+    _fields_ = [
+        *fields(addresses="tokens active masked passes fallback", fractions="threshold acceptance_threshold"),
+        *fields(addresses="tokens_after passes_after candidates masked_after promoted revised mixed converged"),
+        *fields(addresses="confidence"),
+    ]
+
+    @classmethod
+    def of(cls, before: BlocksBefore, after: Decision) -> BlocksArguments:
+        """Tell where blocks are and where a pass over them is to be written."""
+        return cls(
+            *(tensor.data_ptr() for tensor in before[:5]),
+            before.threshold,
+            before.acceptance_threshold,
+            tokens_after=after.tokens.data_ptr(),
+            passes_after=after.passes.data_ptr(),
+            candidates=after.candidates.data_ptr(),
+            masked_after=after.masked.data_ptr(),
+            promoted=after.promoted.data_ptr(),
+            revised=after.revised.data_ptr(),
+            mixed=after.mixed.data_ptr(),
+            converged=after.converged.data_ptr(),
+            confidence=after.confidence.data_ptr(),
+        )
+
+
+class PredictArguments(ctypes.Structure):
+    """``rule::Predict``."""
+
+    _fields_ = fields(addresses="logits tokens probabilities", numbers="positions vocabulary mask")
+
+
+class DecideArguments(ctypes.Structure):
+    """``rule::Decide``."""
+
+    _fields_ = [
+        *fields(addresses="logits"),
+        ("blocks", BlocksArguments),
+        *fields(numbers="num_blocks length vocabulary mask"),
+    ]
+
+
+class SoftenArguments(ctypes.Structure):
+    """``rule::Soften``."""
+
+    _fields_ = fields(addresses="tokens where candidates weights table out", numbers="positions hidden mask")
+
+
+class ReadArguments(ctypes.Structure):
+    """``rule::Read``."""
+
+    _fields_ = [
+        *fields(addresses="hidden_states head table"),
+        ("blocks", BlocksArguments),
+        *fields(addresses="embeds", numbers="num_blocks length vocabulary hidden mask"),
+    ]
 
 
 class CpuRule:
@@ -70,15 +131,15 @@ class CpuRule:
         shape = logits_BLV.shape[:-1]
         tokens_BL, probabilities_BL = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
         addresses = (tensor.data_ptr() for tensor in (logits_BLV, tokens_BL, probabilities_BL))
-        self._predict((*addresses, shape.numel(), logits_BLV.shape[-1], self._mask_token_id))
+        self._predict(PredictArguments(*addresses, shape.numel(), logits_BLV.shape[-1], self._mask_token_id))
         return tokens_BL, probabilities_BL
 
     def decide(self, logits_BLV: Tensor, blocks: BlocksBefore) -> Decision:
         """Apply a pass of soft-parallel decoding without options."""
         logits_BLV = logits_BLV.contiguous()
         decision = _room(blocks.tokens)
-        addresses = [tensor.data_ptr() for tensor in (logits_BLV, *blocks, *decision)]
-        self._decide((*addresses, *logits_BLV.shape, self._mask_token_id))
+        arguments = BlocksArguments.of(blocks, decision)
+        self._decide(DecideArguments(logits_BLV.data_ptr(), arguments, *logits_BLV.shape, self._mask_token_id))
         return decision
 
     def soften(
@@ -88,7 +149,8 @@ class CpuRule:
         tensors = [tensor.contiguous() for tensor in (tokens_N, where_N, candidates_N, weights_N, table_VD)]
         shape = tokens_N.shape[0], table_VD.shape[1]
         out_ND = torch.empty(shape, dtype=table_VD.dtype)
-        self._soften((*(tensor.data_ptr() for tensor in (*tensors, out_ND)), *shape, self._mask_token_id))
+        addresses = (tensor.data_ptr() for tensor in (*tensors, out_ND))
+        self._soften(SoftenArguments(*addresses, *shape, self._mask_token_id))
         return out_ND
 
     def read(self, hidden_BLD: Tensor, head: Tensor, table_VD: Tensor, blocks: BlocksBefore) -> tuple[Decision, Tensor]:
@@ -106,9 +168,16 @@ class CpuRule:
         tensors = (hidden_BLD, head, table_VD)
         assert all(tensor.dtype == self.dtype and tensor.is_contiguous() for tensor in tensors)
         decision, embeds_BLD = _room(blocks.tokens), torch.empty_like(hidden_BLD)
-        addresses = [tensor.data_ptr() for tensor in (*tensors, *blocks, *decision, embeds_BLD)]
-        sizes = (*blocks.tokens.shape, table_VD.shape[0], self._mask_token_id, table_VD.shape[1])
-        self._read((*addresses, *sizes))
+        self._read(
+            ReadArguments(
+                *(tensor.data_ptr() for tensor in tensors),
+                BlocksArguments.of(blocks, decision),
+                embeds_BLD.data_ptr(),
+                *blocks.tokens.shape,
+                *table_VD.shape,
+                self._mask_token_id,
+            )
+        )
         return decision, embeds_BLD
 
 
