@@ -190,7 +190,7 @@ def _run_name(
     model: ModelOptions, decoding: DecodingOptions, base_url: str | None, fields_given: dict[str, Any]
 ) -> str:
     decoder = "as-served" if base_url and "decoder" not in fields_given else decoding.decoder
-    threshold = "" if decoding.values["threshold"] is None else f"-{decoding.values['threshold']:g}"
+    threshold = "" if decoding.threshold is None else f"-{decoding.threshold:g}"
     return f"{'served-' if base_url else ''}{Path(model.model).name or 'model'}-{decoder}{threshold}"
 
 

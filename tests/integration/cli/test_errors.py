@@ -58,7 +58,7 @@ def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--output", "answers.jsonl"], ["--output", "--input"]),
         (["--prompt-ids", "[1]"], ["PROMPT and --prompt-ids"]),
         (["--input", "prompts.jsonl"], ["PROMPT and --input"]),
-        (["w8"], ["unexpected extra argument"]),
+        (["w8"], ["unexpected extra argument", "into quotes"]),
         (["--gen-length", "5000"], ["1 token,", "5000", "64"]),
     ],
 )

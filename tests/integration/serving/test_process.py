@@ -42,7 +42,7 @@ def _read_to_some_text(reply: httpx.Response) -> None:
     raise AssertionError("the stream ended without any text")
 
 
-def test_clients_that_vanish_free_their_rows(start: Start) -> None:
+def test_clients_that_vanish_free_their_rows_and_are_in_the_log(start: Start, log: Path) -> None:
     with start("--max-batch-size", "2") as (_, client):
         for _ in range(20):
             with client.stream("POST", "/v1/chat/completions", json={**SLOW, "stream": True}) as reply:
@@ -54,6 +54,9 @@ def test_clients_that_vanish_free_their_rows(start: Start) -> None:
         _wait_for(client, "dmax_queue", 0)
         _wait_for(client, "dmax_pages_held", 0)
         assert client.post("/v1/chat/completions", json={**SLOW, "max_tokens": 8}).status_code == 200
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+    statuses = [line["status"] for line in lines if line["path"] == "/v1/chat/completions"]
+    assert statuses == [499] * 25 + [200]
 
 
 def test_sigterm_lets_running_answers_finish(start: Start) -> None:

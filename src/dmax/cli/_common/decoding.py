@@ -95,6 +95,16 @@ class DecodingOptions:
         """Of the draws."""
         return int(self.values["seed"])
 
+    @property
+    def temperature(self) -> float:
+        """Above 0 tokens are drawn."""
+        return float(self.values["temperature"])
+
+    @property
+    def threshold(self) -> float | None:
+        """The decoder's threshold, None where it is not given."""
+        return self.values["threshold"]
+
     def params(self, *, trace: bool = False) -> GenerationParams:
         """Return what the engine takes.
 

@@ -34,7 +34,10 @@ class OneLineErrors(TyperGroup):
         try:
             code = super().main(*args, **extra)
         except typer.TyperException as error:
-            report(error.format_message())
+            message = error.format_message()
+            # Words of a prompt without quotes arrive as arguments that no command has.
+            quotes = "; put a text of several words into quotes." if "unexpected extra argument" in message else ""
+            report(message.rstrip(".") + quotes if quotes else message)
             sys.exit(error.exit_code)
         except typer.Abort:
             sys.exit(1)

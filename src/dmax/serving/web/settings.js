@@ -97,8 +97,9 @@ export class Settings {
       ...this.#options());
     const known = { block_length: facts.block_length };
     const shared = schema.shared.map((definition) => ({ ...definition, default: known[definition.name] ?? definition.default }));
-    const own = new Map(schema.decoders.flatMap(({ options }) => options).reverse().map((option) => [option.name, option]));
-    this.own = [...own.values()].reverse().map((definition) => new Field(definition, () => this.onchange()));
+    const own = new Map();
+    for (const option of schema.decoders.flatMap(({ options }) => options)) if (!own.has(option.name)) own.set(option.name, option);
+    this.own = [...own.values()].map((definition) => new Field(definition, () => this.onchange()));
     this.fields = [...this.own, ...shared.map((definition) => new Field(definition, () => this.onchange()))];
     page.fields.append(
       el("div.field", {}, el("label", { htmlFor: "set-decoder" }, "Decoder"), this.decoder, this.about),
