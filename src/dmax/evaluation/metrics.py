@@ -29,7 +29,7 @@ _CHUNK = 2**18
 """Row numbers drawn at a time; bounds the memory of a bootstrap and does not change what is drawn."""
 
 
-class MeasurementError(ValueError):
+class ResultsError(ValueError):
     """Samples, results or a sweep from which nothing can be computed."""
 
 
@@ -50,10 +50,10 @@ def summarize(
         seed: of the bootstrap.
 
     Raises:
-        MeasurementError: there are no rows.
+        ResultsError: there are no rows.
     """
     if not samples:
-        raise MeasurementError("there are no samples to summarize; a task needs at least one row.")
+        raise ResultsError("there are no samples to summarize; a task needs at least one row.")
     right = right_answers(samples)
     drawn = _by_row(samples, right)
     answered = [sample for sample in samples if _was_answered(sample)]
@@ -187,10 +187,10 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], seed: int =
     """Compare the right answers of two runs, row by row.
 
     Raises:
-        MeasurementError: the runs differ in rows, or have none.
+        ResultsError: the runs differ in rows, or have none.
     """
     if len(first) != len(second) or not first:
-        raise MeasurementError(
+        raise ResultsError(
             f"a paired comparison needs the same rows from both runs; they have {len(first)} and {len(second)}."
         )
     change = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
@@ -223,11 +223,11 @@ def aup(points: Sequence[tuple[float, float]], best_accuracy: float) -> float:
         best_accuracy: highest accuracy in percent of all methods compared.
 
     Raises:
-        MeasurementError: there are no points, or one is outside its range.
+        ResultsError: there are no points, or one is outside its range.
     """
     kept = aup_points(points)
     if not 0 <= best_accuracy <= 100:
-        raise MeasurementError(f"best_accuracy is {best_accuracy}; it must be a percentage, 0 to 100.")
+        raise ResultsError(f"best_accuracy is {best_accuracy}; it must be a percentage, 0 to 100.")
     tpf, accuracy = kept[0]
     area = tpf * accuracy
     for (left, before), (right, after) in pairwise(kept):
@@ -241,13 +241,13 @@ def aup_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
     Of points with one TPF the most accurate comes first, so that their order in ``points`` does not matter.
 
     Raises:
-        MeasurementError: there are no points, or one is outside its range.
+        ResultsError: there are no points, or one is outside its range.
     """
     if not points:
-        raise MeasurementError("AUP needs at least one point; there is none.")
+        raise ResultsError("AUP needs at least one point; there is none.")
     for tpf, accuracy in points:
         if not (math.isfinite(tpf) and tpf >= 0 and 0 <= accuracy <= 100):
-            raise MeasurementError(
+            raise ResultsError(
                 f"the point (TPF {tpf}, accuracy {accuracy}) is out of range; TPF is at least 0 and accuracy a "
                 "percentage, 0 to 100."
             )
@@ -270,17 +270,17 @@ def aup_intervals(
             on the same rows.
 
     Raises:
-        MeasurementError: the points differ in rows, or there are none.
+        ResultsError: the points differ in rows, or there are none.
     """
     names = [name for name, points in methods.items() for _ in points]
     columns = [column for points in methods.values() for point in points for column in point]
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if len({len(values) for values in arrays}) != 1 or not len(arrays[0]):
-        raise MeasurementError("an AUP interval needs at least one point, and all points on the same rows.")
+        raise ResultsError("an AUP interval needs at least one point, and all points on the same rows.")
     draws_RK = bootstrap_means(np.stack(arrays, axis=1), seed, resamples)
     draws_RK = draws_RK[np.isfinite(draws_RK).all(axis=1)]
     if not len(draws_RK):
-        raise MeasurementError("an AUP interval needs points with answered rows; one has none.")
+        raise ResultsError("an AUP interval needs points with answered rows; one has none.")
     areas: dict[str, list[float]] = {name: [] for name in methods}
     for draw in draws_RK.tolist():
         accuracies = [100 * right for right in draw[0::2]]

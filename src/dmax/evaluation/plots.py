@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmax.evaluation.metrics import MeasurementError, pareto_front
+from dmax.evaluation.metrics import ResultsError, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,12 +75,12 @@ def require_matplotlib() -> None:
     """Make sure that pictures can be drawn.
 
     Raises:
-        MeasurementError: matplotlib is not installed.
+        ResultsError: matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MeasurementError("drawing needs the eval extra: pip install 'dmax-llm[eval]'.") from error
+        raise ResultsError("drawing needs the eval extra: pip install 'dmax-llm[eval]'.") from error
 
 
 def draw_tradeoff(panels: Mapping[str, Sequence[Curve]], stem: Path, speed_label: str) -> list[Path]:
@@ -95,10 +95,10 @@ def draw_tradeoff(panels: Mapping[str, Sequence[Curve]], stem: Path, speed_label
         The files written.
 
     Raises:
-        MeasurementError: there is nothing to draw, or matplotlib is not installed.
+        ResultsError: there is nothing to draw, or matplotlib is not installed.
     """
     if not any(curve.spots for curves in panels.values() for curve in curves):
-        raise MeasurementError(f"there is no point to draw in {stem.name}; finish at least one.")
+        raise ResultsError(f"there is no point to draw in {stem.name}; finish at least one.")
     require_matplotlib()
     from matplotlib import style
 

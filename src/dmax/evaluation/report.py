@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dmax.evaluation.metrics import MeasurementError, paired_difference, right_answers
+from dmax.evaluation.metrics import ResultsError, paired_difference, right_answers
 from dmax.evaluation.run_folder import by_id
 
 RESULTS_FILE = "results.json"
@@ -117,21 +117,21 @@ def read_results(folder: Path) -> dict[str, Any]:
     """The ``results.json`` of a finished run.
 
     Raises:
-        MeasurementError: there is none, or it is damaged or of another format.
+        ResultsError: there is none, or it is damaged or of another format.
     """
     path = folder / RESULTS_FILE
     if not path.is_file():
-        raise MeasurementError(
+        raise ResultsError(
             f"{folder} holds no {RESULTS_FILE}; give the folder of a finished run (dmax eval writes the file last)."
         )
-    damaged = MeasurementError(f"{path} is damaged or no results file of dmax eval; run the evaluation again.")
+    damaged = ResultsError(f"{path} is damaged or no results file of dmax eval; run the evaluation again.")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         found = results["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise damaged from error
     if found != FORMAT:
-        raise MeasurementError(
+        raise ResultsError(
             f"{path} has format {found!r}, and this version of dmax reads {FORMAT}; use the version that wrote it, or "
             "run the evaluation again."
         )
@@ -155,7 +155,7 @@ def read_samples(folder: Path, task: str) -> list[dict[str, Any]]:
     """The per-sample rows of a task, in order; none where the file is gone.
 
     Raises:
-        MeasurementError: the file is damaged.
+        ResultsError: the file is damaged.
     """
     path = folder / f"samples-{task}.jsonl"
     if not path.is_file():
@@ -166,18 +166,18 @@ def read_samples(folder: Path, task: str) -> list[dict[str, Any]]:
         _ = [(row["id"], row["correct"], row["error"]) for row in rows]
         return sorted(rows, key=lambda row: row["index"])
     except (ValueError, KeyError, TypeError) as error:
-        raise MeasurementError(f"{path} is damaged ({error}); run the evaluation again.") from error
+        raise ResultsError(f"{path} is damaged ({error}); run the evaluation again.") from error
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Finished runs, each named by as much of its path as tells it from the others.
 
     Raises:
-        MeasurementError: a folder is given twice, or holds no finished run.
+        ResultsError: a folder is given twice, or holds no finished run.
     """
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
-        raise MeasurementError("a run is given twice; name every folder once.")
+        raise ResultsError("a run is given twice; name every folder once.")
     depth = 1
     while len(names := ["/".join(path.parts[-depth:]) for path in paths]) > len(set(names)):
         depth += 1
@@ -197,13 +197,13 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Report:
         baseline: name of the run that the others are compared with; the first if not given.
 
     Raises:
-        MeasurementError: there is no run, or none of that name.
+        ResultsError: there is no run, or none of that name.
     """
     if not runs:
-        raise MeasurementError("there is no run to report; give at least one folder.")
+        raise ResultsError("there is no run to report; give at least one folder.")
     names = [run.name for run in runs]
     if baseline is not None and baseline not in names:
-        raise MeasurementError(f"the baseline {baseline!r} is none of the runs; choose from {', '.join(names)}.")
+        raise ResultsError(f"the baseline {baseline!r} is none of the runs; choose from {', '.join(names)}.")
     first = runs[names.index(baseline)] if baseline else runs[0]
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     table, same = _settings(runs)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dmax.evaluation.metrics import MeasurementError
+from dmax.evaluation.metrics import ResultsError
 from dmax.evaluation.plots import Curve, Spot, draw_tradeoff, require_matplotlib
 from dmax.evaluation.report import RESULTS_FILE, read_results
 from dmax.evaluation.run_folder import to_json, write_whole
@@ -68,13 +68,13 @@ def run_sweep(
         The path of ``sweep.md``.
 
     Raises:
-        MeasurementError: the settings are none or not distinct, the folder belongs to something else, or pictures
+        ResultsError: the settings are none or not distinct, the folder belongs to something else, or pictures
             cannot be drawn (which is found out before anything runs).
     """
     names = [setting.folder_name for setting in settings]
     if not settings or len(set(names)) < len(names):
         problem = f"{max(names, key=names.count)} is there twice" if settings else "there is none"
-        raise MeasurementError(f"a sweep needs settings that differ, and {problem}; name every setting once.")
+        raise ResultsError(f"a sweep needs settings that differ, and {problem}; name every setting once.")
     require_matplotlib()
     _claim(folder, settings, shared)
     for setting in settings:
@@ -90,7 +90,7 @@ def is_finished(folder: Path, setting: Setting) -> bool:
     """Whether a point's folder holds the results of its setting.
 
     Raises:
-        MeasurementError: it holds those of another setting, or damaged ones.
+        ResultsError: it holds those of another setting, or damaged ones.
     """
     return _finished_results(folder, setting) is not None
 
@@ -102,14 +102,14 @@ def _finished_results(folder: Path, setting: Setting) -> dict[str, Any] | None:
     results = read_results(folder)
     threshold = results["params"].get("threshold")
     if setting.weights not in (None, results["model"]["hash"]):
-        raise MeasurementError(
+        raise ResultsError(
             f"{folder / RESULTS_FILE} was measured with other weights of {setting.model}; choose another folder for "
             "the sweep, or move that one away and run the sweep again."
         )
     measured = Setting(results["model"]["name"], results["decoder"], threshold)
     asked = Setting(setting.model, setting.decoder, threshold if setting.threshold is None else setting.threshold)
     if measured != asked:
-        raise MeasurementError(
+        raise ResultsError(
             f"{folder / RESULTS_FILE} was measured with {measured.folder_name}; move that folder away and run the "
             "sweep again."
         )
@@ -120,7 +120,7 @@ def read_points(folder: Path) -> list[Point]:
     """The finished points of a sweep, one for each task of every setting, in the order of the plan.
 
     Raises:
-        MeasurementError: the folder holds no sweep, or none of its points is finished.
+        ResultsError: the folder holds no sweep, or none of its points is finished.
     """
     points = []
     for setting in _read_plan(folder)[0]:
@@ -133,7 +133,7 @@ def read_points(folder: Path) -> list[Point]:
                 for task, values in results["tasks"].items()
             ]
     if not points:
-        raise MeasurementError(f"{folder} holds no finished point yet; let the sweep run on.")
+        raise ResultsError(f"{folder} holds no finished point yet; let the sweep run on.")
     return points
 
 
@@ -144,7 +144,7 @@ def write_sweep(folder: Path, tolerance_points: float = 1.0) -> Path:
         The path of ``sweep.md``.
 
     Raises:
-        MeasurementError: there is no finished point, or pictures cannot be drawn.
+        ResultsError: there is no finished point, or pictures cannot be drawn.
     """
     points = read_points(folder)
     tasks = {task: [p for p in points if p.task == task] for task in dict.fromkeys(point.task for point in points)}
@@ -200,16 +200,16 @@ def _claim(folder: Path, settings: Sequence[Setting], shared: Mapping[str, Any])
         planned, held = _read_plan(folder)
         differing = [key for key in wanted | held if wanted.get(key) != held.get(key)]
         if differing:
-            raise MeasurementError(
+            raise ResultsError(
                 f"{folder} holds a sweep with another {' and '.join(differing)}; choose another folder, or give the "
                 "settings of that sweep to go on with it."
             )
     elif folder.exists() and any(folder.iterdir()):
-        raise MeasurementError(f"{folder} holds other files and no sweep; choose another folder.")
+        raise ResultsError(f"{folder} holds other files and no sweep; choose another folder.")
     merged = {setting.folder_name: setting for setting in planned}
     for setting in settings:
         if merged.setdefault(setting.folder_name, setting) != setting:
-            raise MeasurementError(f"{folder / setting.folder_name} belongs to another setting; choose another folder.")
+            raise ResultsError(f"{folder / setting.folder_name} belongs to another setting; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"format": FORMAT, "shared": wanted, "settings": [asdict(setting) for setting in merged.values()]}
     write_whole(folder / PLAN_FILE, to_json(plan))
@@ -218,13 +218,13 @@ def _claim(folder: Path, settings: Sequence[Setting], shared: Mapping[str, Any])
 def _read_plan(folder: Path) -> tuple[list[Setting], dict[str, Any]]:
     path = folder / PLAN_FILE
     if not path.is_file():
-        raise MeasurementError(f"{folder} holds no sweep; give the folder that dmax sweep wrote.")
+        raise ResultsError(f"{folder} holds no sweep; give the folder that dmax sweep wrote.")
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         if plan["format"] == FORMAT:
             return [Setting(**setting) for setting in plan["settings"]], dict(plan["shared"])
     except (ValueError, KeyError, TypeError) as error:
-        raise MeasurementError(f"{path} is damaged; choose another folder for the sweep.") from error
-    raise MeasurementError(
+        raise ResultsError(f"{path} is damaged; choose another folder for the sweep.") from error
+    raise ResultsError(
         f"{path} has format {plan['format']!r}, and this version of dmax reads {FORMAT}; use the version that wrote it."
     )

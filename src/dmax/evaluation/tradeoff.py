@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dmax.evaluation.metrics import (
-    MeasurementError,
+    ResultsError,
     aup,
     aup_intervals,
     aup_points,
@@ -102,19 +102,19 @@ def recommend(
         baseline: the reference; if not given, the most accurate point and, of equals, the fastest.
 
     Raises:
-        MeasurementError: the points cannot be compared, or none is within the tolerance of the baseline.
+        ResultsError: the points cannot be compared, or none is within the tolerance of the baseline.
     """
     if not points or len({point.task for point in points}) != 1 or any(p.metrics[speed] is None for p in points):
-        raise MeasurementError(
+        raise ResultsError(
             f"a recommendation needs points of one task with a known {SPEED_NAMES[speed]}; leave out the others."
         )
     if tolerance_points < 0:
-        raise MeasurementError(f"the tolerance is {tolerance_points:g} accuracy points; it must be at least 0.")
+        raise ResultsError(f"the tolerance is {tolerance_points:g} accuracy points; it must be at least 0.")
     reference = baseline or max(points, key=lambda point: (point.accuracy, point.metrics[speed]))
     bar = reference.accuracy - tolerance_points - 1e-9  # the difference of two rounded percentages is not exact
     enough = [point for point in points if point.accuracy >= bar]
     if not enough:
-        raise MeasurementError(
+        raise ResultsError(
             f"no setting is within {tolerance_points:g} accuracy points of {reference}; allow a greater loss."
         )
     best = max(enough, key=lambda point: (point.metrics[speed], point.accuracy))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,18 @@ def rows(write_lines: Callable[..., Path]) -> Path:
 
 
 def arguments(checkpoints: Any, rows: Path, out: Path, *more: object) -> list[object]:
-    return ["--model", checkpoints.chat, "--tasks", "gsm8k", "--data", rows, "--out", out, *SETTINGS, *more]
+    return [
+        "--model",
+        getattr(checkpoints, "chat", checkpoints),
+        "--tasks",
+        "gsm8k",
+        "--data",
+        rows,
+        "--out",
+        out,
+        *SETTINGS,
+        *more,
+    ]
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
@@ -232,3 +244,82 @@ def test_a_sweep_goes_on_point_by_point_and_is_reported(
     assert "another decoder_option" in refusal("sweep", *other, "--decoder-option", "soft=false")
     assert "is no threshold" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "threshold=high"))
     assert "no option 'threshold'" in refusal("sweep", *arguments(checkpoints, rows, out, "--over", "fixed-steps=0.9"))
+
+
+def test_stored_answers_are_graded_again_without_a_model(
+    invoke: Callable[..., Any], checkpoints: Any, rows: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert invoke("eval", *arguments(checkpoints, rows, folder)).exit_code == 0
+    file = folder / "samples-gsm8k.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3]["text"] = "so \\boxed{3.}"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = invoke("eval", *arguments("no such model", rows, folder), "--regrade")
+    assert result.exit_code == 0, result.output
+    assert samples(folder)[3]["correct"]
+    assert samples(folder)[3]["reason"] == "number 3 (box: '3.')"
+    assert json.loads((folder / "results.json").read_text())["tasks"]["gsm8k"]["metrics"]["accuracy"] >= 0.1
+
+
+def test_several_samples_need_a_temperature(
+    invoke: Callable[..., Any], checkpoints: Any, rows: Path, tmp_path: Path
+) -> None:
+    refused = invoke("eval", *arguments(checkpoints, rows, tmp_path / "a", "--samples", 2))
+    assert refused.exit_code != 0
+    assert "--temperature above 0" in refused.stderr
+    drawn = invoke("eval", *arguments(checkpoints, rows, tmp_path / "b", "--samples", 2, "--temperature", 0.8))
+    assert drawn.exit_code == 0
+    assert "pass@1" in drawn.stderr and "pass@2" in drawn.stderr
+    assert len(samples(tmp_path / "b")) == 20
+
+
+def test_a_server_that_dies_ends_the_run_and_its_rows_are_asked_again(
+    invoke: Callable[..., Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setattr("dmax.evaluation.answerers.time.sleep", lambda seconds: None)
+    alive, asked = [True], []
+
+    def handle(request: Any) -> Any:
+        if request.method == "POST":
+            asked.append(json.loads(request.content)["messages"][0]["content"])
+            if not alive[0] and asked[-1] != "Hello":
+                raise httpx.ConnectError("connection refused")
+        return httpx.Response(200, json={"choices": [{"message": {"content": "#### 0"}, "finish_reason": "stop"}]})
+
+    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(handle)))
+    command = ["eval", "--base-url", "http://server/v1", "--tasks", "gsm8k", "--data", rows, "--out", tmp_path / "run"]
+    alive[0] = False
+    died = invoke(*command)
+    assert died.exit_code != 0
+    assert "in a row failed" in died.stderr
+    assert not (tmp_path / "run" / "results.json").exists()
+    alive[0] = True
+    asked.clear()
+    assert invoke(*command).exit_code == 0
+    assert len(asked) == 11, "all ten, and the question before the run"
+    assert all(sample["error"] is None for sample in samples(tmp_path / "run"))
+
+
+def test_a_missing_layer_is_told_before_the_first_program_and_none_is_refused(
+    invoke: Callable[..., Any], checkpoints: Any, write_lines: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from dmax.evaluation.sandbox import available_isolation
+    from dmax.evaluation.tasks import get_task
+
+    bare = replace(available_isolation(), file_system="open", missing=("No Landlock (too old): files are open.",))
+    for place in ("isolation.available_isolation", "available_isolation"):
+        monkeypatch.setattr(f"dmax.evaluation.sandbox.{place}", lambda: bare)
+    data = write_lines(dict(get_task("humaneval").example), name="humaneval.jsonl")
+    command = [
+        "eval", "--model", checkpoints.chat, "--tasks", "humaneval", "--data", data, *SETTINGS,
+        "--out", tmp_path / "run",
+    ]  # fmt: skip
+    refused = invoke(*command)
+    assert refused.exit_code != 0
+    assert "--unprotected" in refused.stderr
+    allowed = invoke(*command, "--unprotected")
+    assert allowed.exit_code == 0
+    assert "No Landlock (too old)" in allowed.stderr

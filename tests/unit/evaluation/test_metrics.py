@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmax.evaluation.metrics import (
-    MeasurementError,
+    ResultsError,
     accuracy_interval,
     aup,
     aup_intervals,
@@ -109,7 +109,7 @@ def test_an_empty_answer_has_a_tpf_of_zero() -> None:
 
 
 def test_no_rows_are_refused() -> None:
-    with pytest.raises(MeasurementError, match="at least one row"):
+    with pytest.raises(ResultsError, match="at least one row"):
         summarize([], 1.0, 1)
 
 
@@ -220,7 +220,7 @@ def test_swapping_the_runs_turns_the_difference(pairs: list[tuple[bool, bool]]) 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
 def test_runs_on_other_rows_are_not_paired(first: list[bool], second: list[bool]) -> None:
-    with pytest.raises(MeasurementError, match="same rows"):
+    with pytest.raises(ResultsError, match="same rows"):
         paired_difference(first, second)
 
 
@@ -270,7 +270,7 @@ def test_exactly_five_points_below_still_counts() -> None:
     ],
 )
 def test_what_aup_refuses(points: list[tuple[float, float]], best: float, message: str) -> None:
-    with pytest.raises(MeasurementError, match=message):
+    with pytest.raises(ResultsError, match=message):
         aup(points, best)
 
 
@@ -327,9 +327,9 @@ def test_aup_intervals_without_chance_have_no_width() -> None:
 def test_aup_intervals_skip_failed_rows_and_refuse_other_rows() -> None:
     speeds = np.array([2.0, np.nan, 2.0, 2.0])
     assert aup_intervals({"a": [([1, 1, 1, 1], speeds)]}, resamples=50)["a"] == [200.0, 200.0]
-    with pytest.raises(MeasurementError, match="same rows"):
+    with pytest.raises(ResultsError, match="same rows"):
         aup_intervals({"a": [([1, 1], [1, 2]), ([1], [1])]})
-    with pytest.raises(MeasurementError, match="answered rows"):
+    with pytest.raises(ResultsError, match="answered rows"):
         aup_intervals({"a": [([0, 0], [np.nan, np.nan])]}, resamples=10)
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.image import imread
 
-from dmax.evaluation.metrics import MeasurementError
+from dmax.evaluation.metrics import ResultsError
 from dmax.evaluation.plots import _COLOURS, Curve, Spot, _hidden, _look, draw_tradeoff, require_matplotlib
 
 
@@ -63,14 +63,14 @@ def test_curves_without_thresholds_have_no_key_for_them(tmp_path: Path) -> None:
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MeasurementError, match="no point to draw in x"):
+    with pytest.raises(ResultsError, match="no point to draw in x"):
         draw_tradeoff({"gsm8k": [Curve("a", ())]}, tmp_path / "x", "TPF")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MeasurementError, match=r"pip install 'dmax-llm\[eval\]'"):
+    with pytest.raises(ResultsError, match=r"pip install 'dmax-llm\[eval\]'"):
         require_matplotlib()
 
 

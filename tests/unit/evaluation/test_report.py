@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from dmax.cli._common.errors import OneLineErrors
 from dmax.cli.report import report as report_command
-from dmax.evaluation.metrics import MeasurementError, summarize
+from dmax.evaluation.metrics import ResultsError, summarize
 from dmax.evaluation.report import Table, compare, read_runs, to_html, to_markdown
 
 
@@ -86,7 +86,7 @@ def test_another_baseline_turns_the_sign(write: Write) -> None:
     runs = read_runs([write("slow", [True, True]), write("fast", [True, False])])
     [_, _, against] = cells(to_markdown(compare(runs, "fast")), "slow")
     assert against[1].startswith("+50.0 [")
-    with pytest.raises(MeasurementError, match="'quick' is none of the runs; choose from slow, fast"):
+    with pytest.raises(ResultsError, match="'quick' is none of the runs; choose from slow, fast"):
         compare(runs, "quick")
 
 
@@ -179,7 +179,7 @@ def test_what_is_no_finished_run(write: Write, content: str | None, message: str
     path.unlink()
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    with pytest.raises(MeasurementError, match=message):
+    with pytest.raises(ResultsError, match=message):
         read_runs([folder])
 
 
@@ -190,13 +190,13 @@ def test_answers_may_hold_any_character(write: Write) -> None:
 
 def test_what_else_is_refused(write: Write) -> None:
     folder = write("run")
-    with pytest.raises(MeasurementError, match="given twice"):
+    with pytest.raises(ResultsError, match="given twice"):
         read_runs([folder, folder / "." / ""])
-    with pytest.raises(MeasurementError, match="at least one folder"):
+    with pytest.raises(ResultsError, match="at least one folder"):
         compare([])
     for line in ('{"index": 0', '{"index": 0, "id": "a"}', "[]"):
         (folder / "samples-gsm-symbolic.jsonl").write_text(line, encoding="utf-8")
-        with pytest.raises(MeasurementError, match=r"gsm-symbolic\.jsonl is damaged"):
+        with pytest.raises(ResultsError, match=r"gsm-symbolic\.jsonl is damaged"):
             read_runs([folder])
 
 

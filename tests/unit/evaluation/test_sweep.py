@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmax.evaluation.metrics import MeasurementError, aup, summarize
+from dmax.evaluation.metrics import ResultsError, aup, summarize
 from dmax.evaluation.sweep import Setting, is_finished, read_points, run_sweep, write_sweep
 from dmax.evaluation.tradeoff import Point, aup_table, front, known_speed, recommend
 
@@ -119,15 +119,15 @@ def test_further_settings_are_added(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     run_sweep(BASE, tmp_path / "sweep", Runner(), shared=SHARED)
-    with pytest.raises(MeasurementError, match="holds a sweep with another limit; choose another folder"):
+    with pytest.raises(ResultsError, match="holds a sweep with another limit; choose another folder"):
         run_sweep(BASE, tmp_path / "sweep", Runner(), shared={**SHARED, "limit": 30})
-    with pytest.raises(MeasurementError, match="holds other files and no sweep"):
+    with pytest.raises(ResultsError, match="holds other files and no sweep"):
         run_sweep(BASE, tmp_path, Runner(), shared=SHARED)
     (tmp_path / "sweep" / "plan.json").write_text("{", encoding="utf-8")
-    with pytest.raises(MeasurementError, match=r"plan\.json is damaged"):
+    with pytest.raises(ResultsError, match=r"plan\.json is damaged"):
         run_sweep(BASE, tmp_path / "sweep", Runner(), shared=SHARED)
     (tmp_path / "sweep" / "plan.json").write_text('{"format": 9}', encoding="utf-8")
-    with pytest.raises(MeasurementError, match="has format 9"):
+    with pytest.raises(ResultsError, match="has format 9"):
         read_points(tmp_path / "sweep")
 
 
@@ -137,22 +137,22 @@ def test_a_point_of_another_setting_is_refused(tmp_path: Path) -> None:
     assert is_finished(tmp_path / "point", Setting("base", "threshold"))  # None: whatever is the default
     assert not is_finished(tmp_path / "elsewhere", BASE[0])
     for other in (BASE[1], Setting("base", "hierarchical", 0.95), Setting("nano", "threshold", 0.95)):
-        with pytest.raises(MeasurementError, match=r"was measured with base--threshold--0\.95"):
+        with pytest.raises(ResultsError, match=r"was measured with base--threshold--0\.95"):
             is_finished(tmp_path / "point", other)
     assert is_finished(tmp_path / "point", replace(BASE[0], weights="sha256:1"))
-    with pytest.raises(MeasurementError, match="was measured with other weights of base"):
+    with pytest.raises(ResultsError, match="was measured with other weights of base"):
         is_finished(tmp_path / "point", replace(BASE[0], weights="sha256:2"))
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_settings_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     for bad, problem in (([], "there is none"), ([BASE[0], BASE[0]], "base--threshold--0.95 is there twice")):
-        with pytest.raises(MeasurementError, match=problem):
+        with pytest.raises(ResultsError, match=problem):
             run_sweep(bad, tmp_path / "s", Runner(), shared=SHARED)
     assert not (tmp_path / "s").exists()
     run = run_sweep([Setting("nano", "soft-parallel")], tmp_path / "s", Runner(), shared=SHARED)
     assert run.exists()
-    with pytest.raises(MeasurementError, match="belongs to another setting"):
+    with pytest.raises(ResultsError, match="belongs to another setting"):
         run_sweep([Setting("nano/", "soft-parallel")], tmp_path / "s", Runner(), shared=SHARED)
 
 
@@ -194,21 +194,21 @@ def test_a_server_that_tells_nothing(tmp_path: Path, no_pictures: list[str]) -> 
 def test_nothing_runs_where_pictures_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     runner = Runner()
-    with pytest.raises(MeasurementError, match=r"dmax-llm\[eval\]"):
+    with pytest.raises(ResultsError, match=r"dmax-llm\[eval\]"):
         run_sweep(BASE, tmp_path / "s", runner, shared=SHARED)
     assert runner.asked == []
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_unfinished_sweeps_can_be_summed_up_but_not_empty_ones(tmp_path: Path) -> None:
-    with pytest.raises(MeasurementError, match="holds no sweep"):
+    with pytest.raises(ResultsError, match="holds no sweep"):
         write_sweep(tmp_path)
     run_sweep(BASE, tmp_path, Runner(), shared=SHARED)
     (tmp_path / BASE[0].folder_name / "results.json").unlink()
     write_sweep(tmp_path)
     assert len(read_points(tmp_path)) == 1
     (tmp_path / BASE[1].folder_name / "results.json").unlink()
-    with pytest.raises(MeasurementError, match="no finished point"):
+    with pytest.raises(ResultsError, match="no finished point"):
         write_sweep(tmp_path)
 
 
@@ -239,7 +239,7 @@ def test_of_equals_the_faster_is_the_reference() -> None:
 def test_a_baseline_replaces_the_best() -> None:
     points = [point(2, 95), point(4, 91), point(6, 85)]
     assert recommend(points, 1, baseline=points[1]).point is points[1]
-    with pytest.raises(MeasurementError, match="allow a greater loss"):
+    with pytest.raises(ResultsError, match="allow a greater loss"):
         recommend(points[1:], 1, baseline=points[0])
 
 
@@ -272,7 +272,7 @@ def test_a_faster_baseline_loses_nothing() -> None:
     ],
 )
 def test_what_recommend_refuses(points: list[Point], tolerance: float, message: str) -> None:
-    with pytest.raises(MeasurementError, match=message):
+    with pytest.raises(ResultsError, match=message):
         recommend(points, tolerance)
 
 

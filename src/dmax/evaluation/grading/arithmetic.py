@@ -34,8 +34,8 @@ MAGNITUDES = {
     "trillion": 10**12,
 }
 MAGNITUDE = (
-    r"(?:[eE](?P<ten>[-+]?[0-9]{1,4})(?![\w.]*[0-9])"
-    r"|[ \u00a0-]?(?P<size>(?:hundred|thousand|lakh|million|crore|billion|trillion)(?=s?\b)|mn\b|bn\b)s?"
+    r"(?:[eE](?P<ten>[-+]?[0-9]{1,9})(?![\w.]*[0-9])"
+    r"|[ \u00a0-]{0,3}(?P<size>(?:hundred|thousand|lakh|million|crore|billion|trillion)(?=s?\b)|mn\b|bn\b)s?"
     r"|(?P<letter>[kKMB])(?![\w^]))"
 )
 _NUMBER = re.compile(rf"(?:{CURRENCY}\s?)?(?P<digits>{DIGITS}){MAGNITUDE}?")
@@ -68,6 +68,8 @@ def leading_value(text: str) -> tuple[Fraction, int, bool]:
 
 def magnitude(ten: str | None, size: str | None, letter: str | None) -> Fraction:
     """Return what stands behind a number in words or as ``e6``, as a factor."""
+    if ten and abs(int(ten)) > _MOST_DIGITS:
+        raise NotArithmetic(ten)
     if ten:
         return Fraction(10) ** int(ten)
     word = size or letter

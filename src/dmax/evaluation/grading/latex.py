@@ -21,7 +21,8 @@ _SAID = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(
-    r"^(?:\\(?:text|textbf|mathbf|mathrm|mbox|bf)\s*\{\s*\(?([A-J])\)?[.:)]?\s*\}|\(([A-J])\)|([A-J])[.:)])"
+    r"^(?:\\(?:text|textbf|mathbf|mathrm|mbox|bf)\s*\{\s*\(?([A-J])\)?[.:)]?\s*\}"
+    r"|\(\s*\\(?:text|textbf|mathbf|mathrm)\s*\{\s*([A-J])\s*\}\s*\)|\(([A-J])\)|([A-J])[.:)])"
     r"(?:\\[ ,;:!]|\\q?quad\b|[\s~:])*(?=\S)"
 )
 _BARE_LETTER = re.compile(r"\s*(?:\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{\s*)?\(?([A-J])\)?[.:)]?\s*\}?\s*")
@@ -69,7 +70,7 @@ def tidy(content: str) -> str:
     previous = None
     while text != previous:
         previous = text
-        text = _unwrapped(_TRAILING.sub("", text.strip().removeprefix(r"\displaystyle").strip()))
+        text = _unwrapped(_TRAILING.sub("", text.strip().removeprefix(r"\displaystyle").lstrip(" =")))
     text = _SAID.sub(lambda said: "" if said["closed"] or "{" not in said[0] else r"\text{", text, count=1)
     text = _CURRENCY.sub("", _DEGREES.sub("", text))
     text = _REPEATING.sub(_as_fraction, text).replace(r"+\infty", r"\infty")

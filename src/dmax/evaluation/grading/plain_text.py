@@ -45,7 +45,7 @@ def without_latex(statement: str) -> str:
     statement = re.sub(r",(?:\\[!, ]|\s)*,", ",", re.sub(r",\\!\s*", ",", statement))
     statement = re.sub(r"(?<=[0-9)])\*\*(?=[0-9(-])", "^", statement)
     statement = _OPERATORS.sub("*", re.sub(r"\\div(?![A-Za-z])", "/", statement))
-    statement = _SPACES.sub(" ", statement)
+    statement = re.sub(r"-{2,}", "-", _SPACES.sub(" ", statement))
     previous = ""
     while previous != statement:
         previous = statement

@@ -12,7 +12,7 @@ from dmax.evaluation.grading.plain_text import plain, without_latex
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DECORATION = re.compile(
-    r"(?:[\s*_`~≈:{]|\\approx\b|=(?!=)|\$(?!\s*[-+0-9.])|\\(?:boxed|bf|large|Large|underline)\b"
+    r"(?:[\s*_`~≈:{→]|=>|\\(?:to|Rightarrow|rightarrow|implies)(?![A-Za-z])|\\approx\b|=(?!=)|\$(?!\s*[-+0-9.])|\\(?:boxed|bf|large|Large|underline)\b"
     r"|\([a-eA-E]\)|[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=)"
     r"|(?i:(?:so|thus|hence|therefore)\b,?|(?:the\s+)?(?:(?:final|total|correct)\s+)?(?:answer|result|total)\b(?:\s+is\b)?"
     r"|(?:it|there|that)(?:\s+is|\s+are|'s)\b|is\b|about\b|around\b|approximately\b|approx\.|roughly\b|nearly\b|almost\b"
@@ -21,14 +21,15 @@ _DECORATION = re.compile(
 _HEADING = re.compile(r"\(?[0-9]{1,2}\)?\s*(?:[.):]|[-–—]|(?<=\)))\**\s+[^\W\d]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)\s+(?=[^a-z])|\n+")
 _ONE_SIDED = re.compile(
-    r"\s*(?:[A-Za-z]\s*)?(?:[<>≤≥≠≲≳±∓]|\\(?:leq?s?|leqslant|geq?s?|geqslant|lt|gt|neq?|pm|mp|not|in)(?![A-Za-z])|!=|=="
+    r"\s*(?:[A-Za-z]\s*)?(?:[<>≤≥≠≲≳±∓]|\\(?:leq?s?|leqslant|geq?s?|geqslant|lt|gt|neq?|pm|mp|not|in|log|ln|sin|cos|tan|exp|binom|lfloor|lceil|sum|prod|int)(?![A-Za-z])|!=|=="
     r"|(?i:(?:no\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller)\s+than|over|under|above|below"
-    r"|at\s+(?:least|most)|up\s+to|not|isn't|aren't|never|neither|no)\b)"
+    r"|at\s+(?:least|most)|up\s+to|not|log|ln|sin|cos|tan|exp|isn't|aren't|never|neither|no)\b)"
 )
 _START = rf"(?:{CURRENCY}\s?)?[-+]?\s?(?:{CURRENCY}\s?)?(?:\.?[0-9]|\\(?:frac|sqrt))"
 """How another number begins."""
 _WORDS = r"(?:[^\W\d_]+(?:['.-][^\W\d_]+)*\.?\s+){0,3}"
 _CHOICE = re.compile(
+    r"^\s*(?:squared|cubed)\b|\b(?:or|and)\s+(?:more|less|fewer|up|above|over|below|higher|lower|greater|beyond)\b|"
     rf"\bor\b\s*(?:maybe|perhaps|possibly|even|about|is\s+it|rather)?\s*\(?{_START}"
     r"|\b(?:or|and)\s+\\?(?:boxed|fbox)"
     rf"|^\s*(?:{_WORDS})(?:and|to|through|until|vs\.?|versus|&|plus|minus|times|divided\s+by|multiplied\s+by|over)\s+{_START}"
@@ -219,7 +220,8 @@ def _statement_value(words: str, *, in_box: bool) -> tuple[Fraction | None, bool
             return _statement_value(after, in_box=in_box)
         return None, re.match(_START, rest.lstrip("( {")) is not None
     behind = rest[end:]
-    equals = re.match(r"[^=]*?=\s*(?=[^=])", behind) if not single or in_box else None
+    share = re.match(r"\s*%?\s*(?:out\s+)?of\s+[^=,;]*=", behind)
+    equals = re.match(r"[^=]*?=\s*(?=[^=])", behind) if not single or in_box or share else None
     if equals and re.search("[0-9]", behind[equals.end() :]):
         last, begins = _statement_value(behind.rpartition("=")[2], in_box=in_box)
         if begins:
@@ -232,6 +234,8 @@ def _leaves_open(behind: str, *, in_box: bool) -> bool:
     bare = re.sub(r"^[*_`$}]+|[$*`]", "", behind)
     if _OPEN.match(bare) or (in_box and _UNKNOWN.match(bare)) or re.match(r"\s*\\(?:pi|sqrt)", bare):
         return True
+    if not in_box and re.match(r"\s*[,;:][^=,;]*=", bare):  # how it was worked out
+        return False
     sentence = re.split(r"(?<=\.)\s+(?=[A-Z])", bare)[0] if not in_box else bare
     if re.match(r"\s*(?:=|\.\s|\.$|\()", bare) and not re.search(rf"\bor\s+(?:maybe\s+)?{_START}", sentence):
         return False

@@ -1,4 +1,9 @@
-"""A root folder, process ids, network, IPC and host name of its own for one sandbox."""
+"""A root folder, process ids, network, IPC and host name of its own for one sandbox.
+
+Not bubblewrap, which works where it is installed: its ``--tmpfs`` bounds bytes but not the number of files, it gives
+the sandboxes of root no user id each, by which their processes are counted, and pip does not bring it, so that this
+file would stay for everyone else and every wall would have to be tested twice.
+"""
 
 from __future__ import annotations
 
