@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dmax.cli.errors import CommandError, choose, needs_extra, note, user_errors
-from dmax.cli.plan import plan_table
+from dmax.cli.plan import plan_table, row_text
 
 
 def convert(
@@ -70,6 +70,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run needs and whether it fits; load no weight.")
     ] = False,
+    show_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Print the first N examples, which of their tokens are trained on; load no weight."
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="ID=PATH", help="Read a data set of the Hub from a file or folder here; may be repeated."),
@@ -84,6 +90,13 @@ def train(
     with needs_extra("train", "training"):
         from dmax.evaluation.word_problems import validator
         from dmax.training.run import plan_recipe, run_recipe
+    if show_rows is not None:
+        from dmax.training.run import show_rows as rows_of
+
+        with user_errors():
+            for number, row in enumerate(rows_of(recipe, show_rows, output, _local_data(data or [])), 1):
+                typer.echo(row_text(number, row))
+        return
     if dry_run:
         with user_errors():
             plan, available = plan_recipe(recipe, output, processes, device_memory)

@@ -77,7 +77,10 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_train_hands_over_its_arguments(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     assert invoke("train", "a.yaml").stdout == "run/model\n"
     assert invoke("train", "a.yaml", "--output", "run", "--resume").exit_code == 0
-    assert training == [(Path("a.yaml"), None, False, validator), (Path("a.yaml"), Path("run"), True, validator)]
+    assert training == [
+        (Path("a.yaml"), None, False, validator, {}),
+        (Path("a.yaml"), Path("run"), True, validator, {}),
+    ]
 
 
 def test_a_dry_run_says_what_a_run_needs_and_trains_nothing(
@@ -89,6 +92,23 @@ def test_a_dry_run_says_what_a_run_needs_and_trains_nothing(
     assert needed.split()[-2:] == ["5.00", "GiB"]
     assert "2 rows of 64 positions, 50 with logits" in result.stdout
     assert training == [(Path("a.yaml"), None, 4, None)]
+
+
+def test_rows_are_shown_with_what_is_trained_on(
+    invoke: Callable[..., Result], training: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show_rows(*arguments: Any) -> list[list[tuple[str, bool]]]:
+        training.append(arguments)
+        return [[("<|user|>", False), ("2", False), ("\n4", True), ("<|endoftext|>", True)]]
+
+    monkeypatch.setattr(sys.modules["dmax.training.run"], "show_rows", show_rows, raising=False)
+    result = invoke("train", "a.yaml", "--show-rows", 1, "--data", "x=y")
+    assert result.stdout.splitlines() == [
+        "row 1: 4 tokens, 2 supervised",
+        "  context    <|user|>·2",
+        "  supervised \\n4·<|endoftext|>",
+    ]
+    assert training == [(Path("a.yaml"), 1, None, {"x": "y"})]
 
 
 def test_a_dry_run_refuses_what_cannot_fit(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
