@@ -127,8 +127,39 @@ def test_validation_answers_problems_by_generation(tmp_path: Path) -> None:
 def test_resuming_with_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
     from dmax.training.run import run_recipe
 
-    with pytest.raises(ValueError, match="different recipe"):
+    with pytest.raises(ValueError, match=r"different recipe: train\.rows \(was 4, is 3\)"):
         run_recipe(edited(tmp_path, rows=3), finished, resume=True)
+
+
+def test_a_run_on_rows_of_ones_own_is_validated_on_some_and_knows_them_again(tmp_path: Path) -> None:
+    """It is made longer, and refused once a row has changed."""
+    from dmax.training.run import run_recipe, show_rows
+    from dmax.training.state import ResumeError
+
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"question": f"Say {i}.", "answer": str(i)}) for i in range(20)]
+    rows.write_text("\n".join(lines))
+
+    def recipe(steps: int) -> Path:
+        values = yaml.safe_load(RECIPE.read_text()) | {"data": [{"source": "jsonl", "path": str(rows)}]}
+        values["train"] |= {"steps": steps, "validate_every": 2, "validation_share": 0.2}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    output = tmp_path / "run"
+    run_recipe(recipe(2), output)
+    assert json.loads((output / "data.json").read_text()) == {
+        str(rows): {"examples": 16, "dropped": 0, "empty": 0, "validation": 4}
+    }
+    assert "validation_exact" in metrics(output)[-1]
+    (row,) = show_rows(recipe(2), 1, output)
+    assert "".join(text for text, supervised in row if supervised).endswith("<|endoftext|>")
+    run_recipe(recipe(4), output, resume=True)
+    assert [row["step"] for row in metrics(output)] == [1, 2, 3, 4]
+    rows.write_text("\n".join([lines[0].replace("0", "7"), *lines[1:]]))
+    with pytest.raises(ResumeError, match=r"rows of data\.0 \(jsonl\) are not those"):
+        run_recipe(recipe(6), output, resume=True)
 
 
 def test_an_output_that_holds_a_run_is_not_overwritten(finished: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from dmax.cli._common.errors import CommandError, needs_extra, note, user_errors
-from dmax.cli._common.plan import plan_table
+from dmax.cli._common.plan import plan_table, row_text
 
 
 def train(
@@ -22,6 +22,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run needs and whether it fits; load no weight.")
     ] = False,
+    show_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Print the first N examples, which of their tokens are trained on; load no weight."
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="ID=PATH", help="Read a data set of the Hub from a file or folder here; may be repeated."),
@@ -36,6 +42,13 @@ def train(
     with needs_extra("train", "training"):
         from dmax.evaluation.word_problems import validator
         from dmax.training.run import plan_recipe, run_recipe
+    if show_rows is not None:
+        from dmax.training.run import show_rows as rows_of
+
+        with user_errors():
+            for number, row in enumerate(rows_of(recipe, show_rows, output, _local_data(data or [])), 1):
+                typer.echo(row_text(number, row))
+        return
     if dry_run:
         with user_errors():
             plan, available = plan_recipe(recipe, output, processes, device_memory)

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from dmax.models.tokenizer import Tokenizer
-from dmax.training.data import DataError, Example, generator_for
+from dmax.training.data import DataError, Example, generator_for, until_eos
 from dmax.training.recipe import HubSection, JsonlSection
 
 if TYPE_CHECKING:  # slow to import, and only recipes with conversations need it
     from datasets import Dataset
 
-_ENCODING = 1
+_ENCODING = 2
 """Part of the cache key: to be raised when :func:`_encode` changes what it gives for the same rows."""
-_ORDER = 5
+_ORDER, _HELD_OUT = 5, 9
 
 
 class Conversations:
@@ -34,29 +34,62 @@ class Conversations:
         context: longest sequence, in tokens; longer ones are left out and counted in ``dropped``.
         seed: of the order.
         name: what to call the rows.
+        validation_share: of the rows, kept from training; at least one row stays on either side.
     """
 
-    def __init__(self, rows: Dataset, context: int, seed: int, name: str) -> None:
+    def __init__(self, rows: Dataset, context: int, seed: int, name: str, validation_share: float = 0.0) -> None:
         lengths = np.asarray(rows.data.column("length"))
+        answered = np.asarray(rows.data.column("answered"))
         self.name = name
         self._rows = rows
-        self._kept = np.flatnonzero(lengths <= context)
+        self._kept = np.flatnonzero(answered & (lengths <= context))
+        self._held_out = self._kept[:0]
         self._seed = seed
         self._order: tuple[int, list[int]] = (-1, [])
-        self.dropped = len(rows) - len(self._kept)
+        self.empty = int((~answered).sum())
+        self.dropped = len(rows) - self.empty - len(self._kept)
         if not len(self._kept):
             raise DataError(
                 f"{name} has no row that could be trained on ({self.dropped} of {len(rows)} are longer than "
-                f"{context} tokens): give other data, or raise train.context."
+                f"{context} tokens, {self.empty} have an empty answer): give other data, or raise train.context."
             )
+        if validation_share:
+            self._hold_out(validation_share)
 
     def __len__(self) -> int:
         """Examples in an epoch."""
         return len(self._kept)
 
+    @property
+    def held_out(self) -> int:
+        """How many rows are kept for validation."""
+        return len(self._held_out)
+
+    def held_out_example(self, index: int) -> Example:
+        """Return a row that is kept for validation."""
+        return self._example(int(self._held_out[index]))
+
+    def fingerprint(self) -> str:
+        """Return a hash of all rows' tokens, 16 hexadecimal digits: other rows, another fingerprint."""
+        found = hashlib.blake2b(digest_size=8)
+        for name in ("token_ids", "prompt_length", "length"):
+            for chunk in self._rows.data.column(name).chunks:
+                found.update(np.asarray(chunk.flatten() if name == "token_ids" else chunk).tobytes())
+        return found.hexdigest()
+
     def example(self, index: int) -> Example:
         epoch, place = divmod(index, len(self))
-        row: dict[str, Any] = self._rows[int(self._kept[self._order_of(epoch)[place]])]
+        return self._example(int(self._kept[self._order_of(epoch)[place]]))
+
+    def _hold_out(self, share: float) -> None:
+        count = min(max(1, round(share * len(self._kept))), len(self._kept) - 1)
+        if not count:
+            raise DataError(f"{self.name} has one row, which cannot both be trained on and validated on.")
+        order = torch.randperm(len(self._kept), generator=generator_for(self._seed, _HELD_OUT)).numpy()
+        self._held_out, self._kept = self._kept[np.sort(order[:count])], self._kept[np.sort(order[count:])]
+
+    def _example(self, place: int) -> Example:
+        row: dict[str, Any] = self._rows[place]
         prompt = row["prompt_length"]
         return Example(tuple(row["token_ids"]), (False,) * prompt + (True,) * (row["length"] - prompt))
 
@@ -68,7 +101,7 @@ class Conversations:
 
 
 def load_conversations(
-    section: JsonlSection | HubSection, tokenizer: Tokenizer, context: int, seed: int
+    section: JsonlSection | HubSection, tokenizer: Tokenizer, context: int, seed: int, validation_share: float = 0.0
 ) -> Conversations:
     """The source that a recipe's ``data`` section describes.
 
@@ -76,7 +109,7 @@ def load_conversations(
         DataError: the data cannot be had or read, or a row is no conversation.
     """
     rows = tokenized(read_rows(section), tokenizer, section.path)
-    return Conversations(rows, context, seed, section.path)
+    return Conversations(rows, context, seed, section.path, validation_share)
 
 
 def read_rows(section: JsonlSection | HubSection) -> Dataset:
@@ -107,14 +140,16 @@ def conversation_texts(section: JsonlSection | HubSection, count: int) -> Iterat
 
 def _jsonl_files(path: str) -> list[str]:
     place = Path(path).expanduser()
-    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    files = sorted([*place.glob("*.jsonl"), *place.glob("*.jsonl.gz")]) if place.is_dir() else [place]
     if not files or not all(file.is_file() for file in files):
-        raise DataError(f"there is no data at {path}: give a JSONL file, or a folder of files named *.jsonl.")
+        raise DataError(
+            f"there is no data at {path}: give a JSONL file, or a folder of files named *.jsonl or *.jsonl.gz."
+        )
     return [str(file.resolve()) for file in files]
 
 
 def tokenized(rows: Dataset, tokenizer: Tokenizer, name: str) -> Dataset:
-    """Columns ``token_ids`` (prompt, response, EOS), ``prompt_length`` and ``length``, one row a conversation.
+    """Columns ``token_ids`` (prompt, response, EOS), ``prompt_length``, ``length`` and ``answered``, one row a chat.
 
     The result is kept in the cache of ``datasets``, under a key of the rows and of all that the tokenizer does, and
     read from there the next time. Of several processes on a machine one does the work, the others wait for it.
@@ -172,7 +207,7 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 def _encode(
     chats: Iterable[list[dict[str, Any]] | None], indices: Sequence[int], tokenizer: Tokenizer, name: str
 ) -> dict[str, list[Any]]:
-    prompts, responses = [], []
+    prompts, responses, closings = [], [], []
     for index, chat in zip(indices, chats, strict=True):
         if chat is None:
             raise DataError(
@@ -181,14 +216,29 @@ def _encode(
             )
         try:
             prompts.append(tokenizer.render_chat(chat[:-1]))
+            closings.append(_closing(tokenizer.render_chat(chat, False), prompts[-1], chat[-1]["content"]))
         except ValueError as error:
             raise DataError(f"row {index + 1} of {name}: {error}") from error
         responses.append(chat[-1]["content"])
     prompt_ids = tokenizer.encode_batch(prompts)
     response_ids = tokenizer.encode_batch(responses)
-    token_ids = [[*p, *r, tokenizer.eos_token_id] for p, r in zip(prompt_ids, response_ids, strict=True)]
+    closing_ids = tokenizer.encode_batch(closings)
+    eos = tokenizer.eos_token_id
+    token_ids = [
+        [*prompt, *response, *until_eos(closing, eos)]
+        for prompt, response, closing in zip(prompt_ids, response_ids, closing_ids, strict=True)
+    ]
     return {
         "token_ids": token_ids,
         "prompt_length": [len(ids) for ids in prompt_ids],
         "length": [len(ids) for ids in token_ids],
+        "answered": [bool(response.strip()) for response in responses],
     }
+
+
+def _closing(rendered: str, prompt: str, answer: str) -> str:
+    """What the template puts behind an answer; nothing where it does not write the answer as it is."""
+    for text in (answer, answer.strip()):
+        if rendered.startswith(prompt + text):
+            return rendered[len(prompt) + len(text) :]
+    return ""

@@ -55,16 +55,26 @@ def chat_example(tokenizer: ChatEncoder, question: str, answer: str) -> Example:
 
 
 def conversation_example(tokenizer: ChatEncoder, turns: Sequence[tuple[str, str]]) -> Example:
-    """Turns of a conversation, each a request and its answer; the last answer and its EOS are supervised."""
+    """Turns of a conversation, each a request and its answer; the last answer and what closes it are supervised."""
     *before, (request, answer) = turns
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer names no EOS token, so no answer could end; add eos_token to its settings.")
     messages = []
     for user, assistant in before:
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    prompt = tokenizer.apply_chat_template([*messages, {"role": "user", "content": request}])
-    response = [*tokenizer.encode(answer), tokenizer.eos_token_id]
+    messages.append({"role": "user", "content": request})
+    prompt, said = tokenizer.apply_chat_template(messages), tokenizer.encode(answer)
+    rendered = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], False)
+    opening = [*prompt, *said]
+    closing = rendered[len(opening) :] if rendered[: len(opening)] == opening else []
+    response = [*said, *until_eos(closing, tokenizer.eos_token_id)]
     return Example((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))
+
+
+def until_eos(closing: Sequence[int], eos_token_id: int) -> list[int]:
+    """Return what ends an answer: the tokens with which the chat template closes a turn, up to EOS, and EOS."""
+    ids = list(closing)
+    return [*(ids[: ids.index(eos_token_id)] if eos_token_id in ids else ids), eos_token_id]
 
 
 def pad_to_block(example: Example, block_length: int, eos_token_id: int) -> Example:

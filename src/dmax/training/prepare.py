@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from dmax.models.config import ModelConfig
 from dmax.models.tokenizer import Tokenizer
 from dmax.problems.gsm8k_variants import Gsm8kVariants
 from dmax.training.conversations import Conversations, conversation_texts, load_conversations, read_rows
-from dmax.training.data import Mixture, Source
+from dmax.training.data import Example, Mixture, Source
 from dmax.training.parallel import barrier, rank
 from dmax.training.problem_sources import (
     Arithmetic,
@@ -41,7 +41,11 @@ class Prepared:
     config: ModelConfig
     source: Source
     counts: dict[str, dict[str, int]]
-    """Of every finite source, by its name: ``examples`` kept and rows ``dropped``."""
+    """Of every finite source, by its name: ``examples`` kept, rows ``dropped``, ``empty``, for ``validation``."""
+    fingerprints: dict[str, str]
+    """Of every source that is read, by its key in the recipe."""
+    held_out: Source | None
+    """Rows for validation, over and over; None where the recipe keeps none."""
 
 
 def prepare(recipe: Recipe, tokenizer_folder: Path, local: Mapping[str, str] | None = None) -> Prepared:
@@ -60,14 +64,57 @@ def prepare(recipe: Recipe, tokenizer_folder: Path, local: Mapping[str, str] | N
     tokenizer = _tokenizer(recipe, sections, tokenizer_folder)
     sources = [_source(section, recipe, tokenizer) for section in sections]
     weights = [section.weight for section in recipe.data]
-    counts = {s.name: {"examples": len(s), "dropped": s.dropped} for s in sources if isinstance(s, Conversations)}
+    finite = [s for s in sources if isinstance(s, Conversations)]
+    counts = {
+        s.name: {"examples": len(s), "dropped": s.dropped, "empty": s.empty, "validation": s.held_out} for s in finite
+    }
+    config = _config(recipe, tokenizer)
+    check_agreement(tokenizer, config)
     return Prepared(
         recipe.of_length(sum(count["examples"] for count in counts.values())),
         tokenizer,
-        _config(recipe, tokenizer),
+        config,
         Mixture(list(zip(sources, weights, strict=True)), recipe.seed),
         counts,
+        {
+            f"data.{place} ({section.source})": source.fingerprint()
+            for place, (section, source) in enumerate(zip(recipe.data, sources, strict=True))
+            if isinstance(source, Conversations | Gsm8kSource)
+        },
+        HeldOut(finite) if recipe.train.validation_share else None,
     )
+
+
+class HeldOut:
+    """The rows that several sources keep for validation, one source after the other, and from the start again."""
+
+    def __init__(self, sources: Sequence[Conversations]) -> None:
+        self._places = [(source, index) for source in sources for index in range(source.held_out)]
+
+    def example(self, index: int) -> Example:
+        source, place = self._places[index % len(self._places)]
+        return source.held_out_example(place)
+
+
+def check_agreement(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Refuse a tokenizer that is not the model's.
+
+    Raises:
+        RecipeError: the model does not know a token, or another one ends an answer or hides a token.
+    """
+    largest = max(tokenizer.pipeline.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise RecipeError(
+            f"the tokenizer has token ids up to {largest}, the model only {config.vocab_size} tokens: take the model's "
+            "own tokenizer."
+        )
+    for role, known in (("eos_token", config.eos_token_id), ("mask_token", config.mask_token_id)):
+        said = tokenizer.special_id(role)
+        if said is not None and said != known:
+            raise RecipeError(
+                f"the tokenizer's {role}_id is {said}, the model's {known}: take the model's own tokenizer, or mend "
+                "one of their settings."
+            )
 
 
 def _found(section: DataSection, local: Mapping[str, str]) -> DataSection:
@@ -121,7 +168,7 @@ def _config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
 
 def _source(section: DataSection, recipe: Recipe, tokenizer: Tokenizer) -> Source:
     if isinstance(section, JsonlSection | HubSection):
-        return load_conversations(section, tokenizer, recipe.train.context, recipe.seed)
+        return load_conversations(section, tokenizer, recipe.train.context, recipe.seed, recipe.train.validation_share)
     if isinstance(section, Gsm8kVariantsSection):
         return Gsm8kSource(tokenizer, gsm8k_variants(section.path), worked=section.worked)
     match section.source:
@@ -149,7 +196,7 @@ def gsm8k_variants(path: str) -> Gsm8kVariants:
     Raises:
         DataError: it cannot be had or read.
     """
-    if Path(path).expanduser().suffix == ".jsonl":
+    if path.endswith((".jsonl", ".jsonl.gz")):
         rows = read_rows(JsonlSection(source="jsonl", path=path))
     else:
         rows = read_rows(HubSection(source="hub", path=path, subset="main"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from random import Random
 
@@ -166,6 +167,13 @@ class Gsm8kSource:
         self.split: Split = split
         self.seed = seed
         self.worked = worked
+
+    def fingerprint(self) -> str:
+        """Return a hash of all rows, 16 hexadecimal digits: other rows, another fingerprint."""
+        found = hashlib.blake2b(digest_size=8)
+        for index in range(self.variants.total):
+            found.update(repr(sorted(self.variants.plain(index).items())).encode())
+        return found.hexdigest()
 
     def example(self, index: int) -> Example:
         return chat_example(self.tokenizer, *self.text(index))

@@ -122,6 +122,8 @@ class TrainSection(Section):
     validate_every: int = Field(default=500, ge=1)
     """Steps between validations."""
     validation_rows: int = Field(default=64, ge=0)
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of every ``jsonl`` or ``hub`` source that is kept from training and validated on; 0 takes gsm-symbolic."""
     generate_rows: int = Field(default=0, ge=0)
     """Validation problems answered by generation (needs the engine; ``dmax train`` provides it)."""
     generate_with: str = "threshold"
@@ -196,6 +198,12 @@ class Recipe(Section):
             raise ValueError("lora adapts a trained model: give model.start_from")
         if self.lora is not None and self.train.compile:
             raise ValueError("train.compile does not go with lora, whose experts are put together in every pass")
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_rows_to_keep_back(self) -> Recipe:
+        if self.train.validation_share and not any(isinstance(s, JsonlSection | HubSection) for s in self.data):
+            raise ValueError("train.validation_share needs data of a jsonl or hub source; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -16,10 +16,11 @@ from dmax.models.llada2 import LLaDA2, initialize
 from dmax.models.tokenizer import Tokenizer
 from dmax.training.batches import Batches
 from dmax.training.data import generator_for
+from dmax.training.identity import only_run_in
 from dmax.training.parallel import local_rank, process_group, rank
 from dmax.training.plan import Plan, device_memory, largest_batch, make_plan
 from dmax.training.predictor import Predictor
-from dmax.training.prepare import prepare
+from dmax.training.prepare import Prepared, prepare
 from dmax.training.problem_sources import GsmSymbolic
 from dmax.training.provenance import record_start
 from dmax.training.recipe import LoraSection, Recipe, load_recipe
@@ -61,7 +62,7 @@ def run_recipe(
     if not resume and (output / "metrics.jsonl").exists():
         raise RecipeError(f"{output} holds a run already: continue it with --resume, or choose another --output.")
     device = _device(recipe.train.device)
-    with process_group(device):
+    with process_group(device), only_run_in(output):
         _run(recipe, output, device, resume, validator, data)
     return output / "model"
 
@@ -89,15 +90,49 @@ def plan_recipe(
     """
     recipe = load_recipe(recipe_path)
     device = _device(recipe.train.device)
+    prepared = _prepared_to_look_at(recipe, output, None)
+    batches = Batches.of(prepared.recipe, prepared.source, prepared.config.eos_token_id)
+    plan = make_plan(prepared.recipe, prepared.config, largest_batch(batches), processes, device.type)
+    return plan, device_memory(device, processes) if memory is None else int(memory * 2**30)
+
+
+def show_rows(
+    recipe_path: Path, count: int, output: Path | None = None, data: Mapping[str, str] | None = None
+) -> list[list[tuple[str, bool]]]:
+    """Read a run's first examples, without reading a weight.
+
+    Args:
+        recipe_path: the YAML file.
+        count: of examples.
+        output: folder of the run; its tokenizer is taken from there, if it is there.
+        data: as for :func:`run_recipe`.
+
+    Returns:
+        Of each example its tokens, as text, and whether they are supervised.
+
+    Raises:
+        RecipeError: the recipe cannot be run.
+    """
+    prepared = _prepared_to_look_at(load_recipe(recipe_path), output, data)
+    examples = [prepared.source.example(index) for index in range(count)]
+    pipeline = prepared.tokenizer.pipeline
+    return [
+        [
+            (pipeline.decode([token], skip_special_tokens=False), flag)
+            for token, flag in zip(example.token_ids, example.supervised, strict=True)
+        ]
+        for example in examples
+    ]
+
+
+def _prepared_to_look_at(recipe: Recipe, output: Path | None, data: Mapping[str, str] | None) -> Prepared:
+    """What a recipe names, with a tokenizer of the run's folder or a quickly trained one."""
     folder = (Path("runs") / recipe.name if output is None else output) / "tokenizer"
     with tempfile.TemporaryDirectory() as scratch:
         if not (folder / "tokenizer.json").exists():
             few = recipe.tokenizer.model_copy(update={"problems": _PROBLEMS_OF_A_PLAN})
             folder, recipe = Path(scratch), recipe.model_copy(update={"tokenizer": few})
-        prepared = prepare(recipe, folder)
-        batches = Batches.of(prepared.recipe, prepared.source, prepared.config.eos_token_id)
-        plan = make_plan(prepared.recipe, prepared.config, largest_batch(batches), processes, device.type)
-    return plan, device_memory(device, processes) if memory is None else int(memory * 2**30)
+        return prepare(recipe, folder, data)
 
 
 def _run(
@@ -117,7 +152,8 @@ def _run(
         recipe=recipe,
         predict=_predictor(recipe, config, device),
         train_source=prepared.source,
-        validation_source=GsmSymbolic(tokenizer, "validation", worked=_is_worked(recipe)),
+        validation_source=prepared.held_out or GsmSymbolic(tokenizer, "validation", worked=_is_worked(recipe)),
+        data=prepared.fingerprints,
         save_companions=lambda folder: save_companions(config, folder, tokenizer),
         save_model=lambda trained, folder: save_model(trained, folder, tokenizer=tokenizer, overwrite=True),
         validate=None if validator is None else validator(tokenizer),

@@ -16,9 +16,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,6 +64,10 @@ class RunState:
     recipe_digest: str
     seconds: float
     """Training time so far, over all sessions of the run."""
+    recipe: Mapping[str, Any] | None = None
+    """What the digest is of (see :mod:`dmax.training.identity`); None where it was not written down."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the run's finite sources, by their keys in the recipe."""
 
 
 class CheckpointWriter:
@@ -177,7 +181,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Iterable[torch.o
 def load_state(folder: Path) -> RunState:
     """The run state of a complete checkpoint."""
     values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    return RunState(values["step"], values["recipe_digest"], values["seconds"])
+    del values["files"]
+    return RunState(**values)
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from dmax.training.batches import Batches, exact_layouts, stream
 from dmax.training.data import Source
 from dmax.training.divergence import diverged
 from dmax.training.flops import ForwardFlops, peak_flops
+from dmax.training.identity import differing_keys, recipe_digest, recipe_text
 from dmax.training.layout import Batch, Layout
 from dmax.training.metrics import MetricsLog, Progress
 from dmax.training.objectives.base import LossPart, Pass
@@ -45,6 +46,8 @@ class RunInputs:
     save_model: Callable[[LLaDA2, Path], None]
     """Writes a model in the published layout."""
     validate: Validate | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the finite sources, by their keys in the recipe."""
 
 
 class Trainer:
@@ -56,7 +59,7 @@ class Trainer:
         self.predict = inputs.predict
         self.model = inputs.predict.model
         self.output = output
-        self.digest = _digest(recipe)
+        self.digest = recipe_digest(recipe)
         self.passes = passes_of_a_process(recipe.train.accumulation)
         self.objective = get_objective(recipe.objective)
         self.batches = Batches.of(recipe, inputs.train_source, self.model.config.eos_token_id)
@@ -84,16 +87,23 @@ class Trainer:
         """Continue from the newest complete checkpoint; False where none was ever finished.
 
         Raises:
-            ResumeError: the checkpoint belongs to another recipe, or none of several is complete.
+            ResumeError: the checkpoint belongs to another recipe or other data, or none of several is complete.
         """
         newest = newest_checkpoint(self.output)
         if newest is None:
             return False
         state = load_state(newest)
         if state.recipe_digest != self.digest:
+            differing = "" if state.recipe is None else f": {', '.join(differing_keys(self.recipe, state.recipe))}"
             raise ResumeError(
-                f"{newest} was written by a different recipe; resume with the recipe it was started with, "
+                f"{newest} was written by a different recipe{differing}; resume with the recipe it was started with, "
                 "or choose another output folder."
+            )
+        changed = [name for name, mark in state.data.items() if self.inputs.data.get(name) != mark]
+        if changed:
+            raise ResumeError(
+                f"the rows of {' and '.join(changed)} are not those that {newest} was trained on; resume with the "
+                "data it was started with, or choose another output folder."
             )
         load_checkpoint(newest, self.model, self.optimizer.optimizers)
         self.step, self.seconds = state.step, state.seconds
@@ -119,7 +129,9 @@ class Trainer:
                 log.write(metrics)
                 progress.update(metrics)
                 if self.step % train.checkpoint_every == 0 or self.step == train.steps:
-                    state = RunState(self.step, self.digest, self.seconds)
+                    state = RunState(
+                        self.step, self.digest, self.seconds, json.loads(recipe_text(self.recipe)), self.inputs.data
+                    )
                     self.checkpoints.save(state, self.model, self.optimizer.optimizers)
         self.checkpoints.finish()
         finished = self.predict.finished_model()
@@ -213,15 +225,3 @@ class Trainer:
         masked = layout.noisy_ids.masked_fill(layout.supervised, self.model.config.mask_token_id)
         right = self.predict(masked, layout).argmax(-1) == layout.noisy_ids[layout.supervised]
         return list(right.split(layout.supervised.sum(1).tolist()))
-
-
-def _digest(recipe: Recipe) -> str:
-    """Fingerprint of what a recipe makes; where it runs and how often it looks up is not part of it."""
-    validation = {"validate_every", "validation_rows", "generate_rows", "generate_with"}
-    # A run may be made longer, and by now epochs are steps.
-    left_out = validation | {"checkpoint_every", "device", "workers", "epochs", "steps"}
-    absent = {"lora": True} if recipe.lora is None else {}
-    text = recipe.model_dump_json(
-        exclude={"name": True, "train": left_out, "parallel": True, "tracking": True, **absent}
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

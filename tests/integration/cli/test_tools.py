@@ -96,6 +96,23 @@ def test_a_dry_run_says_what_a_run_needs_and_trains_nothing(
     assert training == [(Path("a.yaml"), None, 4, None)]
 
 
+def test_rows_are_shown_with_what_is_trained_on(
+    invoke: Callable[..., Result], training: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show_rows(*arguments: Any) -> list[list[tuple[str, bool]]]:
+        training.append(arguments)
+        return [[("<|user|>", False), ("2", False), ("\n4", True), ("<|endoftext|>", True)]]
+
+    monkeypatch.setattr(sys.modules["dmax.training.run"], "show_rows", show_rows, raising=False)
+    result = invoke("train", "a.yaml", "--show-rows", 1, "--data", "x=y")
+    assert result.stdout.splitlines() == [
+        "row 1: 4 tokens, 2 supervised",
+        "  context    <|user|>·2",
+        "  supervised \\n4·<|endoftext|>",
+    ]
+    assert training == [(Path("a.yaml"), 1, None, {"x": "y"})]
+
+
 def test_a_dry_run_refuses_what_cannot_fit(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     result = invoke("train", "a.yaml", "--dry-run", "--device-memory", 4)
     assert result.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -173,3 +174,50 @@ def test_data_that_is_not_there_or_not_json_is_an_error_naming_it(tmp_path: Path
     broken.write_text('{"question": "q", "answer"\n')
     with pytest.raises(DataError, match=r"broken\.jsonl' cannot be read"):
         read_rows(JsonlSection(source="jsonl", path=str(broken)))
+
+
+def test_the_tokens_that_close_a_turn_are_supervised(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A template may end a turn with a token of its own; EOS follows it, and what follows EOS is left out."""
+    section = jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": " a "})
+    opening = "<user>{{ messages[0].content }}<assistant>"
+    for ending, expected in (("</s>", "a</s><eos>"), ("<eos>\n", "a<eos>"), ("<user>", "a<user><eos>")):
+        closed = f"{{% if messages[1] %}}{{{{ messages[1].content | trim }}}}{ending}{{% endif %}}"
+        other = Tokenizer(tokenizer.pipeline, tokenizer.settings, opening + closed)
+        prompt, response = parts(load(section, other).example(0), other)
+        assert (prompt, response.replace(" ", "")) == ("<user>q<assistant>", expected)
+
+
+def test_empty_answers_are_left_out_and_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": answer} for i, answer in enumerate(["a", "", " \n", "b"])]
+    source = load(jsonl(tmp_path / "a.jsonl", *rows), tokenizer)
+    assert (len(source), source.empty, source.dropped) == (2, 2, 0)
+    with pytest.raises(DataError, match="1 have an empty answer"):
+        load(jsonl(tmp_path / "b.jsonl", rows[1]), tokenizer)
+
+
+def test_compressed_files_are_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", {"question": "q0", "answer": "a"})
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"question": "q1", "answer": "a"}) + "\n")
+    source = load(JsonlSection(source="jsonl", path=str(tmp_path)), tokenizer)
+    assert {parts(source.example(i), tokenizer)[0] for i in range(2)} == {"<user>q0<assistant>", "<user>q1<assistant>"}
+
+
+def test_other_rows_have_another_fingerprint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"question": "q", "answer": "abc"}, {"question": "r", "answer": "d"}]
+    (tmp_path / "copy").mkdir()
+    one = load(jsonl(tmp_path / "a.jsonl", *rows), tokenizer).fingerprint()
+    assert load(jsonl(tmp_path / "copy" / "a.jsonl", *rows), tokenizer).fingerprint() == one
+    rows[1]["answer"] = "e"
+    assert load(jsonl(tmp_path / "b.jsonl", *rows), tokenizer).fingerprint() != one
+
+
+def test_rows_kept_for_validation_are_not_trained_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    section = jsonl(tmp_path / "a.jsonl", *({"question": f"q{i}", "answer": "a"} for i in range(20)))
+    source = load_conversations(section, tokenizer, 100, 3, validation_share=0.2)
+    assert (len(source), source.held_out) == (16, 4)
+    trained = {source.example(i) for i in range(16)}
+    kept = {source.held_out_example(i) for i in range(4)}
+    assert len(trained | kept) == 20
+    again = load_conversations(section, tokenizer, 100, 3, validation_share=0.2)
+    assert {again.held_out_example(i) for i in range(4)} == kept

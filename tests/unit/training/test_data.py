@@ -11,18 +11,28 @@ class WordTokenizer:
 
     eos_token_id = 2
 
+    def __init__(self, *closing: int) -> None:
+        self.closing = closing
+
     def encode(self, text: str) -> list[int]:
         return [10 + len(word) for word in text.split()]
 
     def apply_chat_template(self, messages, add_generation_prompt=True) -> list[int]:
-        assert add_generation_prompt
-        return [100, *self.encode(messages[0]["content"]), 101]
+        prompt = [100, *self.encode(messages[0]["content"]), 101]
+        return prompt if add_generation_prompt else [*prompt, *self.encode(messages[1]["content"]), *self.closing]
 
 
 def test_only_the_response_and_its_eos_are_supervised() -> None:
     example = chat_example(WordTokenizer(), "how many", "it is four")
     assert example.token_ids == (100, 13, 14, 101, 12, 12, 14, 2)
     assert example.supervised == (False,) * 4 + (True,) * 4
+
+
+@pytest.mark.parametrize(("closing", "end"), [((), (2,)), ((2,), (2,)), ((102,), (102, 2)), ((102, 2, 9), (102, 2))])
+def test_what_closes_the_rendered_turn_is_supervised(closing: tuple[int, ...], end: tuple[int, ...]) -> None:
+    example = chat_example(WordTokenizer(*closing), "how many", "four")
+    assert example.token_ids == (100, 13, 14, 101, 14, *end)
+    assert example.supervised == (False,) * 4 + (True,) * (1 + len(end))
 
 
 @pytest.mark.parametrize(("length", "block", "padded"), [(5, 8, 8), (8, 8, 8), (9, 8, 16), (3, 1, 3)])

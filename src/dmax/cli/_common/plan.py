@@ -1,7 +1,9 @@
-"""What ``dmax train --dry-run`` prints."""
+"""What ``dmax train --dry-run`` and ``--show-rows`` print."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -26,6 +28,20 @@ def plan_table(plan: Plan, available: int) -> Table:
     table.add_row("needed of a device", _gib(plan.memory.total), style="bold")
     table.add_row("there", _gib(available))
     return table
+
+
+def row_text(number: int, row: Sequence[tuple[str, bool]]) -> str:
+    """Return a training example as lines: how long it is, then its tokens, those that carry loss on lines of their own.
+
+    Args:
+        number: of the example, counted from 1.
+        row: the text of each token, and whether it is supervised.
+    """
+    lines = [f"row {number}: {len(row)} tokens, {sum(flag for _, flag in row)} supervised"]
+    for supervised, tokens in groupby(row, lambda token: token[1]):
+        shown = "·".join(repr(text)[1:-1] for text, _ in tokens)
+        lines.append(f"  {'supervised' if supervised else 'context':10} {shown}")
+    return "\n".join(lines)
 
 
 def _gib(size: int) -> str:
