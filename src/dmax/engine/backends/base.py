@@ -13,16 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from dmax import kernels
 from dmax.decoding import BlockState, Decoder, StepResult
 from dmax.engine.span import Span
-from dmax.kernels.cpu.library import compiled_kernels
 from dmax.models.llada2 import LLaDA2
 
 Noise = Callable[[Tensor], Tensor]
@@ -118,36 +114,3 @@ class Backend(Protocol):
     def warm_up(self, block_length: int) -> None:
         """Do now what passes over blocks of this length would otherwise do when they first come up."""
         ...
-
-
-def backend_name(device: torch.device, dtype: torch.dtype) -> str:
-    """Tell which backend :func:`choose_backend` takes for a model on such a device, by its name."""
-    if device.type == "cpu":
-        return "cpu" if compiled_kernels(dtype) is None else "cpu-compiled"
-    return "cuda" if kernels.usable(device, dtype) else "torch"
-
-
-def choose_backend(model: LLaDA2, idle: Backend | None = None, *, eager: bool = False) -> Backend:
-    """Choose the backend for the device and dtype of a model in eval mode.
-
-    Args:
-        model: what is to be run.
-        idle: one that was chosen for it before and that no engine uses; it is taken again if it is of the right kind.
-        eager: whether modules are called one by one where a recording of them, a CUDA graph, would be replayed.
-    """
-    kind = _kind(model, eager)
-    return idle if idle is not None and type(idle) is kind else kind(model)
-
-
-def _kind(model: LLaDA2, eager: bool) -> Callable[[LLaDA2], Backend]:
-    if model.device.type == "cpu":
-        from dmax.engine.backends.cpu import CpuBackend
-
-        return CpuBackend
-    if kernels.usable(model.device, model.dtype):
-        from dmax.engine.backends.cuda import CudaBackend  # here, because it imports Triton
-
-        return partial(CudaBackend, graphs=False) if eager else CudaBackend
-    from dmax.engine.backends.torch import TorchBackend
-
-    return TorchBackend
