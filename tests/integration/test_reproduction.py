@@ -15,7 +15,7 @@ from dmax.reproduction.study import BASE, DMAX, TRAININGS
 pytest.importorskip("reasoning_gym")
 pytestmark = pytest.mark.slow
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "nano" / "3-oput.yaml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "gsm-symbolic" / "3-oput.yaml"
 SMALL = Scale(prompts=12, problems=3, seeds=(1, 2), steps=2)
 OPUT = [training for training in TRAININGS if training.name == "oput"]
 

@@ -34,7 +34,7 @@ def reproduce(
     base: Annotated[str, typer.Option(help="The model that every training starts from.")] = "nano-base",
     recipe: Annotated[
         Path, typer.Option(metavar="FILE", help="Of OPUT; its optimiser and batches serve every training.")
-    ] = Path("recipes/nano/3-oput.yaml"),
+    ] = Path("recipes/gsm-symbolic/3-oput.yaml"),
     gsm8k: Annotated[
         Path | None, typer.Option(metavar="FILE", help="GSM8K's test set, to be answered too.", show_default=False)
     ] = None,

@@ -24,7 +24,7 @@ from dmax.reproduction.study import (
 )
 from dmax.training.objectives.registry import BuiltInSection
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "nano" / "3-oput.yaml"
+RECIPE = Path(__file__).parents[3] / "recipes" / "gsm-symbolic" / "3-oput.yaml"
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.folder_name)
