@@ -143,7 +143,7 @@ class _Slots(NamedTuple):
 class _ToSlots(torch.autograd.Function):
     """A row of the input for every slot; backwards, the sum over a token's slots, which are known.
 
-    Indexing would add up gradients row by row, as if any two rows might meet; on a CPU that takes a tenth of a step.
+    Indexing would add up gradients row by row, one after another, as if any two rows might meet.
     """
 
     @staticmethod
