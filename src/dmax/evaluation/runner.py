@@ -25,8 +25,10 @@ from dmax.evaluation.metrics import summarize
 from dmax.evaluation.provenance import describe_process
 from dmax.evaluation.report import FORMAT, RESULTS_FILE, read_results
 from dmax.evaluation.run_folder import RunFolderError, claim, to_json, write_whole
+from dmax.evaluation.sandbox import require_protection
 from dmax.evaluation.tasks import rows_digest
 from dmax.evaluation.tasks.base import Row, Task, Verdict
+from dmax.evaluation.tasks.programming import ProgrammingTask
 
 SESSIONS_FILE = "sessions.jsonl"
 
@@ -119,9 +121,13 @@ def evaluate(
         What stands in ``results.json``; None where other processes still work on their rows.
 
     Raises:
+        SandboxError: programs would run unprotected, and that was not asked for.
         RunFolderError: the folder belongs to another run.
         AnswererError: too many answers failed in a row, or one that concerns them all; what was answered is stored.
     """
+    for data in tasks:
+        if isinstance(data.task, ProgrammingTask) and not data.task.unprotected:
+            require_protection()
     share = Share.from_environment() if share is None else share
     description = answerer.describe()
     settings = {

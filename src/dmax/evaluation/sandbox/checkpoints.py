@@ -31,7 +31,7 @@ def with_checkpoints(tests: str, name: str, number: int) -> str:
         passed = f"1 // (1 - {number} % 2)" if at == last else "0"
         lines[line - 1] = lines[line - 1][:column] + f"{name}.append({passed});".encode() + lines[line - 1][column:]
     marked = b"\n".join(lines).decode(errors="surrogatepass")
-    return f"{marked}\nassert len({name}) == {len(places)} and {number} % 2 == 0\n"
+    return f"{marked}\nassert len({name}) == {len(places)} and {number} % 2 == 0, 'not every test was run'\n"
 
 
 def _places(tests: str) -> list[tuple[int, int]]:

@@ -178,11 +178,12 @@ def _parts(lines: list[str]) -> Iterator[str]:
     """Runs of lines that begin with code, the earliest first and of each beginning the longest first."""
     tries = 0
     starts = [number for number, line in enumerate(lines) if _CODE_LINE.match(line)]
+    starts += [number for number, line in enumerate(lines) if line[:1].isspace() and _CODE_LINE.match(line.lstrip())]
     for start in starts:
         for end in range(len(lines), start, -1):
             if not lines[end - 1].strip():
                 continue
-            yield "\n".join(lines[start:end])
+            yield textwrap.dedent("\n".join(lines[start:end]))
             tries += 1
             if tries >= _MOST_TRIES:
                 return
@@ -192,7 +193,7 @@ def _levelled(body: str) -> str:
     """A body with spaces for its tabs, its own indentation taken off."""
     lines = [re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(4), line) for line in body.splitlines()]
     level = textwrap.dedent("\n".join(lines))
-    if level[:1].isspace() or len(lines) < 2:
+    if len(lines) < 2 or lines[0][:1].isspace():
         return level
     later = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
     first_lost = bool(later) and min(later) > 0 and not lines[0].rstrip().endswith(":")

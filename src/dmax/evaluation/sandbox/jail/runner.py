@@ -150,8 +150,9 @@ def _describe(error: BaseException, name: str, source: str, marks: str) -> str:
         return text
     lines = source.splitlines()
     code = lines[line - 1].strip() if line <= len(lines) else ""
-    while marks and marks in code:  # "marks.append(0);" before the statement
-        before, _, behind = code.partition(marks)
+    mark = f"{marks}.append("
+    while marks and mark in code:  # "marks.append(0);" before the statement
+        before, _, behind = code.partition(mark)
         code = before + behind.partition(";")[2]
     return f"{text} ({name} line {line}: {code[:80]})"
 
