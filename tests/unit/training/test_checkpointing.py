@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmax.training.muon import StackedMuon
-from dmax.training.state import (
+from dmax.training.checkpointing import (
     CheckpointWriteError,
     CheckpointWriter,
     ResumeError,
@@ -26,6 +25,7 @@ from dmax.training.state import (
     load_state,
     newest_checkpoint,
 )
+from dmax.training.muon import StackedMuon
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
