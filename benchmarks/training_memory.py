@@ -24,10 +24,10 @@ from dmax.models.llada2 import LLaDA2, initialize
 from dmax.training.batches import POOL, Batches
 from dmax.training.data import Example, generator_for
 from dmax.training.objectives.registry import get_objective
-from dmax.training.plan import POOLS_READ, largest_batch, make_plan
 from dmax.training.predictor import Predictor
-from dmax.training.prepare import Prepared, prepare
 from dmax.training.recipe import Recipe, load_recipe
+from dmax.training.requirements import POOLS_READ, largest_batch, requirements_of
+from dmax.training.setup import Prepared, prepare
 from dmax.training.trainer import RunInputs, Trainer
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     short = prepared.recipe.train.model_copy(update={"accumulation": 2, "compile": False, "workers": 0})
     recipe = prepared.recipe.model_copy(update={"train": short})
     shape = largest_batch(Batches.of(recipe, prepared.source, prepared.config.eos_token_id))
-    plan = make_plan(recipe, prepared.config, shape, 1, device.type)
+    plan = requirements_of(recipe, prepared.config, shape, 1, device.type)
     peak = peak_of_training(recipe, prepared, device)
     result: dict[str, Any] = {
         "recipe": str(arguments.recipe),

@@ -15,8 +15,8 @@ import yaml
 from dmax.training.activations import BatchShape
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import lay_out
-from dmax.training.plan import make_plan
 from dmax.training.recipe import Recipe
+from dmax.training.requirements import requirements_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,5 +91,5 @@ def test_the_planned_memory_is_right_within_15_percent() -> None:
         optimizer.step(1.0)
     rows, length = layout.positions().shape
     shape = BatchShape(rows, length, int(layout.supervised.sum()))
-    planned = make_plan(recipe, config, shape, 1, "cuda").memory.total
+    planned = requirements_of(recipe, config, shape, 1, "cuda").memory.total
     assert planned == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)

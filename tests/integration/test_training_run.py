@@ -133,8 +133,8 @@ def test_resuming_with_another_recipe_is_refused(finished: Path, tmp_path: Path)
 
 def test_a_run_on_rows_of_ones_own_is_validated_on_some_and_knows_them_again(tmp_path: Path) -> None:
     """It is made longer, and refused once a row has changed."""
+    from dmax.training.checkpointing import ResumeError
     from dmax.training.run import run_recipe, show_rows
-    from dmax.training.state import ResumeError
 
     rows = tmp_path / "rows.jsonl"
     lines = [json.dumps({"question": f"Say {i}.", "answer": str(i)}) for i in range(20)]

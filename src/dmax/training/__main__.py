@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dmax.training.checkpointing import CheckpointWriteError, ResumeError
 from dmax.training.data import DataError
 from dmax.training.divergence import TrainingDiverged
 from dmax.training.run import run_recipe
 from dmax.training.section import RecipeError
-from dmax.training.state import CheckpointWriteError, ResumeError
 
 
 def main() -> None:

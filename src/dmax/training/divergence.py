@@ -10,8 +10,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dmax.training.distributed import rank
 from dmax.training.layout import Batch
-from dmax.training.parallel import rank
 
 
 class TrainingDiverged(ValueError):

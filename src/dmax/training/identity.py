@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dmax.training.parallel import rank
+from dmax.training.distributed import rank
 from dmax.training.recipe import Recipe
 from dmax.training.section import RecipeError
 

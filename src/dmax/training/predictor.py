@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from dmax.models.llada2 import LLaDA2
+from dmax.training.distributed import gather_weights, scatter_weights, shard
 from dmax.training.layout import Layout
-from dmax.training.parallel import gather_weights, scatter_weights, shard
 from dmax.training.recipe import ParallelSection
 
 if TYPE_CHECKING:  # slow to import, and few recipes need it

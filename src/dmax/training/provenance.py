@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dmax.training.parallel import world_size
+from dmax.training.distributed import world_size
 
 
 def record_start(output: Path, step: int) -> None:

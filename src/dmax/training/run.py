@@ -16,15 +16,15 @@ from dmax.models.llada2 import LLaDA2, initialize
 from dmax.models.tokenizer import Tokenizer
 from dmax.training.batches import Batches
 from dmax.training.data import generator_for
+from dmax.training.distributed import local_rank, process_group, rank
 from dmax.training.identity import only_run_in
-from dmax.training.parallel import local_rank, process_group, rank
-from dmax.training.plan import Plan, device_memory, largest_batch, make_plan
 from dmax.training.predictor import Predictor
-from dmax.training.prepare import Prepared, prepare
 from dmax.training.problem_sources import GsmSymbolic
 from dmax.training.provenance import record_start
 from dmax.training.recipe import LoraSection, Recipe, load_recipe
+from dmax.training.requirements import Requirements, device_memory, largest_batch, requirements_of
 from dmax.training.section import RecipeError
+from dmax.training.setup import Prepared, prepare
 from dmax.training.trainer import RunInputs, Trainer, Validate
 
 _INITIALIZATION, _ADAPTERS = 4, 6
@@ -73,7 +73,7 @@ _PROBLEMS_OF_A_PLAN = 500
 
 def plan_recipe(
     recipe_path: Path, output: Path | None = None, processes: int = 1, memory: float | None = None
-) -> tuple[Plan, int]:
+) -> tuple[Requirements, int]:
     """Work out what a recipe needs, without reading a weight.
 
     Args:
@@ -92,7 +92,7 @@ def plan_recipe(
     device = _device(recipe.train.device)
     prepared = _prepared_to_look_at(recipe, output, None)
     batches = Batches.of(prepared.recipe, prepared.source, prepared.config.eos_token_id)
-    plan = make_plan(prepared.recipe, prepared.config, largest_batch(batches), processes, device.type)
+    plan = requirements_of(prepared.recipe, prepared.config, largest_batch(batches), processes, device.type)
     return plan, device_memory(device, processes) if memory is None else int(memory * 2**30)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmax.training.distributed import sum_over_processes
 from dmax.training.objectives.base import LossPart
-from dmax.training.parallel import sum_over_processes
 
 _LOSS = "loss"
 

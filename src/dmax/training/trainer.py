@@ -13,7 +13,16 @@ import torch
 
 from dmax.models.llada2 import LLaDA2, routers
 from dmax.training.batches import Batches, exact_layouts, stream
+from dmax.training.checkpointing import (
+    CheckpointWriter,
+    ResumeError,
+    RunState,
+    load_checkpoint,
+    load_state,
+    newest_checkpoint,
+)
 from dmax.training.data import Source
+from dmax.training.distributed import barrier, passes_of_a_process, rank, sum_over_processes, world_size
 from dmax.training.divergence import diverged
 from dmax.training.flops import ForwardFlops, peak_flops
 from dmax.training.identity import differing_keys, recipe_digest, recipe_text
@@ -22,10 +31,8 @@ from dmax.training.metrics import MetricsLog, Progress
 from dmax.training.objectives.base import LossPart, Pass
 from dmax.training.objectives.registry import get_objective
 from dmax.training.optim import Optimizer, learning_rate_factor
-from dmax.training.parallel import barrier, passes_of_a_process, rank, sum_over_processes, world_size
 from dmax.training.predictor import Predictor
 from dmax.training.recipe import Recipe
-from dmax.training.state import CheckpointWriter, ResumeError, RunState, load_checkpoint, load_state, newest_checkpoint
 from dmax.training.tally import Tally
 
 Validate = Callable[[LLaDA2, int, int, str], dict[str, float]]

@@ -61,12 +61,12 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def plan_recipe(*arguments: Any) -> tuple[Any, int]:
         from dmax.training.activations import BatchShape
-        from dmax.training.plan import Memory, Plan
+        from dmax.training.requirements import Memory, Requirements
 
         calls.append(arguments)
         memory = Memory(weights=2**30, copies=0, gradients=2**30, optimizer=2**31, activations=2**30, update=0)
         available = 2**33 if arguments[3] is None else int(arguments[3] * 2**30)
-        return Plan(1000, 1000, 7, arguments[2], BatchShape(2, 64, 50), memory), available
+        return Requirements(1000, 1000, 7, arguments[2], BatchShape(2, 64, 50), memory), available
 
     module.run_recipe = run_recipe  # type: ignore[attr-defined]
     module.plan_recipe = plan_recipe  # type: ignore[attr-defined]

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from dmax.models import LLaDA2
+from dmax.training.checkpointing import CheckpointWriter, RunState, load_checkpoint, newest_checkpoint
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import Layout, lay_out
 from dmax.training.optim import Optimizer
 from dmax.training.predictor import Predictor
 from dmax.training.recipe import LoraSection
-from dmax.training.state import CheckpointWriter, RunState, load_checkpoint, newest_checkpoint
 
 pytest.importorskip("peft")
 from dmax.training.adapters import Adapters

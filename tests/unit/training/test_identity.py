@@ -11,9 +11,9 @@ import yaml
 
 from dmax.models import ModelConfig, Tokenizer
 from dmax.training.identity import differing_keys, only_run_in, recipe_digest, recipe_text
-from dmax.training.prepare import check_agreement
 from dmax.training.recipe import Recipe, load_recipe
 from dmax.training.section import RecipeError
+from dmax.training.setup import check_agreement
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:  # needs the train extra, which not every command has
-    from dmax.training.plan import Plan
+    from dmax.training.requirements import Requirements
 
 
-def plan_table(plan: Plan, available: int) -> Table:
+def plan_table(plan: Requirements, available: int) -> Table:
     """A run's shapes and the memory of one device, as a table."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)

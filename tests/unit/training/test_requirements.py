@@ -13,8 +13,8 @@ from dmax.training.activations import BatchShape
 from dmax.training.batches import POOL, Batches
 from dmax.training.data import Example, generator_for
 from dmax.training.objectives.registry import BuiltInSection, get_objective
-from dmax.training.plan import POOLS_READ, DoesNotFit, Memory, Plan, largest_batch, make_plan
 from dmax.training.recipe import Recipe
+from dmax.training.requirements import POOLS_READ, DoesNotFit, Memory, Requirements, largest_batch, requirements_of
 from dmax.training.section import RecipeError
 
 MINI = ModelConfig(
@@ -46,18 +46,18 @@ def recipe(**sections: Any) -> Recipe:
 
 def test_the_published_model_trains_on_eight_gpus_of_80_gib_and_not_on_one() -> None:
     settings = recipe(parallel={"recompute": True})
-    eight = make_plan(settings, MINI, SHAPE, 8, "cuda")
+    eight = requirements_of(settings, MINI, SHAPE, 8, "cuda")
     assert eight.parameters == pytest.approx(16.3e9, rel=0.02)
     assert eight.memory.weights + eight.memory.gradients + eight.memory.optimizer == pytest.approx(
         16 * eight.parameters / 8, rel=0.01
     )
     eight.check(80 * 2**30)
     with pytest.raises(DoesNotFit, match=r"needs 30\d\.\d\d GiB on each device, of which it has 80\.00 GiB"):
-        make_plan(settings, MINI, SHAPE, 1, "cuda").check(80 * 2**30)
+        requirements_of(settings, MINI, SHAPE, 1, "cuda").check(80 * 2**30)
 
 
 def test_adapters_of_the_published_model_train_on_one_gpu() -> None:
-    plan = make_plan(recipe(lora={"rank": 16}, parallel={"recompute": True}), MINI, SHAPE, 1, "cuda")
+    plan = requirements_of(recipe(lora={"rank": 16}, parallel={"recompute": True}), MINI, SHAPE, 1, "cuda")
     assert plan.trained < 0.05 * plan.parameters
     plan.check(80 * 2**30)
 
@@ -72,16 +72,16 @@ def test_adapters_are_counted_as_peft_makes_them(section: dict[str, bool]) -> No
     model = initialize(LLaDA2(SMALL), generator_for(1))
     Adapters(model, settings.lora, generator_for(2))
     there = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert make_plan(settings, SMALL, SHAPE, 1, "cpu").trained == there
+    assert requirements_of(settings, SMALL, SHAPE, 1, "cpu").trained == there
 
 
 def test_what_is_offloaded_takes_no_room_and_copies_of_the_weights_do() -> None:
-    offloaded = make_plan(recipe(parallel={"cpu_offload": True}), MINI, SHAPE, 8, "cuda").memory
+    offloaded = requirements_of(recipe(parallel={"cpu_offload": True}), MINI, SHAPE, 8, "cuda").memory
     assert (offloaded.weights, offloaded.gradients, offloaded.optimizer) == (0, 0, 0)
-    one, two = (make_plan(recipe(parallel={"replicas": n}), MINI, SHAPE, 8, "cuda").memory for n in (1, 2))
+    one, two = (requirements_of(recipe(parallel={"replicas": n}), MINI, SHAPE, 8, "cuda").memory for n in (1, 2))
     assert two.weights == pytest.approx(2 * one.weights, abs=2)
     with pytest.raises(RecipeError, match="must divide 8"):
-        make_plan(recipe(parallel={"replicas": 3}), MINI, SHAPE, 8, "cuda")
+        requirements_of(recipe(parallel={"replicas": 3}), MINI, SHAPE, 8, "cuda")
 
 
 def test_optimizer_state_is_what_the_optimisers_keep() -> None:
@@ -99,16 +99,16 @@ def test_optimizer_state_is_what_the_optimisers_keep() -> None:
         for value in state.values()
         if value.ndim
     )
-    assert make_plan(recipe(optimizer={"muon_lr": 0.1}), SMALL, SHAPE, 1, "cpu").memory.optimizer == kept
+    assert requirements_of(recipe(optimizer={"muon_lr": 0.1}), SMALL, SHAPE, 1, "cpu").memory.optimizer == kept
 
 
 def test_the_peak_is_in_the_backward_pass_or_in_the_update() -> None:
     backward = Memory(weights=1, copies=2, gradients=3, optimizer=4, activations=50, update=10)
     update = Memory(weights=1, copies=2, gradients=3, optimizer=4, activations=5, update=100)
     assert (backward.total, update.total) == (60, 108)
-    Plan(1, 1, 1, 1, SHAPE, backward).check(60)
+    Requirements(1, 1, 1, 1, SHAPE, backward).check(60)
     with pytest.raises(DoesNotFit):
-        Plan(1, 1, 1, 1, SHAPE, backward).check(59)
+        Requirements(1, 1, 1, 1, SHAPE, backward).check(59)
 
 
 class Growing:

@@ -53,7 +53,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Requirements:
     """What a run is, and what each of its processes needs."""
 
     parameters: int
@@ -88,7 +88,9 @@ def largest_batch(batches: Batches) -> BatchShape:
     return max(shapes, key=lambda shape: (shape.rows * shape.length, shape.supervised))
 
 
-def make_plan(recipe: Recipe, config: ModelConfig, shape: BatchShape, processes: int, device: str) -> Plan:
+def requirements_of(
+    recipe: Recipe, config: ModelConfig, shape: BatchShape, processes: int, device: str
+) -> Requirements:
     """Work out what a recipe needs.
 
     Args:
@@ -115,7 +117,7 @@ def make_plan(recipe: Recipe, config: ModelConfig, shape: BatchShape, processes:
         trained, memory = _count(model.parameters()), _whole(recipe, model, activations, device)
     else:
         trained, memory = _count(model.parameters()), _sharded(recipe, model, activations, share, device)
-    return Plan(_count(model.parameters()), trained, recipe.train.steps, processes, shape, memory)
+    return Requirements(_count(model.parameters()), trained, recipe.train.steps, processes, shape, memory)
 
 
 def _whole(recipe: Recipe, model: LLaDA2, activations: int, device: str) -> Memory:

@@ -13,7 +13,7 @@ from dmax.models.tokenizer import Tokenizer
 from dmax.problems.gsm8k_variants import Gsm8kVariants
 from dmax.training.conversations import Conversations, conversation_texts, load_conversations, read_rows
 from dmax.training.data import Example, Mixture, Source
-from dmax.training.parallel import barrier, rank
+from dmax.training.distributed import barrier, rank
 from dmax.training.problem_sources import (
     Arithmetic,
     Everyday,

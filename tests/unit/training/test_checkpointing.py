@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import shutil
@@ -14,8 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmax.training.muon import StackedMuon
-from dmax.training.state import (
+from dmax.training.checkpointing import (
     CheckpointWriteError,
     CheckpointWriter,
     ResumeError,
@@ -26,6 +26,7 @@ from dmax.training.state import (
     load_state,
     newest_checkpoint,
 )
+from dmax.training.muon import StackedMuon
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -177,3 +178,14 @@ def test_a_process_killed_while_writing_leaves_the_last_checkpoint(tmp_path: Pat
     Trained(1).save(writer(tmp_path), 2)
     assert newest_checkpoint(tmp_path) == checkpoint_folder(tmp_path, 2)
     shutil.rmtree(tmp_path)
+
+
+def test_the_state_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It tells step and recipe, and neither the recipe's text nor the data."""
+    Trained(1).save(writer(tmp_path), 1)
+    path = checkpoint_folder(tmp_path, 1) / "trainer_state.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({key: values[key] for key in ("step", "recipe_digest", "seconds", "files")}))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert load_state(newest) == RunState(1, "abc", 1.5)

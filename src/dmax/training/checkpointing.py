@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from dmax.training.parallel import barrier, rank
+from dmax.training.distributed import barrier, rank
 
 STATE_FILE, MODEL_FOLDER, OPTIMIZER_FOLDER = "trainer_state.json", "model", "optimizer"
 _PREFIX, _PARTIAL = "step-", ".partial"
