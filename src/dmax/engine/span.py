@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmax.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Positions of one sequence that a pass computes, all on block boundaries.
 
     A chunk of a prompt, the blocks in flight, or those together with the ones before them, which have just become final

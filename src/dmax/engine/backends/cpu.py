@@ -94,7 +94,7 @@ class CpuBackend(TorchBackend):
         self._kernels: CpuKernels | None = None
         self._swapped: SwappedModel | None = None
         self._head = Packed()
-        self._sequences: list[Sequence] | None = None
+        self._sequences: set[Sequence] = set()
         self._weights: Tensor | None = None
         self._load()
 
@@ -107,7 +107,7 @@ class CpuBackend(TorchBackend):
         """Provide a KV cache, and take what has been compiled since the last engine began."""
         super().open(pages, page_length, slots)
         self._load()
-        self._sequences = None
+        self._sequences = set()
 
     def embed(self, state: BlockState) -> Tensor:
         """Compute what a pass reads at blocks in this state."""
@@ -122,11 +122,11 @@ class CpuBackend(TorchBackend):
 
     def forward(self, spans: list[Span], inputs: list[Tensor]) -> Tensor:
         """Run the layers over all spans, packed one behind the other."""
-        # Looking through all modules takes as long as a layer, so it is done anew only once other sequences are there.
-        sequences = [span.sequence for span in spans]
-        if sequences != self._sequences:
-            self._sequences = sequences
+        # Looking through all modules takes as long as a layer, so it is done anew only once a sequence is new here.
+        sequences = {span.sequence for span in spans}
+        if not sequences <= self._sequences:
             self._look()
+        self._sequences = sequences
         return super().forward(spans, inputs)
 
     def decide(self, decoder: Decoder, hidden_BLD: Tensor, blocks: PassInput, noise: Noise | None = None) -> Decided:

@@ -62,16 +62,14 @@ class BlocksArguments(ctypes.Structure):
             *(tensor.data_ptr() for tensor in before[:5]),
             before.threshold,
             before.acceptance_threshold,
-            tokens_after=after.tokens.data_ptr(),
-            passes_after=after.passes.data_ptr(),
-            candidates=after.candidates.data_ptr(),
-            masked_after=after.masked.data_ptr(),
-            promoted=after.promoted.data_ptr(),
-            revised=after.revised.data_ptr(),
-            mixed=after.mixed.data_ptr(),
-            converged=after.converged.data_ptr(),
-            confidence=after.confidence.data_ptr(),
-        )
+            *(
+                tensor.data_ptr()
+                for tensor in (
+                    after.tokens, after.passes, after.candidates, after.masked, after.promoted, after.revised,
+                    after.mixed, after.converged, after.confidence,
+                )
+            ),
+        )  # fmt: skip
 
 
 class PredictArguments(ctypes.Structure):
