@@ -8,6 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Of several processes on a machine each has one core; more threads would wait for one another. Before torch.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import tokenizers
 import torch
 

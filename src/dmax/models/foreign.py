@@ -56,7 +56,7 @@ def foreign_quantization(folder: Path, values: Mapping[str, Any]) -> str | None:
     """
     section = values.get("quantization_config")
     method = section.get("quant_method") if isinstance(section, Mapping) else None
-    if method is None:
+    if method in (None, "dmax"):
         return None
     known = str(method) if str(method).lower() in _QUANTIZERS else f"{str(method)[:40]!r}, which is unknown here"
     return (

@@ -26,7 +26,7 @@ def smoke(**train: Any) -> Recipe:
 
 @pytest.mark.parametrize(
     ("name", "digest"),
-    [("nano/1-autoregressive", "6acd8e589ac91920"), ("smoke/oput", "29013e551aa02bf9")],
+    [("gsm-symbolic/1-autoregressive", "390e493825114b4f"), ("smoke/oput", "29013e551aa02bf9")],
 )
 def test_a_run_of_an_earlier_version_can_be_resumed(name: str, digest: str) -> None:
     """A change of these strands the checkpoints that people have."""
