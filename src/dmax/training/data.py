@@ -49,11 +49,6 @@ class ChatEncoder(Protocol):
     ) -> list[int]: ...
 
 
-def chat_example(tokenizer: ChatEncoder, question: str, answer: str) -> Example:
-    """A question as the user's turn and the answer, closed by EOS, as the supervised response."""
-    return conversation_example(tokenizer, [(question, answer)])
-
-
 def conversation_example(tokenizer: ChatEncoder, turns: Sequence[tuple[str, str]]) -> Example:
     """Turns of a conversation, each a request and its answer; the last answer and what closes it are supervised."""
     *before, (request, answer) = turns

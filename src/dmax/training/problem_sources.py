@@ -3,40 +3,128 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
 from dmax.problems import Equation, Split, equations, problem, show_working, stress_problem, working
 from dmax.problems.everyday import OTHER_ANSWER, everyday_problem, other_request
 from dmax.problems.gsm8k_variants import Gsm8kVariants
 from dmax.problems.splits import first_number
-from dmax.training.data import ChatEncoder, Example, chat_example, conversation_example
+from dmax.training.data import ChatEncoder, Example, conversation_example
+
+Turn = tuple[str, str]
+"""A request and its answer."""
 
 
-class GsmSymbolic:
-    """Word problems as chat examples: the question asks, the solution is the response.
+@dataclass(frozen=True)
+class ProblemSource(ABC):
+    """Conversations drawn by index, as chat examples: the last answer is the response."""
 
-    Args:
-        tokenizer: of the model.
-        split: which problems.
-        seed: of the split.
-        worked: whether equations are carried out in small steps (see :mod:`dmax.problems.working`).
-    """
+    tokenizer: ChatEncoder
+    """Of the model."""
+    split: Split = "train"
+    """Which problems."""
+    seed: int = 0
+    """Of the split."""
+    worked: bool = False
+    """Whether equations are carried out in small steps (see :mod:`dmax.problems.working`)."""
 
-    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, worked: bool = False) -> None:
-        self.tokenizer = tokenizer
-        self.split: Split = split
-        self.seed = seed
-        self.worked = worked
+    @abstractmethod
+    def turns(self, index: int) -> Sequence[Turn]:
+        """Return the turns of conversation ``index``, the last of which is trained on."""
 
     def example(self, index: int) -> Example:
-        return chat_example(self.tokenizer, *word_problem(self.split, index, self.seed, self.worked))
+        return conversation_example(self.tokenizer, self.turns(index))
 
 
-def word_problem(split: Split, index: int, seed: int, worked: bool) -> tuple[str, str]:
-    """Question and solution of a word problem."""
+class GsmSymbolic(ProblemSource):
+    """Word problems of ``reasoning-gym``'s ``gsm_symbolic`` with their solutions."""
+
+    def turns(self, index: int) -> Sequence[Turn]:
+        return [word_problem(self.split, index, self.seed, self.worked)]
+
+
+class Everyday(ProblemSource):
+    """Everyday word problems of hand-written scenarios."""
+
+    def turns(self, index: int) -> Sequence[Turn]:
+        return [everyday_text(self.split, index, self.seed, self.worked)]
+
+
+class ParallelStress(ProblemSource):
+    """Word lists to copy, reverse, sort, replace in or shuffle."""
+
+    def turns(self, index: int) -> Sequence[Turn]:
+        return [list_problem(self.split, index, self.seed)]
+
+
+class OtherRequests(ProblemSource):
+    """What people type that is no word problem, answered by one sentence about what the model can do."""
+
+    def turns(self, index: int) -> Sequence[Turn]:
+        return [(other_request(self.split, index, self.seed), OTHER_ANSWER)]
+
+
+class ProblemConversations(ProblemSource):
+    """Conversations of two or three turns, each of which asks something new."""
+
+    def turns(self, index: int) -> Sequence[Turn]:
+        random = Random(f"conversations {first_number(self.split, self.seed)} {index}")
+        return [self._turn(random) for _ in range(2 if random.random() < 0.7 else 3)]
+
+    def _turn(self, random: Random) -> Turn:
+        kind, number = random.random(), random.randrange(10**8)
+        if kind < 0.15:
+            return other_request(self.split, number, self.seed), OTHER_ANSWER
+        if kind < 0.35:
+            return word_problem(self.split, number, self.seed, self.worked)
+        return everyday_text(self.split, number, self.seed, self.worked)
+
+
+def word_problem(split: Split, index: int, seed: int, worked: bool) -> Turn:
+    """Return question and solution of a word problem."""
     row = problem(split, index, seed)
     return row["question"], show_working(row["solution"]) if worked else row["solution"]
+
+
+def everyday_text(split: Split, index: int, seed: int, worked: bool) -> Turn:
+    """Return question and solution of an everyday problem."""
+    drawn = everyday_problem(split, index, seed, worked=worked)
+    return drawn.question, drawn.solution
+
+
+def list_problem(split: Split, index: int, seed: int) -> Turn:
+    """Return question and answer of a problem of the stress test."""
+    row = stress_problem(split, index, seed)
+    return row["question"], row["solution"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gsm8kSource(ProblemSource):
+    """Variants of GSM8K's training problems with other numbers and names; many end as GSM8K is usually asked."""
+
+    variants: Gsm8kVariants
+    """Of the rows."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of all rows, 16 hexadecimal digits: other rows, another fingerprint."""
+        found = hashlib.blake2b(digest_size=8)
+        for index in range(self.variants.total):
+            found.update(repr(sorted(self.variants.plain(index).items())).encode())
+        return found.hexdigest()
+
+    def turns(self, index: int) -> Sequence[Turn]:
+        row = self.variants.problem(self.split, index, self.seed)
+        solution = show_working(row["solution"]) if self.worked else row["solution"]
+        asked_by_steps = Random(f"gsm8k {first_number(self.split, self.seed)} {index}").random() < STEP_BY_STEP_SHARE
+        return [(row["question"] + (STEP_BY_STEP if asked_by_steps else ""), solution)]
+
+
+STEP_BY_STEP = "\nLet's think step by step"
+"""What GSM8K's questions end with when models are evaluated."""
+STEP_BY_STEP_SHARE = 0.4
 
 
 EASY_DIGITS = 3
@@ -97,140 +185,3 @@ class Arithmetic:
             return f"{equation.expression}=", "=".join([*(step.replace(" ", "") for step in steps), result]) + "\n"
         steps = equation.steps if self.worked else []
         return solution[equation.start : equation.result], " = ".join([*steps, result]) + "\n"
-
-
-class ParallelStress:
-    """Word lists to copy, reverse, sort, replace in or shuffle, as chat examples."""
-
-    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0) -> None:
-        self.tokenizer = tokenizer
-        self.split: Split = split
-        self.seed = seed
-
-    def example(self, index: int) -> Example:
-        return chat_example(self.tokenizer, *list_problem(self.split, index, self.seed))
-
-
-def list_problem(split: Split, index: int, seed: int) -> tuple[str, str]:
-    """Question and answer of a problem of the stress test."""
-    row = stress_problem(split, index, seed)
-    return row["question"], row["solution"]
-
-
-class Everyday:
-    """Everyday word problems of hand-written scenarios, as chat examples.
-
-    Args:
-        tokenizer: of the model.
-        split: which problems.
-        seed: of the split.
-        worked: whether equations are carried out in small steps.
-    """
-
-    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, worked: bool = False) -> None:
-        self.tokenizer = tokenizer
-        self.split: Split = split
-        self.seed = seed
-        self.worked = worked
-
-    def example(self, index: int) -> Example:
-        return chat_example(self.tokenizer, *everyday_text(self.split, index, self.seed, self.worked))
-
-
-def everyday_text(split: Split, index: int, seed: int, worked: bool) -> tuple[str, str]:
-    """Return question and solution of an everyday problem."""
-    drawn = everyday_problem(split, index, seed, worked=worked)
-    return drawn.question, drawn.solution
-
-
-class Gsm8kSource:
-    """Variants of GSM8K's training problems with other numbers and names, as chat examples.
-
-    Args:
-        tokenizer: of the model.
-        variants: of the rows.
-        split: whose random numbers.
-        seed: of the split.
-        worked: whether equations are carried out in small steps.
-    """
-
-    def __init__(
-        self,
-        tokenizer: ChatEncoder,
-        variants: Gsm8kVariants,
-        split: Split = "train",
-        seed: int = 0,
-        worked: bool = False,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.variants = variants
-        self.split: Split = split
-        self.seed = seed
-        self.worked = worked
-
-    def fingerprint(self) -> str:
-        """Return a hash of all rows, 16 hexadecimal digits: other rows, another fingerprint."""
-        found = hashlib.blake2b(digest_size=8)
-        for index in range(self.variants.total):
-            found.update(repr(sorted(self.variants.plain(index).items())).encode())
-        return found.hexdigest()
-
-    def example(self, index: int) -> Example:
-        return chat_example(self.tokenizer, *self.text(index))
-
-    def text(self, index: int) -> tuple[str, str]:
-        """Return question and solution of problem ``index``; many questions end as GSM8K is usually asked."""
-        row = self.variants.problem(self.split, index, self.seed)
-        solution = show_working(row["solution"]) if self.worked else row["solution"]
-        asked_by_steps = Random(f"gsm8k {first_number(self.split, self.seed)} {index}").random() < STEP_BY_STEP_SHARE
-        return row["question"] + (STEP_BY_STEP if asked_by_steps else ""), solution
-
-
-STEP_BY_STEP = "\nLet's think step by step"
-"""What GSM8K's questions end with when models are evaluated."""
-STEP_BY_STEP_SHARE = 0.4
-
-
-class OtherRequests:
-    """What people type that is no word problem, answered by one sentence about what the model can do."""
-
-    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0) -> None:
-        self.tokenizer = tokenizer
-        self.split: Split = split
-        self.seed = seed
-
-    def example(self, index: int) -> Example:
-        return chat_example(self.tokenizer, other_request(self.split, index, self.seed), OTHER_ANSWER)
-
-
-class ProblemConversations:
-    """Conversations of two or three turns, each of which asks something new; the last answer is supervised.
-
-    Args:
-        tokenizer: of the model.
-        split: which problems.
-        seed: of the split.
-        worked: whether equations are carried out in small steps.
-    """
-
-    def __init__(self, tokenizer: ChatEncoder, split: Split = "train", seed: int = 0, worked: bool = False) -> None:
-        self.tokenizer = tokenizer
-        self.split: Split = split
-        self.seed = seed
-        self.worked = worked
-
-    def example(self, index: int) -> Example:
-        return conversation_example(self.tokenizer, self.turns(index))
-
-    def turns(self, index: int) -> Sequence[tuple[str, str]]:
-        """Return the turns of a conversation, each a request and its answer."""
-        random = Random(f"conversations {first_number(self.split, self.seed)} {index}")
-        return [self._turn(random) for _ in range(2 if random.random() < 0.7 else 3)]
-
-    def _turn(self, random: Random) -> tuple[str, str]:
-        kind, number = random.random(), random.randrange(10**8)
-        if kind < 0.15:
-            return other_request(self.split, number, self.seed), OTHER_ANSWER
-        if kind < 0.35:
-            return word_problem(self.split, number, self.seed, self.worked)
-        return everyday_text(self.split, number, self.seed, self.worked)

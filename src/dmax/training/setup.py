@@ -170,7 +170,7 @@ def _source(section: DataSection, recipe: Recipe, tokenizer: Tokenizer) -> Sourc
     if isinstance(section, JsonlSection | HubSection):
         return load_conversations(section, tokenizer, recipe.train.context, recipe.seed, recipe.train.validation_share)
     if isinstance(section, Gsm8kVariantsSection):
-        return Gsm8kSource(tokenizer, gsm8k_variants(section.path), worked=section.worked)
+        return Gsm8kSource(tokenizer, variants=gsm8k_variants(section.path), worked=section.worked)
     match section.source:
         case "everyday":
             return Everyday(tokenizer, worked=section.worked)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmax.training.data import DataError, Example, Mixture, chat_example, generator_for, pad_to_block
+from dmax.training.data import DataError, Example, Mixture, conversation_example, generator_for, pad_to_block
 
 
 class WordTokenizer:
@@ -23,14 +23,14 @@ class WordTokenizer:
 
 
 def test_only_the_response_and_its_eos_are_supervised() -> None:
-    example = chat_example(WordTokenizer(), "how many", "it is four")
+    example = conversation_example(WordTokenizer(), [("how many", "it is four")])
     assert example.token_ids == (100, 13, 14, 101, 12, 12, 14, 2)
     assert example.supervised == (False,) * 4 + (True,) * 4
 
 
 @pytest.mark.parametrize(("closing", "end"), [((), (2,)), ((2,), (2,)), ((102,), (102, 2)), ((102, 2, 9), (102, 2))])
 def test_what_closes_the_rendered_turn_is_supervised(closing: tuple[int, ...], end: tuple[int, ...]) -> None:
-    example = chat_example(WordTokenizer(*closing), "how many", "four")
+    example = conversation_example(WordTokenizer(*closing), [("how many", "four")])
     assert example.token_ids == (100, 13, 14, 101, 14, *end)
     assert example.supervised == (False,) * 4 + (True,) * (1 + len(end))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -17,8 +18,19 @@ from dmax.problems import (
     problem,
     stress_problem,
 )
+from dmax.problems.everyday import OTHER_ANSWER
+from dmax.problems.gsm8k_variants import Gsm8kVariants
 from dmax.problems.word_problems import CHUNK
-from dmax.training.problem_sources import Arithmetic, GsmSymbolic, ParallelStress
+from dmax.training.problem_sources import (
+    Arithmetic,
+    Everyday,
+    Gsm8kSource,
+    GsmSymbolic,
+    OtherRequests,
+    ParallelStress,
+    ProblemConversations,
+    ProblemSource,
+)
 
 
 class CharTokenizer:
@@ -28,7 +40,7 @@ class CharTokenizer:
         return [ord(c) for c in text]
 
     def apply_chat_template(self, messages, add_generation_prompt=True) -> list[int]:
-        return self.encode(messages[0]["content"])
+        return self.encode("".join(turn["content"] for turn in messages))
 
 
 def test_problems_are_a_function_of_split_and_index() -> None:
@@ -116,3 +128,38 @@ def test_a_stress_problem_becomes_a_chat_example() -> None:
     example = ParallelStress(CharTokenizer()).example(3)
     assert "".join(map(chr, example.token_ids[:-1])) == row["question"] + row["solution"]
     assert sum(example.supervised) == len(row["solution"]) + 1
+
+
+ROWS = [
+    {"question": "Ann has 4 bags of 6 nuts. How many nuts?", "answer": "She has 4*6=<<4*6=24>>24 nuts.\n#### 24"},
+    {"question": "Bo runs 3 miles. He runs 5 more. How far?", "answer": "He runs 3+5=<<3+5=8>>8 miles.\n#### 8"},
+]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Everyday(CharTokenizer(), worked=True),
+        OtherRequests(CharTokenizer()),
+        ProblemConversations(CharTokenizer(), worked=True),
+        Gsm8kSource(CharTokenizer(), variants=Gsm8kVariants(ROWS), worked=True),
+    ],
+)
+def test_the_last_answer_alone_is_supervised_and_examples_are_a_function_of_their_index(source: ProblemSource) -> None:
+    for index in range(20):
+        [*before, (request, answer)] = source.turns(index)
+        example = source.example(index)
+        assert example == source.example(index)
+        supervised = [
+            token for token, is_response in zip(example.token_ids, example.supervised, strict=True) if is_response
+        ]
+        assert supervised == [*CharTokenizer().encode(answer), CharTokenizer().eos_token_id]
+        assert sum(example.supervised) <= len(example.token_ids) - len(request)
+        assert len(before) in ((1, 2) if isinstance(source, ProblemConversations) else (0,))
+
+
+def test_answers_of_everyday_sources_end_in_their_result() -> None:
+    for index in range(50):
+        [(_, answer)] = Everyday(CharTokenizer(), worked=True).turns(index)
+        assert re.search(r"\n#### [\d.]+$", answer)
+    assert {answer for i in range(20) for _, answer in OtherRequests(CharTokenizer()).turns(i)} == {OTHER_ANSWER}
