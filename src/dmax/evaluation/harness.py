@@ -238,7 +238,7 @@ class DMaxLM(LM):  # type: ignore[misc]
             HarnessError: there is no chat template, or it refuses these messages.
         """
         try:
-            text = self._tokenizer.render_chat(chat_history, add_generation_prompt)
+            text = self._tokenizer.render_chat(chat_history, add_generation_prompt, marked=True)
         except ValueError as error:
             raise HarnessError(str(error)) from error
         if add_generation_prompt:

@@ -82,13 +82,18 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError("the text holds half of a surrogate pair, which is not valid Unicode.") from error
+        if _MARK in text:
+            return self._encode_marked(text)
         # As a batch, because that lets other threads run meanwhile; the pipeline's own `encode` does not.
         [found] = self.pipeline.encode_batch([text], add_special_tokens=False)
         return found.ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """:meth:`encode` of many texts, on all cores."""
-        return [found.ids for found in self.pipeline.encode_batch(list(texts), add_special_tokens=False)]
+        """:meth:`encode` of many texts, on all cores but for those with marks."""
+        plain = iter(
+            self.pipeline.encode_batch([text for text in texts if _MARK not in text], add_special_tokens=False)
+        )
+        return [self._encode_marked(text) if _MARK in text else next(plain).ids for text in texts]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens, and ids beyond the vocabulary, give no text."""
@@ -100,7 +105,7 @@ class Tokenizer:
         Raises:
             ValueError: the text holds half of a surrogate pair.
         """
-        return self._encode_marked(self._mark(text))
+        return self.encode(self.as_words(text))
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Return the token ids of a conversation, in the form the model was trained on.
@@ -110,22 +115,27 @@ class Tokenizer:
         Raises:
             ValueError: as :meth:`render_chat`.
         """
-        marked = [{**turn, "content": self._mark(text_of(turn.get("content")))} for turn in messages]
-        return self._encode_marked(self._render(marked, add_generation_prompt))
+        return self.encode(self.render_chat(messages, add_generation_prompt, marked=True))
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def render_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, *, marked: bool = False
+    ) -> str:
         """Return a conversation as the text that the model was trained on, special tokens written out.
 
         Args:
             messages: the turns, oldest first.
             add_generation_prompt: whether the text ends where the assistant's next turn begins.
+            marked: put marks around names of special tokens in the turns, by which :meth:`encode` takes them for text.
 
         Raises:
             ValueError: there is no chat template, it is not valid Jinja, or it refuses these messages.
         """
-        return self._render(
-            [{**turn, "content": text_of(turn.get("content"))} for turn in messages], add_generation_prompt
-        )
+        texts = [text_of(turn.get("content")) for turn in messages]
+        turns = [
+            {**turn, "content": self.as_words(text) if marked else text}
+            for turn, text in zip(messages, texts, strict=True)
+        ]
+        return self._render(turns, add_generation_prompt)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         if self._template is None:
@@ -133,8 +143,8 @@ class Tokenizer:
         names = {key: self._token(key) for key in self.settings if key.endswith("_token")}
         return self._template.render(messages, add_generation_prompt, names)
 
-    def _mark(self, text: str) -> str:
-        """The text with the names of special tokens between marks, which no template touches."""
+    def as_words(self, text: str) -> str:
+        """Return somebody's words with marks, which no template touches, around the names of special tokens."""
         return self._special.sub(rf"{_MARK}\g<0>{_MARK}", text.replace(_MARK, "")) if self._special else text
 
     def _encode_marked(self, text: str) -> list[int]:

@@ -18,7 +18,7 @@ from dmax.training.recipe import HubSection, JsonlSection
 if TYPE_CHECKING:  # slow to import, and only recipes with conversations need it
     from datasets import Dataset
 
-_ENCODING = 2
+_ENCODING = 3
 """Part of the cache key: to be raised when :func:`_encode` changes what it gives for the same rows."""
 _ORDER, _HELD_OUT = 5, 9
 
@@ -215,11 +215,11 @@ def _encode(
                 "which the last is the assistant's."
             )
         try:
-            prompts.append(tokenizer.render_chat(chat[:-1]))
-            closings.append(_closing(tokenizer.render_chat(chat, False), prompts[-1], chat[-1]["content"]))
+            prompts.append(tokenizer.render_chat(chat[:-1], marked=True))
+            responses.append(tokenizer.as_words(chat[-1]["content"]))
+            closings.append(_closing(tokenizer.render_chat(chat, False, marked=True), prompts[-1], responses[-1]))
         except ValueError as error:
             raise DataError(f"row {index + 1} of {name}: {error}") from error
-        responses.append(chat[-1]["content"])
     prompt_ids = tokenizer.encode_batch(prompts)
     response_ids = tokenizer.encode_batch(responses)
     closing_ids = tokenizer.encode_batch(closings)

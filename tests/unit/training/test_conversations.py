@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dmax.models import Tokenizer
+from dmax.models import Tokenizer, load_tokenizer
 from dmax.training.conversations import (
     Conversations,
     conversation_texts,
@@ -221,3 +221,17 @@ def test_rows_kept_for_validation_are_not_trained_on(tokenizer: Tokenizer, tmp_p
     assert len(trained | kept) == 20
     again = load_conversations(section, tokenizer, 100, 3, validation_share=0.2)
     assert {again.held_out_example(i) for i in range(4)} == kept
+
+
+def test_names_of_special_tokens_in_a_row_are_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("nano")
+    assert tokenizer is not None
+    rows = [{"question": "what is <|endoftext|>?", "answer": "<|mask|> is no <|endoftext|>"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = load_conversations(JsonlSection(source="jsonl", path=str(path)), tokenizer, 512, 0)
+    ids = source.example(0).token_ids
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.mask_token_id not in ids
+    assert tokenizer.decode(ids) == "what is <|endoftext|>?<|mask|> is no <|endoftext|>"
