@@ -175,12 +175,15 @@ def _undescribed(name: str, default: Any) -> Option:
 
 
 def check_options(of: Any, error: type[ValueError] = DecoderError) -> None:
-    """Check every setting that a dataclass declares with help.
+    """Check every setting that a dataclass declares with help, and make floats of numbers that were given as ints.
 
     Raises:
         error: a value is of another kind, or outside its range.
     """
     for option in declared_options(type(of)):
-        problem = option.problem(getattr(of, option.name))
+        value = getattr(of, option.name)
+        problem = option.problem(value)
         if problem is not None:
             raise error(problem)
+        if option.kind == "number" and isinstance(value, int):  # kernels read its bytes
+            object.__setattr__(of, option.name, float(value))
