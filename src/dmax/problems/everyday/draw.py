@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from random import Random
 
 from dmax.problems.everyday.scenario import (
@@ -121,11 +122,17 @@ def _is_sensible(scenario: Scenario, numbers: Mapping[str, Fraction]) -> bool:
     return all(value >= 0 and (value * 100).denominator == 1 for value in (*numbers.values(), *results.values()))
 
 
+@cache
+def _parsed(expression: str) -> ast.expr:
+    """The expression of a result; there are a few thousand, each drawn many times."""
+    return ast.parse(expression, mode="eval").body
+
+
 def _results(scenario: Scenario, numbers: Mapping[str, Fraction]) -> dict[str, Fraction]:
     values = dict(numbers)
     for line in scenario.solve:
         for match in RESULT.finditer(line):
-            values[match[2]] = evaluate(ast.parse(match[3], mode="eval").body, values)
+            values[match[2]] = evaluate(_parsed(match[3]), values)
     return values
 
 
@@ -137,7 +144,7 @@ def _solve(scenario: Scenario, drawn: Drawn, worked: bool) -> tuple[list[str], s
         parts, at = [], 0
         for match in RESULT.finditer(line):
             before = _render(line[at : match.start()], Drawn(values, drawn.words, drawn.people))
-            values[match[2]] = evaluate(ast.parse(match[3], mode="eval").body, values)
+            values[match[2]] = evaluate(_parsed(match[3]), values)
             answer = written(values[match[2]])
             expression = _with_numbers(match[3], values)
             steps = working(expression) if worked else []
