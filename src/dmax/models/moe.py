@@ -112,7 +112,7 @@ class Experts(nn.Module):
         gate_PF = F.grouped_mm(x_PD, gate_EFD.transpose(1, 2), offs=slots.ends_E)
         up_PF = F.grouped_mm(x_PD, up_EFD.transpose(1, 2), offs=slots.ends_E)
         out_PD = F.grouped_mm(F.silu(gate_PF) * up_PF, down_EDF.transpose(1, 2), offs=slots.ends_E)
-        slots_NAD = out_PD[slots.place_M].view(num_tokens, per_token, -1)
+        slots_NAD = _from_slots(out_PD, slots).view(num_tokens, per_token, -1)
         return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
 
     def wide_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,6 +157,29 @@ class _ToSlots(torch.autograd.Function):
         [place_M] = ctx.saved_tensors
         [gradient_PD] = gradients
         return gradient_PD[place_M].view(ctx.num_tokens, -1, gradient_PD.shape[1]).sum(1), None, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """The sorted row of every slot; backwards, each gradient goes to a row of its own, so that nothing is added up."""
+
+    @staticmethod
+    def forward(ctx: Any, out_PD: Tensor, place_M: Tensor) -> Tensor:
+        ctx.save_for_backward(place_M)
+        ctx.rows = out_PD.shape[0]
+        return out_PD[place_M]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        [place_M] = ctx.saved_tensors
+        [gradient_MD] = gradients
+        gradient_PD = gradient_MD.new_zeros(ctx.rows, gradient_MD.shape[1])
+        return gradient_PD.index_copy_(0, place_M, gradient_MD), None
+
+
+def _from_slots(out_PD: Tensor, slots: _Slots) -> Tensor:
+    if not torch.is_grad_enabled():
+        return out_PD[slots.place_M]
+    return cast(Tensor, _FromSlots.apply(out_PD, slots.place_M))  # type: ignore[no-untyped-call]
 
 
 def _to_slots(x_ND: Tensor, slots: _Slots, per_token: int) -> Tensor:

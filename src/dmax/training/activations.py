@@ -57,10 +57,10 @@ def loss_bytes(config: ModelConfig, shape: BatchShape) -> int:
 
 def working_bytes(config: ModelConfig, shape: BatchShape, item: int, device: str) -> int:
     """The largest gradients that are there together inside a layer's backward pass, less what it has let go by then."""
-    if device == "cpu":  # of the softmax's output and input; its cast and all that came after attention are gone
+    if device == "cpu":  # of the softmax's output and input; all that came after attention is gone
         pairs = shape.rows * config.num_attention_heads * shape.length**2
         gone = _feed_forward(config, shape, item, config.is_moe_layer(config.num_hidden_layers - 1))
-        return max(0, pairs * (2 * _FLOAT - (item if item < _FLOAT else 0)) - gone)
+        return max(0, pairs * 2 * item - gone)
     width = max(config.intermediate_size, _sorted_rows(config, shape) * config.hidden_size // shape.positions)
     return 3 * item * shape.positions * width
 
@@ -84,9 +84,8 @@ def _attention(config: ModelConfig, shape: BatchShape, item: int, device: str) -
     normed = _norm(query + key_value, item) if item < _FLOAT else item * (query + key_value)
     tables = 4 * item * tokens * config.rotary_dim
     pairs = shape.rows * shape.length**2
-    if device == "cpu":  # scores by plain matmuls: softmax in float32, its cast, the inverted mask; copies of q, k, v
-        cast = item if item < _FLOAT else 0
-        scores = pairs * (config.num_attention_heads * (_FLOAT + cast) + 1)
+    if device == "cpu":  # scores by plain matmuls: their softmax, the inverted mask; copies of q, k, v
+        scores = pairs * (config.num_attention_heads * item + 1)
         return fused + normed + tables + scores + item * (2 * query + 2 * key_value)
     # A fused kernel: q, k and v for every query head, the output, a log-sum a query, and the mask as a bias.
     sums = _FLOAT * tokens * config.num_attention_heads
