@@ -32,7 +32,7 @@ from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
 from dmax.engine.backends import Backend
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.backends.torch import Layers
-from dmax.engine.core import EngineCore
+from dmax.engine.engine import LLMEngine
 from dmax.engine.requests import RequestReader, output_of
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.span import Span
@@ -76,7 +76,7 @@ def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | N
     """Seconds from the end of the prefill to the answer, and passes."""
     row = RequestReader(llm.model.config, llm.tokenizer).read("0", prompt, params, time.perf_counter())
     pages = row.furthest_end // LENGTH
-    core = EngineCore(
+    engine = LLMEngine(
         llm.model,
         pages=pages,
         page_length=LENGTH,
@@ -84,11 +84,11 @@ def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | N
         prefill_tokens=IDLE_PREFILL_TOKENS,
         backend=backend,
     )
-    core.add(row)
+    engine.add(row)
     started = time.perf_counter()
-    while core.busy():
-        core.step()
-        if not core.counters.decoded:
+    while engine.has_requests():
+        engine.step()
+        if not engine.stats().decoded:
             started = time.perf_counter()
     output = output_of(row)
     return time.perf_counter() - started, output.passes

@@ -15,7 +15,6 @@ import torch
 from dmax import LLM, GenerationParams, LLaDA2, LLMEngine, ModelConfig, load_model
 from dmax.engine.backends import Backend
 from dmax.engine.backends.torch import TorchBackend
-from dmax.engine.core import EngineCore
 from dmax.engine.requests import RequestReader
 from dmax.models.llada2 import initialize
 
@@ -82,13 +81,13 @@ def answers(
     """Tokens and passes of every prompt, all of them decoded together."""
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, replace(params, seed=i), time.perf_counter()) for i, ids in enumerate(batch)]
-    core = EngineCore(
+    engine = LLMEngine(
         model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=64, prefill_tokens=128, backend=backend
     )
     for row in rows:
-        core.add(row)
-    while core.busy():
-        core.step()
+        engine.add(row)
+    while engine.has_requests():
+        engine.step()
     assert all(row.ending is not None for row in rows)
     return [(row.ending.token_ids, row.passes) for row in rows if row.ending]
 
@@ -153,7 +152,7 @@ def test_one_cache_serves_call_after_call_until_weights_move(prompts: list[list[
 def test_all_graphs_can_be_captured_before_the_first_request(model: LLaDA2, prompts: list[list[int]]) -> None:
     params = GenerationParams(threshold=0.5, gen_length=64)
     engine = LLMEngine(model, max_batch_size=4, kv_memory=2**26, capture_graphs=True)
-    forwards = engine._core.backend._room.forwards[32]  # type: ignore[attr-defined]
+    forwards = engine._backend._room.forwards[32]  # type: ignore[attr-defined]
     captured = dict(forwards._graphs)
     assert 1 in captured
     ids = [engine.add_request(prompt, params) for prompt in prompts[:5]]

@@ -92,7 +92,7 @@ def test_answers_are_those_given_alone(
         max_batch_size=max_batch_size,
         prefill_tokens=prefill_tokens,
     )
-    engine._core._launches_ahead = launch_ahead
+    engine._launches_ahead = launch_ahead
     answers: dict[str, GenerationOutput] = {}
     streamed: dict[str, list[int]] = {}
     for clock in range(2000):
@@ -156,7 +156,7 @@ def test_a_prompt_that_was_there_is_not_computed_again() -> None:
 
 def test_what_cannot_be_run_is_refused_at_once() -> None:
     engine = LLMEngine(MODEL, page_length=BLOCK, kv_memory=pool_bytes(4))
-    with pytest.raises(GenerationError, match="takes 6 pages of the key/value pool, and it has 4"):
+    with pytest.raises(GenerationError, match="takes 6 pages of the KV cache, and it has 4"):
         engine.add_request([5] * 10, GenerationParams(block_length=BLOCK, gen_length=32))
     with pytest.raises(GenerationError, match="use_cache"):
         engine.add_request([5], GenerationParams(use_cache=False))

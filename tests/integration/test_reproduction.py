@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from dmax.reproduction import Plan, ReproductionError, Scale, reproduce
-from dmax.reproduction.study import BASE, DMAX, TRAININGS
+from benchmarks.reproduction import Plan, ReproductionError, Scale, reproduce
+from benchmarks.reproduction.study import BASE, DMAX, TRAININGS
 
 pytest.importorskip("reasoning_gym")
 pytestmark = pytest.mark.slow

@@ -21,7 +21,6 @@ from dmax.cli.evaluate import evaluate
 from dmax.cli.generate import generate
 from dmax.cli.info import info
 from dmax.cli.report import report
-from dmax.cli.reproduce import reproduce
 from dmax.cli.serve import serve
 from dmax.cli.sweep import sweep
 from dmax.cli.train import train
@@ -51,7 +50,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "train": train,
     "distill": distill,
-    "reproduce": reproduce,
 }
 for _name, _command in _COMMANDS.items():
     _kind = DecodingCommand if takes_decoding(_command) else None

@@ -20,7 +20,7 @@ from dmax.decoding.mixing import input_embeddings
 from dmax.decoding.multi_block import MultiBlockRule, SlotView
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
-"""A model: input embeddings ``(1, T, D)``, mask ``(1, T, T)`` bool (True where row sees column), and the position
+"""A model: input embeddings ``(1, T, D)``, mask ``(1, T, T)`` bool (True where one sees another), and the position
 of the first logits that are wanted -> logits ``(1, T - start, V)`` of the positions from there on."""
 
 Noise = Callable[[Tensor], Tensor]

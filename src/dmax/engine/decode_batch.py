@@ -63,7 +63,7 @@ class DecodeBatch:
     def __init__(self, model: LLaDA2, backend: Backend, decoder: Decoder, block_length: int) -> None:
         self.decoder = decoder
         self.block_length = block_length
-        self.rows: list[Sequence] = []
+        self.sequences: list[Sequence] = []
         self._model = model
         self._checked = not is_built_in(decoder)
         self._recorded: list[bool] = []
@@ -76,43 +76,48 @@ class DecodeBatch:
         """Positions of all blocks in flight."""
         return len(self._open) * self.block_length
 
-    def add(self, rows: list[Sequence]) -> None:
+    def add(self, sequences: list[Sequence]) -> None:
         """Begin sequences' current blocks, or go on with their blocks where they were preempted."""
         states = [] if self._blocks is None else [self._blocks.state]
-        for preempted, run in groupby(rows, key=lambda row: row.paused is not None):
+        for preempted, run in groupby(sequences, key=lambda sequence: sequence.paused is not None):
             neighbours = list(run)
             states += map(self._resume, neighbours) if preempted else [self._begin(neighbours)]
         self._blocks = PassInput(reduce(join_rows, states))
-        self.rows += rows
+        self.sequences += sequences
 
-    def _begin(self, rows: list[Sequence]) -> BlockState:
+    def _begin(self, sequences: list[Sequence]) -> BlockState:
         """The current blocks of sequences that come for the first time."""
-        for row in rows:
+        for sequence in sequences:
             if self.decoder.temperature > 0:
-                row.seed_generator(self._model.device)
-        self._open += [self._open_block(row, 0) for row in rows]
+                sequence.seed_generator(self._model.device)
+        self._open += [self._open_block(sequence, 0) for sequence in sequences]
         length, mask, device = self.block_length, self._model.config.mask_token_id, self._model.device
-        blocks = [row.tokens[row.block_start :] + [mask] * (length - row.first_active) for row in rows]
-        active = [[offset >= row.first_active for offset in range(length)] for row in rows]
+        blocks = [
+            sequence.tokens[sequence.block_start :] + [mask] * (length - sequence.first_active)
+            for sequence in sequences
+        ]
+        active = [[offset >= sequence.first_active for offset in range(length)] for sequence in sequences]
         return BlockState.start(torch.tensor(blocks, device=device), torch.tensor(active, device=device), mask)
 
-    def _resume(self, row: Sequence) -> BlockState:
+    def _resume(self, sequence: Sequence) -> BlockState:
         """The blocks of a sequence that was preempted, which gives them back."""
-        state = row.resume()
-        self._open += [self._open_block(row, index, masks) for index, masks in enumerate(state.masked.sum(1).tolist())]
+        state = sequence.resume()
+        self._open += [
+            self._open_block(sequence, index, masks) for index, masks in enumerate(state.masked.sum(1).tolist())
+        ]
         return state
 
-    def _open_block(self, row: Sequence, index: int, masks: int | None = None) -> _OpenBlock:
+    def _open_block(self, sequence: Sequence, index: int, masks: int | None = None) -> _OpenBlock:
         """The ``index``-th block in flight of a sequence; by default all its answer positions are masks."""
-        first_active = 0 if index else row.first_active
+        first_active = 0 if index else sequence.first_active
         fresh = self.block_length - first_active
         return _OpenBlock(
-            row, row.block_start + index * self.block_length, first_active, fresh if masks is None else masks
+            sequence, sequence.block_start + index * self.block_length, first_active, fresh if masks is None else masks
         )
 
-    def remove(self, rows: Collection[Sequence], *, pause: bool = False) -> None:
+    def remove(self, sequences: Collection[Sequence], *, pause: bool = False) -> None:
         """Let those sequences go that are here; ``pause`` leaves them their blocks, so that they can be added again."""
-        own: dict[Sequence, list[int]] = {row: [] for row in rows}
+        own: dict[Sequence, list[int]] = {sequence: [] for sequence in sequences}
         kept: list[int] = []
         for place, block in enumerate(self._open):
             own.get(block.sequence, kept).append(place)
@@ -120,10 +125,10 @@ class DecodeBatch:
             return
         state = self._current().state
         if pause:
-            for row, places in own.items():
+            for sequence, places in own.items():
                 if places:
-                    row.pause(select_rows(state, self._places(places)))
-        self.rows = [row for row in self.rows if row not in own]
+                    sequence.pause(select_rows(state, self._places(places)))
+        self.sequences = [sequence for sequence in self.sequences if sequence not in own]
         self._open = [self._open[place] for place in kept]
         self._blocks = PassInput(select_rows(state, self._places(kept))) if kept else None
 
@@ -189,13 +194,13 @@ class DecodeBatch:
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
-        if len(self._open) == len(self.rows):
+        if len(self._open) == len(self.sequences):
             return None
         opened = iter(self._open)
         falls_back: list[bool] = []
-        for row in self.rows:
-            decoded = [block.decoded for block in islice(opened, row.open_blocks)]
-            falls_back += row.blocks_rule.may_fall_back(decoded)
+        for sequence in self.sequences:
+            decoded = [block.decoded for block in islice(opened, sequence.open_blocks)]
+            falls_back += sequence.blocks_rule.may_fall_back(decoded)
         return torch.tensor(falls_back, device=self._model.device)
 
     def _gumbel_noise(self, logits_BLV: Tensor) -> Tensor:
@@ -217,28 +222,28 @@ class DecodeBatch:
             decided: of :meth:`step`.
             on_host_BW: the tensor that :meth:`step` gave beside it, on the CPU.
         """
-        for row in self.rows:
-            row.begin_pass()
+        for sequence in self.sequences:
+            sequence.begin_pass()
         records = self._records(on_host_BW)
         host_rows = on_host_BW[:, : 2 * self.block_length + 1].tolist()
         updates: list[RequestUpdate] = []
         opened: list[_OpenBlock] = []
         sources: list[int] = []
         at = 0
-        for row in self.rows:
-            own = slice(at, at + row.open_blocks)
+        for sequence in self.sequences:
+            own = slice(at, at + sequence.open_blocks)
             at = own.stop
             if self._checked and any(host_row[0] < 0 for host_row in host_rows[own]):
-                updates.append(row.fail(self._outside_vocabulary()))
+                updates.append(sequence.fail(self._outside_vocabulary()))
                 opened += self._open[own]
                 sources += range(own.start, own.stop)
                 continue
-            if records[own.start] is None and self._stays(row, self._open[own.start], host_rows[own.start]):
-                updates.append(row.update([], []))
+            if records[own.start] is None and self._stays(sequence, self._open[own.start], host_rows[own.start]):
+                updates.append(sequence.update([], []))
                 opened.append(self._open[own.start])
                 sources.append(own.start)
                 continue
-            update, after = self._take_one(row, self._open[own], host_rows[own], records[own])
+            update, after = self._take_one(sequence, self._open[own], host_rows[own], records[own])
             updates.append(update)
             for block, place in after:
                 opened.append(block)
@@ -250,17 +255,17 @@ class DecodeBatch:
         size = self._model.config.vocab_size
         return ContractError(f"decoder {self.decoder.name!r} gave token ids that are not below {size}, the vocabulary.")
 
-    def _stays(self, row: Sequence, block: _OpenBlock, host_row: list[int]) -> bool:
+    def _stays(self, sequence: Sequence, block: _OpenBlock, host_row: list[int]) -> bool:
         """Take a pass after which a sequence's only block goes on, as after most passes; False where there is more."""
         length = self.block_length
-        if host_row[-1] or row.blocks_rule.buffer_size > 1:
+        if host_row[-1] or sequence.blocks_rule.buffer_size > 1:
             return False
-        row.revise(sum(host_row[length:-1]))
+        sequence.revise(sum(host_row[length:-1]))
         block.masks = host_row[block.first_active : length].count(self._model.config.mask_token_id)
         return True
 
     def _take_one(
-        self, row: Sequence, opened: list[_OpenBlock], host_rows: list[list[int]], records: list[PassRecord | None]
+        self, sequence: Sequence, opened: list[_OpenBlock], host_rows: list[list[int]], records: list[PassRecord | None]
     ) -> tuple[RequestUpdate, list[tuple[_OpenBlock, int]]]:
         """One sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
         config, length = self._model.config, self.block_length
@@ -272,22 +277,24 @@ class DecodeBatch:
             before = block.active - block.masks
             stability = 1 - revisions / before if before else 1.0
             slots.append(
-                SlotView(1 - masks / block.active, stability, row.stop_rule.certain_end in answer, bool(host_row[-1]))
+                SlotView(
+                    1 - masks / block.active, stability, sequence.stop_rule.certain_end in answer, bool(host_row[-1])
+                )
             )
             moved.append(replace(block, masks=masks))
-            row.revise(revisions)
-        final = row.blocks_rule.final(slots)
+            sequence.revise(revisions)
+        final = sequence.blocks_rule.final(slots)
         made = [replace(record, final=index < final) for index, record in enumerate(records) if record is not None]
         final_ids: list[int] = []
         for host_row in host_rows[:final]:
-            if row.ending is None:
-                final_ids += row.close_block(host_row[:length])
+            if sequence.ending is None:
+                final_ids += sequence.close_block(host_row[:length])
         after = list(zip(moved, range(len(moved)), strict=True))[final:]
-        end = row.block_start + len(after) * self.block_length
-        if not after or (row.blocks_rule.may_start_next(slots[final:]) and end < row.furthest_end):
-            after.append((self._open_block(row, len(after)), _FRESH))
-        row.open(len(after))
-        return row.update(final_ids, made), after
+        end = sequence.block_start + len(after) * self.block_length
+        if not after or (sequence.blocks_rule.may_start_next(slots[final:]) and end < sequence.furthest_end):
+            after.append((self._open_block(sequence, len(after)), _FRESH))
+        sequence.open(len(after))
+        return sequence.update(final_ids, made), after
 
     def _rearrange(self, blocks: PassInput, opened: list[_OpenBlock], sources: list[int]) -> None:
         """Take the rows that go on, and fresh blocks of masks where blocks begin; those are all answer."""

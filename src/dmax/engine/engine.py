@@ -1,39 +1,52 @@
-"""The engine for those who keep it running: requests come and go at any time, and every step serves all of them."""
+"""The engine: requests come and go at any time, and every step is one forward for all that can use it.
+
+A step carries the blocks in flight of every running sequence (with those before them that have just become final) and,
+within a budget, chunks of the prompts of sequences that wait to run.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from uuid import uuid4
 
-from dmax.engine.backends import Backend
-from dmax.engine.core import EngineCore
+import torch
+
+from dmax.engine.backends import Backend, choose_backend
 from dmax.engine.kv_cache import page_bytes
+from dmax.engine.model_runner import ModelRunner
 from dmax.engine.outputs import EngineStats, RequestUpdate
+from dmax.engine.page_allocator import PagePool
 from dmax.engine.params import GenerationError, GenerationParams
-from dmax.engine.requests import Prompt, RequestReader
+from dmax.engine.requests import Prompt, RequestReader, output_of
+from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
+from dmax.engine.span import Span
 from dmax.models import LLaDA2, Tokenizer
 
 _DEFAULTS = GenerationParams()
 
 
 class LLMEngine:
-    """Continuous batching: every step is one forward for all requests that can use it.
+    """Continuous batching of requests over one model and one KV cache.
 
     Not thread-safe: one thread calls all methods.
 
     Args:
         model: put into eval mode and otherwise used as it is.
         tokenizer: for prompts and answers in text.
-        page_length: positions of a page of the key/value pool. Requests whose block length divides it share the pages
-            of prompts that begin alike.
-        kv_memory: bytes of the pool.
+        page_length: positions of a page of the KV cache. Requests whose block length divides it share the pages of
+            prompts that begin alike.
+        kv_memory: bytes of the KV cache.
+        pages: its size in pages, where that is known; ``kv_memory`` does not count then.
         max_batch_size: most requests that run together; further ones wait.
         prefill_tokens: most prompt positions that one step carries while answers are decoded.
         reuse_prefixes: whether pages are shared.
         record_passes: whether updates carry a :class:`PassRecord` for every pass of every request.
         capture_graphs: on a GPU, whether the forwards of every size over blocks of ``page_length`` are captured as CUDA
             graphs now. The engine is ready later, and no request waits for a capture. Elsewhere it changes nothing.
+        backend: computes the passes; no other engine uses it meanwhile. Chosen for the model by default.
+        launch_ahead: whether passes are launched before the host has seen the last one; by default on a GPU.
 
     Raises:
         GenerationError: the memory does not suffice for a single page, or a limit is below 1.
@@ -46,37 +59,40 @@ class LLMEngine:
         *,
         page_length: int = 32,
         kv_memory: int = 2**30,
+        pages: int | None = None,
         max_batch_size: int = 32,
         prefill_tokens: int = 512,
         reuse_prefixes: bool = True,
         record_passes: bool = False,
         capture_graphs: bool = False,
         backend: Backend | None = None,
+        launch_ahead: bool | None = None,
     ) -> None:
         limits = {"page_length": page_length, "max_batch_size": max_batch_size, "prefill_tokens": prefill_tokens}
         for name, value in limits.items():
             if value < 1:
                 raise GenerationError(f"{name} is {value}; it must be at least 1.")
-        size = page_bytes(model.config, page_length, model.dtype)
-        if kv_memory < size:
-            raise GenerationError(f"kv_memory is {kv_memory} bytes; one page of this model takes {size}.")
+        if pages is None:
+            size = page_bytes(model.config, page_length, model.dtype)
+            pages = kv_memory // size
+            if not pages:
+                raise GenerationError(f"kv_memory is {kv_memory} bytes; one page of this model takes {size}.")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.page_length = page_length
-        self._reader = RequestReader(model.config, tokenizer)
-        self._core = EngineCore(
-            self.model,
-            pages=kv_memory // size,
-            page_length=page_length,
-            max_batch_size=max_batch_size,
-            prefill_tokens=prefill_tokens,
-            reuse_prefixes=reuse_prefixes,
-            record_passes=record_passes,
-            backend=backend,
+        self._pool = PagePool(pages)
+        self._scheduler = Scheduler(self._pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes)
+        self._backend = backend or choose_backend(model)
+        self._backend.open(pages, page_length, max_batch_size)
+        self._counters = EngineStats(backend=self._backend.name, pages=pages)
+        self._runner = ModelRunner(
+            model, self._backend, page_length, record_passes=record_passes, counters=self._counters
         )
-        if capture_graphs:
-            self._core.prepare(page_length)
+        self._launches_ahead = model.device.type == "cuda" if launch_ahead is None else launch_ahead
+        self._reader = RequestReader(model.config, tokenizer)
         self._sequences: dict[str, Sequence] = {}
+        if capture_graphs:
+            self._backend.warm_up(page_length)
 
     def add_request(self, prompt: Prompt, params: GenerationParams = _DEFAULTS, request_id: str | None = None) -> str:
         """Queue a request.
@@ -108,36 +124,75 @@ class LLMEngine:
             GenerationError: it needs more pages than there are.
         """
         params, request_id = sequence.params, sequence.request_id
-        needed, pages = -(-sequence.furthest_end // self.page_length), self._core.pool.pages
+        needed, pages = self._scheduler.pages_for(sequence.furthest_end), self._pool.pages
         if needed > pages:
             raise GenerationError(
                 f"prompt {request_id} has {sequence.prompt_length} tokens, which with gen_length {params.gen_length} "
-                f"takes {needed} pages of the key/value pool, and it has {pages}; shorten one of them, or give the "
+                f"takes {needed} pages of the KV cache, and it has {pages}; shorten one of them, or give the "
                 "engine more kv_memory."
             )
         self._sequences[request_id] = sequence
-        self._core.add(sequence)
+        self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Give a request up; its pages are free at once. False where no unfinished request has this id."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return False
-        self._core.abort(sequence)
+        self._runner.discard()
+        self._runner.remove([sequence])
+        self._scheduler.remove(sequence)
         return True
 
     def has_requests(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._sequences)
 
+    @torch.inference_mode()
     def step(self) -> list[RequestUpdate]:
-        """One forward. Requests of which there is nothing to tell get no update."""
-        updates = self._core.step()
-        for update in updates:
-            if update.finished:
-                del self._sequences[update.request_id]
+        """Run one forward. Requests of which there is nothing to tell get no update."""
+        chunks: list[Span] = []
+        if not self._runner.is_launched:
+            scheduled = self._scheduler.schedule()
+            chunks = scheduled.chunks
+            self._runner.remove(scheduled.preempted, pause=True)
+            self._runner.add(scheduled.starting)
+            for span in self._runner.launch(chunks):
+                if span.start < span.blocks_start:
+                    self._scheduler.stored(span.sequence, span.blocks_start)
+        launch_next = self._launches_ahead and not chunks and self._scheduler.settled()
+        landed = self._runner.land(launch_next=launch_next)
+        self._end([sequence for sequence, _ in landed if sequence.ended])
+        updates = [_with_output(sequence, update) for sequence, update in landed]
         return [update for update in updates if update.finished or update.final_ids or update.records]
 
     def stats(self) -> EngineStats:
-        """Where the engine stands now."""
-        return self._core.stats()
+        """Return where the engine stands now."""
+        return replace(
+            self._counters,
+            waiting=len(self._scheduler.waiting),
+            running=len(self._scheduler.admitted),
+            pages_held=self._pool.held,
+            pages_cached=self._pool.cached,
+            prefix_queries=self._pool.queries,
+            prefix_hits=self._pool.hits,
+            preemptions=self._scheduler.preemptions,
+        )
+
+    def _end(self, sequences: list[Sequence]) -> None:
+        now = time.perf_counter()
+        self._runner.remove(sequences)
+        for sequence in sequences:
+            sequence.end(now)
+            self._scheduler.remove(sequence)
+            del self._sequences[sequence.request_id]
+
+
+def _with_output(sequence: Sequence, update: RequestUpdate) -> RequestUpdate:
+    """Put the answer of a sequence that has one into its last update."""
+    if sequence.ending is None:
+        return update
+    try:
+        return replace(update, output=output_of(sequence))
+    except Exception as error:  # a decoder of somebody's own, whose settings cannot be copied
+        return replace(update, failure=error)

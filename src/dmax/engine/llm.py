@@ -12,7 +12,6 @@ import torch
 
 from dmax.engine.backends import Backend, choose_backend
 from dmax.engine.engine import LLMEngine
-from dmax.engine.kv_cache import page_bytes
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.requests import Prompt, RequestReader, output_of
@@ -84,8 +83,8 @@ class LLM:
     ) -> list[GenerationOutput]:
         """Answer one prompt or many.
 
-        All rows share their forwards, whatever their params; those that ask for no cache go after the others. An answer
-        depends on its own prompt, params and seed alone (up to rounding in the model's dtype).
+        All prompts share their forwards, whatever their params; those that ask for no cache go after the others. An
+        answer depends on its own prompt, params and seed alone (up to rounding in the model's dtype).
 
         Args:
             prompts: a prompt, or a sequence of prompts of any kinds. Text is encoded as it is; messages go through
@@ -104,39 +103,39 @@ class LLM:
         asked = _as_batch(prompts)
         reader = RequestReader(self.model.config, self.tokenizer)
         sequences = [
-            reader.read(str(index), prompt, row_params, started)
-            for index, (prompt, row_params) in enumerate(zip(asked, _as_rows(params, len(asked)), strict=True))
+            reader.read(str(index), prompt, own_params, started)
+            for index, (prompt, own_params) in enumerate(zip(asked, _one_each(params, len(asked)), strict=True))
         ]
-        cached = [row for row in sequences if row.params.use_cache]
+        cached = [sequence for sequence in sequences if sequence.params.use_cache]
         outputs = self._run(cached, on_pass) if cached else {}
         modules = choose_backend(self.model, self._idle_backend).modules  # which round as they do with a cache
-        for row in sequences:
-            if not row.params.use_cache:
-                for record in decode_uncached(modules, row):
+        for sequence in sequences:
+            if not sequence.params.use_cache:
+                for record in decode_uncached(modules, sequence):
                     if on_pass is not None:
-                        on_pass(int(row.request_id), record)
-                outputs[row.request_id] = output_of(row)
-        return [outputs[row.request_id] for row in sequences]
+                        on_pass(int(sequence.request_id), record)
+                outputs[sequence.request_id] = output_of(sequence)
+        return [outputs[sequence.request_id] for sequence in sequences]
 
-    def _run(self, rows: list[Sequence], on_pass: OnPass | None) -> dict[str, GenerationOutput]:
+    def _run(self, sequences: list[Sequence], on_pass: OnPass | None) -> dict[str, GenerationOutput]:
         """Decode sequences to their ends, over a cache that holds as many of the longest as can run together."""
-        page_length = max(row.params.block_length for row in rows)
-        needs = sorted((-(-row.furthest_end // page_length) for row in rows), reverse=True)
-        slots = min(len(rows), self.max_batch_size)
+        page_length = max(sequence.params.block_length for sequence in sequences)
+        needs = sorted((-(-sequence.furthest_end // page_length) for sequence in sequences), reverse=True)
+        slots = min(len(sequences), self.max_batch_size)
         # Whoever runs has taken the backend out, so that calls from several threads never share one.
         backend, self._idle_backend = choose_backend(self.model, self._idle_backend), None
         engine = LLMEngine(
             self.model,
             self.tokenizer,
             page_length=page_length,
-            kv_memory=sum(needs[:slots]) * page_bytes(self.model.config, page_length, self.model.dtype),
+            pages=sum(needs[:slots]),
             max_batch_size=slots,
             prefill_tokens=IDLE_PREFILL_TOKENS,
             record_passes=on_pass is not None,
             backend=backend,
         )
-        for row in rows:
-            engine.add(row)
+        for sequence in sequences:
+            engine.add(sequence)
         outputs: dict[str, GenerationOutput] = {}
         while engine.has_requests():
             for update in engine.step():
@@ -159,8 +158,8 @@ def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _as_rows(params: GenerationParams | abc.Sequence[GenerationParams], count: int) -> list[GenerationParams]:
-    """One params object a row, each with the seed of its row."""
+def _one_each(params: GenerationParams | abc.Sequence[GenerationParams], count: int) -> list[GenerationParams]:
+    """Return params for each of ``count`` prompts, with the seed of its place."""
     if isinstance(params, GenerationParams):
         return [replace(params, seed=params.seed + index) for index in range(count)]
     if len(params) != count:

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One denoising pass of one row. Offsets count from the first position of the block."""
+    """One denoising pass of one sequence. Offsets count from the first position of the block."""
 
     pass_number: int
     """Passes of the answer up to this one, from 1; blocks in flight together share it."""
@@ -57,13 +57,13 @@ class GenerationOutput:
     tps: float
     """Tokens per second: ``num_tokens / seconds``."""
     seconds: float
-    """Wall time from the start of the call to the end of this row."""
+    """Wall time from the start of the call to the end of this answer."""
     finish_reason: str
     """``"stop"`` (EOS or a stop string) or ``"length"`` (``gen_length`` reached)."""
     decoder: str
     """Name of the decoder."""
     params: dict[str, Any]
-    """The decoder's options as they took effect, and the generation's settings; ``seed`` is this row's own."""
+    """The decoder's options as they took effect, and the generation's settings; ``seed`` is this answer's own."""
     trace: list[PassRecord] | None = None
     """Every pass in order, where ``GenerationParams.trace`` asked for it."""
 

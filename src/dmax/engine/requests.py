@@ -101,30 +101,30 @@ class RequestReader:
         return self.tokenizer
 
 
-def output_of(row: Sequence) -> GenerationOutput:
+def output_of(sequence: Sequence) -> GenerationOutput:
     """What the caller gets of a sequence that has ended."""
-    ending, params = row.ending, row.params
+    ending, params = sequence.ending, sequence.params
     assert ending is not None
     return GenerationOutput(
         text=ending.text,
         token_ids=ending.token_ids,
         num_tokens=ending.num_tokens,
-        passes=row.passes,
-        nfe=row.nfe,
-        blocks=row.blocks,
-        revisions=row.revisions,
-        tpf=ending.num_tokens / row.nfe,
-        tps=ending.num_tokens / row.seconds,
-        seconds=row.seconds,
+        passes=sequence.passes,
+        nfe=sequence.nfe,
+        blocks=sequence.blocks,
+        revisions=sequence.revisions,
+        tpf=ending.num_tokens / sequence.nfe,
+        tps=ending.num_tokens / sequence.seconds,
+        seconds=sequence.seconds,
         finish_reason=ending.reason,
-        decoder=row.decoder.name,
+        decoder=sequence.decoder.name,
         params={
-            **decoder_settings(row.decoder, params),
+            **decoder_settings(sequence.decoder, params),
             "gen_length": params.gen_length,
             "seed": params.seed,
             "use_cache": params.use_cache,
         },
-        trace=row.trace if params.trace else None,
+        trace=sequence.trace if params.trace else None,
     )
 
 
@@ -132,7 +132,7 @@ def decoder_settings(decoder: Decoder, params: GenerationParams) -> dict[str, An
     """Everything that decides how tokens are chosen, as it took effect.
 
     The decoder's options (of one that is no dataclass, those that were given), then the settings around it; answer
-    length and seed, which may differ from row to row, are not among them.
+    length and seed, which may differ between prompts, are not among them.
     """
     options = asdict(decoder) if is_dataclass(decoder) and not isinstance(decoder, type) else params.decoder_arguments()
     return {

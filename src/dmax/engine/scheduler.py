@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from dmax.engine.page_allocator import PagePool, page_keys
+from dmax.engine.page_allocator import Key, PagePool, page_keys
 from dmax.engine.sequence import Sequence
 from dmax.engine.span import Span
 
@@ -20,7 +20,7 @@ IDLE_PREFILL_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Plan:
+class SchedulerOutput:
     """What a step is to do."""
 
     preempted: list[Sequence]
@@ -81,23 +81,23 @@ class Scheduler:
         """Pages that hold so many positions."""
         return -(-positions // self._page_length)
 
-    def plan(self) -> Plan:
+    def schedule(self) -> SchedulerOutput:
         """Decide what the next step does."""
         preempted = self._make_room()
         if not preempted:  # who has just been preempted would only push out the next one
             self._admit()
-        starting = [row for row in self._prefilling if row.stored >= row.block_start]
-        for row in starting:
-            del self._prefilling[row]
-        return Plan(preempted, starting, self._chunks())
+        starting = [sequence for sequence in self._prefilling if sequence.stored >= sequence.block_start]
+        for sequence in starting:
+            del self._prefilling[sequence]
+        return SchedulerOutput(preempted, starting, self._chunks())
 
     def _make_room(self) -> list[Sequence]:
         """Give every running sequence the pages of its current block; the youngest pays where there are none."""
         preempted: list[Sequence] = []
-        for row in list(self.admitted):
-            while row in self.admitted and len(row.pages) < self.pages_for(row.block_end):
+        for sequence in list(self.admitted):
+            while sequence in self.admitted and len(sequence.pages) < self.pages_for(sequence.block_end):
                 if self._pool.available:
-                    row.grow(self._pool.take(after=row.pages[-1] if row.pages else None))
+                    sequence.grow(self._pool.take(after=sequence.pages[-1] if sequence.pages else None))
                 else:
                     preempted.append(self._preempt_youngest())
         return preempted
@@ -123,59 +123,60 @@ class Scheduler:
         # A page is left to each of the others that still grow, or one more would soon have to leave again.
         growing = sum(self._grows(other) for other in self.admitted)
         while self.waiting and len(self.admitted) < self._max_batch_size:
-            row = next(iter(self.waiting))
-            if row.prompt_keys is None:
-                row.prompt_keys = self._keys(row)
-            keys = row.prompt_keys
+            sequence = next(iter(self.waiting))
+            keys = sequence.prompt_keys
+            if keys is None:
+                keys = self._keys(sequence)
+                sequence.look_up(keys)
             pages = self._pool.reuse(keys)
-            known, missing = len(pages), self.pages_for(row.block_end) - len(pages)
+            known, missing = len(pages), self.pages_for(sequence.block_end) - len(pages)
             if self._pool.available < missing + growing:
                 self._pool.release(pages)
                 return
             self._pool.count(len(keys), known)
             for _ in range(missing):
                 pages.append(self._pool.take(after=pages[-1] if pages else None))
-            row.admit(self._slots.pop(), pages, keys[:known], known * self._page_length)
-            del self.waiting[row]
-            self.admitted[row] = None
-            self._prefilling[row] = None
-            growing += self._grows(row)
+            sequence.admit(self._slots.pop(), pages, keys[:known], known * self._page_length)
+            del self.waiting[sequence]
+            self.admitted[sequence] = None
+            self._prefilling[sequence] = None
+            growing += self._grows(sequence)
 
-    def _grows(self, row: Sequence) -> bool:
+    def _grows(self, sequence: Sequence) -> bool:
         """Whether a sequence may come to need more pages than it holds."""
-        return len(row.pages) < self.pages_for(row.furthest_end)
+        return len(sequence.pages) < self.pages_for(sequence.furthest_end)
 
-    def _keys(self, row: Sequence) -> list[bytes]:
+    def _keys(self, sequence: Sequence) -> list[bytes]:
         """Keys of the whole pages before the current block."""
-        if not self._shares(row):
+        if not self._shares(sequence):
             return []
-        return list(page_keys(row.tokens[: row.block_start], self._page_length, row.params.block_length))
+        return list(page_keys(sequence.tokens[: sequence.block_start], self._page_length, sequence.params.block_length))
 
-    def _shares(self, row: Sequence) -> bool:
-        return self._reuse_prefixes and self._page_length % row.params.block_length == 0
+    def _shares(self, sequence: Sequence) -> bool:
+        return self._reuse_prefixes and self._page_length % sequence.params.block_length == 0
 
     def _chunks(self) -> list[Span]:
         nobody_decodes = len(self._prefilling) == len(self.admitted)
         budget = max(self._prefill_tokens, IDLE_PREFILL_TOKENS) if nobody_decodes else self._prefill_tokens
         chunks: list[Span] = []
-        for row in self._prefilling:
-            length = row.params.block_length
-            size = min(row.block_start - row.stored, max(budget // length, not chunks) * length)
+        for sequence in self._prefilling:
+            length = sequence.params.block_length
+            size = min(sequence.block_start - sequence.stored, max(budget // length, not chunks) * length)
             if size <= 0:
                 break
-            end = row.stored + size
-            chunks.append(Span.of(row, row.stored, end, end, self._page_length))
+            end = sequence.stored + size
+            chunks.append(Span.of(sequence, sequence.stored, end, end, self._page_length))
             budget -= size
         return chunks
 
-    def stored(self, row: Sequence, end: int) -> None:
-        """Positions up to ``end`` have their final keys and values in the cache; whole pages can be reused."""
-        row.store(end)
-        if not self._shares(row):
-            return
-        length, known = self._page_length, len(row.keys)
-        fresh = row.tokens[known * length : end // length * length]
-        before = row.keys[-1] if row.keys else None
-        for key in page_keys(fresh, length, row.params.block_length, before):
-            self._pool.publish(row.pages[len(row.keys)], key)
-            row.keys.append(key)
+    def stored(self, sequence: Sequence, end: int) -> None:
+        """Note that positions up to ``end`` are final and in the cache; whole pages can be reused."""
+        keys: list[Key] = []
+        if self._shares(sequence):
+            length, known = self._page_length, len(sequence.keys)
+            fresh = sequence.tokens[known * length : end // length * length]
+            before = sequence.keys[-1] if sequence.keys else None
+            keys = list(page_keys(fresh, length, sequence.params.block_length, before))
+            for page, key in zip(sequence.pages[known:], keys, strict=False):
+                self._pool.publish(page, key)
+        sequence.store(end, keys)

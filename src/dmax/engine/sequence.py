@@ -167,13 +167,18 @@ class Sequence:
         self.slot, self.pages, self.keys, self.stored = slot, pages, keys, stored
         self.prompt_keys = None
 
+    def look_up(self, keys: list[Key]) -> None:
+        """Keep the keys of the whole pages before the current block while the sequence waits for pages."""
+        self.prompt_keys = keys
+
     def grow(self, page: int) -> None:
         """Hold one more page."""
         self.pages.append(page)
 
-    def store(self, end: int) -> None:
-        """Note that positions up to ``end`` have their final keys and values in the cache."""
+    def store(self, end: int, keys: list[Key]) -> None:
+        """Note that positions up to ``end`` are in the cache, and the keys of pages that are final by that."""
         self.stored = end
+        self.keys += keys
 
     def release(self) -> None:
         """Hold no slot and no pages any more."""

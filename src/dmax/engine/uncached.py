@@ -49,7 +49,7 @@ class _CheckedDecoder:
         return result
 
 
-def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
+def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
     """Decode a sequence to its end, recomputing everything in every pass.
 
     Yields:
@@ -58,8 +58,10 @@ def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
     Raises:
         ContractError: the decoder is somebody's own and broke its contract; it may raise anything else, too.
     """
-    config, params = model.config, row.params
-    decoder = row.decoder if is_built_in(row.decoder) else _CheckedDecoder(row.decoder, config.vocab_size)
+    config, params = model.config, sequence.params
+    decoder = (
+        sequence.decoder if is_built_in(sequence.decoder) else _CheckedDecoder(sequence.decoder, config.vocab_size)
+    )
 
     def logits_from(embeds_1TD: Tensor, mask_1TT: Tensor, start: int) -> Tensor:
         positions_1T = torch.arange(embeds_1TD.shape[1], device=embeds_1TD.device)[None]
@@ -69,52 +71,52 @@ def decode_uncached(model: LLaDA2, row: Sequence) -> Iterator[PassRecord]:
         logits_from,
         model.model.word_embeddings.weight,
         decoder,
-        list(row.tokens),
+        list(sequence.tokens),
         mask_token_id=config.mask_token_id,
-        eos_token_id=_NO_TOKEN if row.stop_rule.certain_end is None else row.stop_rule.certain_end,
+        eos_token_id=_NO_TOKEN if sequence.stop_rule.certain_end is None else sequence.stop_rule.certain_end,
         block_length=params.block_length,
         gen_length=params.gen_length,
-        rule=row.blocks_rule,
-        noise=_noise(row, model) if decoder.temperature > 0 else None,
+        rule=sequence.blocks_rule,
+        noise=_noise(sequence, model) if decoder.temperature > 0 else None,
     )
     for done in passes:
-        yield from _take(row, done)
-        if row.ending is not None:
+        yield from _take(sequence, done)
+        if sequence.ending is not None:
             break
-    row.end(time.perf_counter())
+    sequence.end(time.perf_counter())
 
 
-def _noise(row: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
+def _noise(sequence: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
     """Return what draws the noise of a pass, minus infinity for tokens that the sequence may not draw."""
-    draw = gumbel_noise(torch.Generator(model.device).manual_seed(row.params.seed))
-    nucleus = row.params.nucleus()
+    draw = gumbel_noise(torch.Generator(model.device).manual_seed(sequence.params.seed))
+    nucleus = sequence.params.nucleus()
 
     def noise(logits_1LV: Tensor) -> Tensor:
         noise_1LV = draw(logits_1LV)
         if not nucleus.is_everything:
-            nucleus.shut_out(noise_1LV[0], logits_1LV[0], row.decoder.temperature, model.config.mask_token_id)
+            nucleus.shut_out(noise_1LV[0], logits_1LV[0], sequence.decoder.temperature, model.config.mask_token_id)
         return noise_1LV
 
     return noise
 
 
-def _take(row: Sequence, done: ReferencePass) -> list[PassRecord]:
+def _take(sequence: Sequence, done: ReferencePass) -> list[PassRecord]:
     """Bring a sequence up to date with a pass, and return its records."""
-    row.begin_pass()
-    records = [_record(row, done.start, index, result) for index, result in enumerate(done.results)]
+    sequence.begin_pass()
+    records = [_record(sequence, done.start, index, result) for index, result in enumerate(done.results)]
     records = [replace(record, final=index < done.final) for index, record in enumerate(records)]
-    row.revise(sum(len(record.revised) for record in records))
-    row.update([], records)
+    sequence.revise(sum(len(record.revised) for record in records))
+    sequence.update([], records)
     for record in records[: done.final]:
-        if row.ending is None:
-            row.close_block(record.tokens)
+        if sequence.ending is None:
+            sequence.close_block(record.tokens)
     return records
 
 
-def _record(row: Sequence, first: int, index: int, result: StepResult) -> PassRecord:
-    length = row.params.block_length
+def _record(sequence: Sequence, first: int, index: int, result: StepResult) -> PassRecord:
+    length = sequence.params.block_length
     return PassRecord(
-        pass_number=row.passes,
+        pass_number=sequence.passes,
         block=first // length + index,
         start=first + index * length,
         tokens=result.state.tokens[0].tolist(),

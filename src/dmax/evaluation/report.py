@@ -87,7 +87,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class TaskReport:
     """Everything about one task."""
 
     task: str
@@ -109,7 +109,7 @@ class Report:
     runs: Table
     same: str
     """Settings that all runs share."""
-    sections: list[Section]
+    sections: list[TaskReport]
     notes: list[str]
 
 
@@ -207,7 +207,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Report:
     first = runs[names.index(baseline)] if baseline else runs[0]
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     table, same = _settings(runs)
-    sections = [_section(task, [run for run in runs if task in run.tasks], first) for task in tasks]
+    sections = [_task_report(task, [run for run in runs if task in run.tasks], first) for task in tasks]
     paired = any(section.against is not None for section in sections)
     return Report(table, same, sections, [*CONVENTIONS, *([_PAIRING] if paired else [])])
 
@@ -255,14 +255,14 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _section(task: str, runs: Sequence[Run], first: Run) -> Section:
+def _task_report(task: str, runs: Sequence[Run], first: Run) -> TaskReport:
     base = next((run for run in runs if run is first), runs[0])
     others = [run for run in runs if run is not base]
     metrics = {run.name: run.tasks[task]["metrics"] for run in runs}
     pairs = {run.name: _shared_rows(base.samples[task], run.samples[task]) for run in others}
     rows = [_against_row(name, pair) for name, pair in pairs.items() if pair]
     header = ("Run", "Difference, points [95 %]", "Right only here", "Right only there", "p (McNemar)", "Shared rows")
-    return Section(
+    return TaskReport(
         task=task,
         warnings=[*_left_out(task, runs), *_differences(task, base, others), *_speed_differences(task, base, others)],
         measures=Table(("Run", *MEASURES), [(name, *measure_cells(values)) for name, values in metrics.items()]),

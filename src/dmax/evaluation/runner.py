@@ -22,13 +22,13 @@ from typing import Any
 
 from dmax.evaluation.answerers import Answer, Answerer, AnswererError, WaitingAnswerer
 from dmax.evaluation.metrics import summarize
-from dmax.evaluation.provenance import describe_process
 from dmax.evaluation.report import FORMAT, RESULTS_FILE, read_results
 from dmax.evaluation.run_folder import RunFolderError, claim, to_json, write_whole
 from dmax.evaluation.sandbox import require_protection
 from dmax.evaluation.tasks import rows_digest
 from dmax.evaluation.tasks.base import Row, Task, Verdict
 from dmax.evaluation.tasks.programming import ProgrammingTask
+from dmax.provenance import describe_process
 
 SESSIONS_FILE = "sessions.jsonl"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dmax.engine.backends import backend_name
 from dmax.measurement.costs import Cost, count_pass, uniform_experts
 from dmax.measurement.passes import PassDriver, Step
 from dmax.measurement.peaks import copy_bandwidth, matmul_peak
@@ -67,6 +68,19 @@ def bench(model: LLaDA2, options: BenchOptions) -> dict[str, Any]:
         "touched_experts": touched,
         "touched_experts_if_uniform": uniform_experts(model.config, options.batch * options.positions),
         **_shares(model, cost, seconds),
+    }
+
+
+def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
+    """Say which model ran, how large, where, in which dtype, and by which backend of the engine."""
+    backend = backend_name(model.device, model.dtype)
+    return {
+        "name": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "backend": backend,
+        "compiled_steps": backend == "cpu-compiled",
     }
 
 

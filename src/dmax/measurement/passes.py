@@ -15,7 +15,7 @@ import torch
 
 from dmax.decoding import Decoder
 from dmax.engine.backends import choose_backend
-from dmax.engine.core import EngineCore
+from dmax.engine.engine import LLMEngine
 from dmax.engine.params import GenerationParams
 from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
@@ -91,7 +91,7 @@ class PassDriver:
         vocabulary = model.config.vocab_size
         self._prompts = torch.randint(vocabulary, (batch, context), generator=generator).tolist()
         self._seed, self._wrap = seed, wrap
-        self._core = self._make_core(eager)
+        self._engine = self._make_engine(eager)
         self._running: set[str] = set()
 
     def apart(self, wrap: Callable[[Decoder], Decoder] | None = None) -> PassDriver:
@@ -107,10 +107,10 @@ class PassDriver:
             eager=True,
         )
 
-    def _make_core(self, eager: bool) -> EngineCore:
+    def _make_engine(self, eager: bool) -> LLMEngine:
         model, batch = self.model, self.shape.batch
         pages = batch * (-(-(self.shape.context + self._params.gen_length) // BLOCK_LENGTH) + 1)
-        return EngineCore(
+        return LLMEngine(
             model,
             pages=pages,
             page_length=BLOCK_LENGTH,
@@ -158,22 +158,22 @@ class PassDriver:
             if name not in self._running:
                 sequence = self._reader.read(name, prompt, self._params, time.perf_counter())
                 if self._wrap is not None:
-                    sequence.decoder = self._wrap(sequence.decoder)
+                    sequence = replace(sequence, decoder=self._wrap(sequence.decoder))
                 self._running.add(name)
-                self._core.add(sequence)
+                self._engine.add(sequence)
 
     def _step(self) -> tuple[int, int, float]:
         """Positions of the step, prompt positions among them, and seconds from call to return."""
-        before = replace(self._core.counters)
+        before = self._engine.stats()
         started = time.perf_counter()
-        updates = self._core.step()
+        updates = self._engine.step()
         seconds = time.perf_counter() - started
         for update in updates:
             if update.failure is not None:
                 raise update.failure
             if update.finished:
                 self._running.remove(update.request_id)
-        after = self._core.counters
+        after = self._engine.stats()
         return after.positions - before.positions, after.prefilled - before.prefilled, seconds
 
 

@@ -20,11 +20,11 @@ from dmax.training.distributed import local_rank, process_group, rank
 from dmax.training.identity import only_run_in
 from dmax.training.predictor import Predictor
 from dmax.training.problem_sources import GsmSymbolic
-from dmax.training.provenance import record_start
 from dmax.training.recipe import LoraSection, Recipe, load_recipe
 from dmax.training.requirements import Requirements, device_memory, largest_batch, requirements_of
 from dmax.training.section import RecipeError
 from dmax.training.setup import Prepared, prepare
+from dmax.training.starts import record_start
 from dmax.training.trainer import RunInputs, Trainer, Validate
 
 _INITIALIZATION, _ADAPTERS = 4, 6

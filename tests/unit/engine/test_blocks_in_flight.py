@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, StepResult
 from dmax.decoding.soft_parallel import SoftParallelDecoder
-from dmax.engine.core import EngineCore
+from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import RequestUpdate
 from dmax.engine.params import GenerationParams
 from dmax.engine.sequence import Sequence
@@ -67,11 +67,11 @@ def run(model: LLaDA2, script: list[list[str]], gen_length: int, **rule: Any) ->
     settings = {"buffer_size": 2, "add_threshold": 0.5, **rule}
     params = GenerationParams(gen_length=gen_length, block_length=LENGTH, trace=True, **settings)
     row = Sequence("0", [], params, StopRule(EOS, gen_length), decoder)
-    core = EngineCore(model, pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16)
-    core.add(row)
+    engine = LLMEngine(model, pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16)
+    engine.add(row)
     updates: list[RequestUpdate] = []
-    while core.busy():
-        updates += core.step()
+    while engine.has_requests():
+        updates += engine.step()
     assert row.failure is None, row.failure
     assert row.passes == len(script)
     return row, updates

@@ -27,19 +27,19 @@ def scheduler(pages: int, max_batch_size: int = 8, prefill_tokens: int = 8, reus
     return Scheduler(PagePool(pages), LENGTH, max_batch_size, prefill_tokens, reuse)
 
 
-def run_chunks(plan_maker: Scheduler) -> list[tuple[str, int, int]]:
-    plan = plan_maker.plan()
-    for chunk in plan.chunks:
-        plan_maker.stored(chunk.sequence, chunk.end)
-    return [(chunk.sequence.request_id, chunk.start, chunk.end) for chunk in plan.chunks]
+def run_chunks(scheduler: Scheduler) -> list[tuple[str, int, int]]:
+    scheduled = scheduler.schedule()
+    for chunk in scheduled.chunks:
+        scheduler.stored(chunk.sequence, chunk.end)
+    return [(chunk.sequence.request_id, chunk.start, chunk.end) for chunk in scheduled.chunks]
 
 
 def test_a_prompt_inside_its_first_block_decodes_at_once() -> None:
     queue = scheduler(pages=4)
     row = sequence("a", 3)
     queue.add(row)
-    plan = queue.plan()
-    assert (plan.starting, plan.chunks) == ([row], [])
+    scheduled = queue.schedule()
+    assert (scheduled.starting, scheduled.chunks) == ([row], [])
     assert len(row.pages) == 1
 
 
@@ -47,21 +47,21 @@ def test_prompts_are_stored_in_chunks_of_whole_blocks_and_the_oldest_goes_first(
     queue = scheduler(pages=64, prefill_tokens=10)
     busy, long, short = sequence("busy", 2), sequence("long", 21), sequence("short", 9)
     queue.add(busy)
-    queue.plan()
+    queue.schedule()
     for row in (long, short):
         queue.add(row)
     assert run_chunks(queue) == [("long", 0, 8)]
     assert run_chunks(queue) == [("long", 8, 16)]
     assert run_chunks(queue) == [("long", 16, 20), ("short", 0, 4)]
-    plan = queue.plan()
-    assert plan.starting == [long]
-    assert [(chunk.start, chunk.end) for chunk in plan.chunks] == [(4, 8)]
+    scheduled = queue.schedule()
+    assert scheduled.starting == [long]
+    assert [(chunk.start, chunk.end) for chunk in scheduled.chunks] == [(4, 8)]
 
 
 def test_a_budget_below_a_block_still_lets_prompts_through() -> None:
     queue = scheduler(pages=64, prefill_tokens=1)
     queue.add(sequence("busy", 0))
-    queue.plan()
+    queue.schedule()
     queue.add(sequence("next", 8))
     assert run_chunks(queue) == [("next", 0, 4)]
 
@@ -78,29 +78,29 @@ def test_who_finds_no_pages_or_no_place_waits() -> None:
     rows = [sequence(name, 0, gen_length=4) for name in "abc"]
     for row in rows:
         queue.add(row)
-    assert queue.plan().starting == rows[:2]
+    assert queue.schedule().starting == rows[:2]
     queue.remove(rows[0])
-    assert queue.plan().starting == rows[2:]
+    assert queue.schedule().starting == rows[2:]
     big = sequence("big", 8, gen_length=4)
     queue.add(big)
     queue.remove(rows[1])
-    assert queue.plan().chunks == [], "three pages are needed and two are free"
+    assert queue.schedule().chunks == [], "three pages are needed and two are free"
     queue.remove(rows[2])
-    assert [chunk.sequence for chunk in queue.plan().chunks] == [big]
+    assert [chunk.sequence for chunk in queue.schedule().chunks] == [big]
 
 
 def test_admission_leaves_a_page_to_those_that_still_grow() -> None:
     queue = scheduler(pages=3)
     growing, other = sequence("growing", 0, gen_length=8), sequence("other", 7, gen_length=1)
     queue.add(growing)
-    queue.plan()
+    queue.schedule()
     queue.add(other)
-    assert queue.plan().chunks == []
+    assert queue.schedule().chunks == []
     growing.close_block([5] * LENGTH)
-    queue.plan()
+    queue.schedule()
     assert len(growing.pages) == 2
     queue.remove(growing)
-    assert [chunk.sequence for chunk in queue.plan().chunks] == [other]
+    assert [chunk.sequence for chunk in queue.schedule().chunks] == [other]
 
 
 def test_the_youngest_is_preempted_and_comes_back_first() -> None:
@@ -108,20 +108,20 @@ def test_the_youngest_is_preempted_and_comes_back_first() -> None:
     old, young, late = (sequence(name, 0, gen_length=12) for name in ("old", "young", "late"))
     queue.add(old)
     queue.add(young)
-    assert queue.plan().starting == [old, young]
+    assert queue.schedule().starting == [old, young]
     queue.add(late)
     for row in (old, young):
         row.close_block([5] * LENGTH)
         queue.stored(row, LENGTH)
-    assert queue.plan().preempted == []
+    assert queue.schedule().preempted == []
     old.close_block([6] * LENGTH)
-    plan = queue.plan()
-    assert plan.preempted == [young]
+    scheduled = queue.schedule()
+    assert scheduled.preempted == [young]
     assert (young.pages, young.stored, queue.preemptions) == ([], 0, 1)
     assert list(queue.waiting) == [young, late]
     queue.remove(old)
-    plan = queue.plan()
-    assert [(chunk.sequence, chunk.start, chunk.end) for chunk in plan.chunks] == [(young, 0, LENGTH)], (
+    scheduled = queue.schedule()
+    assert [(chunk.sequence, chunk.start, chunk.end) for chunk in scheduled.chunks] == [(young, 0, LENGTH)], (
         "its tokens so far are stored again"
     )
 
@@ -161,7 +161,7 @@ def test_an_admission_is_counted_once_and_a_prompt_that_waits_is_hashed_once(mon
     queue.add(again)
     assert run_chunks(queue) == [("b", 0, 12)]
     queue.remove(second)
-    queue.plan()
+    queue.schedule()
     assert (pool.queries, pool.hits) == (7, 2)
 
 
@@ -170,7 +170,7 @@ def test_an_answers_blocks_serve_the_next_turn() -> None:
     row = sequence("a", 6, gen_length=8)
     queue.add(row)
     run_chunks(queue)
-    queue.plan()
+    queue.schedule()
     row.close_block([9, 9, 5, 6])
     queue.stored(row, 8)
     row.close_block([7, 7, 7, 2])
@@ -178,7 +178,7 @@ def test_an_answers_blocks_serve_the_next_turn() -> None:
     turn = sequence("b", 13)
     turn.tokens[:13] = [*row.tokens, 9]
     queue.add(turn)
-    queue.plan()
+    queue.schedule()
     assert turn.stored == 8, "the last block was never stored, so it is not there"
 
 
@@ -189,6 +189,6 @@ def test_pages_that_blocks_do_not_fill_evenly_are_not_shared(block_length: int) 
         row = sequence(name, 16)
         row.params = GenerationParams(gen_length=8, block_length=block_length)
         queue.add(row)
-        queue.plan()
+        queue.schedule()
         queue.stored(row, row.block_start)
         assert row.keys == []

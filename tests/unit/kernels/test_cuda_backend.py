@@ -15,7 +15,7 @@ from dmax.engine.backends.cuda import CudaBackend
 from dmax.engine.backends.cuda_decisions import StaticDecisions
 from dmax.engine.backends.cuda_graphs import StaticForwards, captured_size
 from dmax.engine.backends.torch import TorchBackend
-from dmax.engine.core import EngineCore
+from dmax.engine.engine import LLMEngine
 from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.models.llada2 import initialize
@@ -42,15 +42,15 @@ def answers(
 ) -> list[Any]:
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, params, time.perf_counter()) for i, (ids, params) in enumerate(batch)]
-    core = EngineCore(
+    engine = LLMEngine(
         model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, backend=backend,
         launch_ahead=launch_ahead,
     )  # fmt: skip
     for row in rows:
-        core.add(row)
-    while core.busy():
-        core.step()
-    assert core.scheduler.preemptions > 0, "or pages never change hands"
+        engine.add(row)
+    while engine.has_requests():
+        engine.step()
+    assert engine.stats().preemptions > 0, "or pages never change hands"
     return [(row.ending.token_ids, row.passes) for row in rows if row.ending]
 
 

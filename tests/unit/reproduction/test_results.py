@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from dmax.evaluation.metrics import summarize
-from dmax.reproduction.claims import CLAIMS
-from dmax.reproduction.page import to_markdown, write_page
-from dmax.reproduction.results import Results, Setting
-from dmax.reproduction.study import (
+from benchmarks.reproduction.claims import CLAIMS
+from benchmarks.reproduction.page import to_markdown, write_page
+from benchmarks.reproduction.results import Results, Setting
+from benchmarks.reproduction.study import (
     ABLATIONS,
     BASE,
     DMAX,
@@ -25,9 +23,11 @@ from dmax.reproduction.study import (
     Repaired,
 )
 
+from dmax.evaluation.metrics import summarize
+
 ROWS = 40
 RECORD: dict[str, Any] = {
-    "command": ["dmax", "reproduce"],
+    "command": ["python", "-m", "benchmarks.reproduction"],
     "hardware": {"processor": "a processor", "cores": 2},
     "versions": {"torch": "2.13.0"},
     "base": {"name": "nano-base", "weights": "0"},

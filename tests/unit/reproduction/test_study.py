@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from dmax.decoding import get_decoder
-from dmax.reproduction.study import (
+from benchmarks.reproduction.study import (
     ABLATIONS,
     CAUTIOUS,
     DEFAULT,
@@ -22,6 +20,8 @@ from dmax.reproduction.study import (
     Method,
     Training,
 )
+
+from dmax.decoding import get_decoder
 from dmax.training.objectives.registry import BuiltInSection
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "gsm-symbolic" / "3-oput.yaml"

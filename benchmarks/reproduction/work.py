@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import yaml
+from benchmarks.reproduction.results import Setting
+from benchmarks.reproduction.study import CAUTIOUS, GSM8K_METHODS, GSM8K_THRESHOLDS, Method, Scale, Training
 
 from dmax.distillation import InProcess, distill, find_source, load_prompts
 from dmax.engine import LLM, GenerationParams
@@ -20,8 +22,6 @@ from dmax.evaluation.answerers import LocalAnswerer, weights_hash
 from dmax.evaluation.report import RESULTS_FILE, read_results, read_samples
 from dmax.evaluation.runner import TaskData, evaluate
 from dmax.evaluation.tasks import get_task, load_rows
-from dmax.reproduction.results import Setting
-from dmax.reproduction.study import CAUTIOUS, GSM8K_METHODS, GSM8K_THRESHOLDS, Method, Scale, Training
 
 TASK = "gsm-symbolic"
 PROBLEM_SEED = 20_261

@@ -1,4 +1,4 @@
-"""What every results file states about the process that made it, so that a figure can be judged and a run repeated."""
+"""What results files and runs state about the process that made them: versions, commit and machine."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from dmax.models import LLaDA2
+from typing import Any
 
 _PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "reasoning-gym", "math-verify", "datasets")
 _CPU_LISTING = Path("/proc/cpuinfo")
 
 
 def describe_process() -> dict[str, Any]:
-    """``dmax`` (version), ``git_commit`` (None outside a checkout), ``versions`` and ``hardware``."""
+    """Return ``dmax`` (version), ``git_commit`` (None outside a checkout), ``versions`` and ``hardware``."""
     return {
         "dmax": _version("dmax-llm"),
         "git_commit": git_commit(),
@@ -41,21 +38,6 @@ def describe_hardware() -> dict[str, Any]:
         "memory_gib": None if pages is None else round(pages * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
-    }
-
-
-def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
-    """Which model ran, how large, where, in which dtype, and by which backend of the engine."""
-    from dmax.engine.backends import backend_name
-
-    backend = backend_name(model.device, model.dtype)
-    return {
-        "name": name,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "backend": backend,
-        "compiled_steps": backend == "cpu-compiled",
     }
 
 

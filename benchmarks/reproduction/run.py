@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 import yaml
+from benchmarks.reproduction.results import Results, Setting
+from benchmarks.reproduction.study import METHODS, TRAININGS, Method, Scale, Training
+from benchmarks.reproduction.work import Plan, ReproductionError, Work, run_name
 
 from dmax.evaluation.answerers import weights_hash
-from dmax.evaluation.provenance import describe_process
 from dmax.evaluation.report import RESULTS_FILE
 from dmax.evaluation.run_folder import claim, to_json, write_whole
-from dmax.reproduction.results import Results, Setting
-from dmax.reproduction.study import METHODS, TRAININGS, Method, Scale, Training
-from dmax.reproduction.work import Plan, ReproductionError, Work, run_name
+from dmax.provenance import describe_process
 
 OnStep = Callable[[str], None]
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dmax.evaluation.plots import Curve, Spot, draw_tradeoff
-from dmax.evaluation.report import CONVENTIONS, Table
-from dmax.evaluation.tradeoff import AUP_NOTE
-from dmax.reproduction.claims import CLAIMS, CLEAR, SAME, Finding
-from dmax.reproduction.results import Point, Results
-from dmax.reproduction.study import (
+from benchmarks.reproduction.claims import CLAIMS, CLEAR, SAME, Finding
+from benchmarks.reproduction.results import Point, Results
+from benchmarks.reproduction.study import (
     ABLATIONS,
     CAUTIOUS,
     DEFAULT,
@@ -23,6 +20,10 @@ from dmax.reproduction.study import (
     TRAINED,
     Method,
 )
+
+from dmax.evaluation.plots import Curve, Spot, draw_tradeoff
+from dmax.evaluation.report import CONVENTIONS, Table
+from dmax.evaluation.tradeoff import AUP_NOTE
 
 _PICTURE = "assets/reproduction"
 """Without its ending, as seen from the page's folder."""
@@ -54,7 +55,7 @@ def to_markdown(results: Results, notes: Mapping[str, str]) -> str:
     answering = sum(point["metrics"]["wall_seconds"] for point in record["points"]) / 3600
     parts = [
         "# The paper, reproduced at nano scale",
-        f"Written by `{' '.join(['dmax', *record['command'][1:]])}` on {hardware['processor']} ({hardware['cores']} "
+        f"Written by `{' '.join(record['command'])}` on {hardware['processor']} ({hardware['cores']} "
         f"cores), torch {record['versions']['torch']}: {len(record['trainings'])} trainings from "
         f"`{record['base']['name']}` on {record['distilled']['kept']:,} of its own right answers ({hours:.1f} hours), "
         f"{len(record['points'])} settings on the same {scale['problems']:,} fresh problems ({answering:.1f} hours), "

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ from dmax import LLM
 from dmax.decoding import BlockState, SoftMix, StepResult
 from dmax.decoding.contract import ContractError
 from dmax.engine.backends import choose_backend
-from dmax.engine.core import EngineCore
+from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import RequestUpdate
 from dmax.engine.params import GenerationParams
 from dmax.engine.sequence import Sequence
@@ -25,6 +26,7 @@ from dmax.models import LLaDA2
 from dmax.models.attention import attend
 
 EOS, LENGTH = 2, 4
+ids = map(str, count())
 
 
 @dataclass
@@ -63,7 +65,7 @@ def rows_with(
 ) -> list[Sequence]:
     return [
         Sequence(
-            str(index),
+            next(ids),
             [9] * prompt_length,
             GenerationParams(gen_length=gen_length, block_length=LENGTH, seed=index, trace=trace),
             StopRule(EOS, gen_length),
@@ -73,20 +75,20 @@ def rows_with(
     ]
 
 
-def core_of(model: LLaDA2, **settings: Any) -> EngineCore:
-    return EngineCore(model, backend=choose_backend(model), **settings)
+def engine_of(model: LLaDA2, **settings: Any) -> LLMEngine:
+    return LLMEngine(model, backend=choose_backend(model), **settings)
 
 
 def run(model: LLaDA2, rows: list[Sequence], **settings: Any) -> list[RequestUpdate]:
     limits = {"pages": 64, "page_length": LENGTH, "max_batch_size": 8, "prefill_tokens": 64, **settings}
-    core = core_of(model, **limits)
+    engine = engine_of(model, **limits)
     for row in rows:
-        core.add(row)
+        engine.add(row)
     updates: list[RequestUpdate] = []
-    while core.busy():
-        updates += core.step()
-    assert core.pool.held == 0, "pages of ended sequences are free"
-    assert core.step() == []
+    while engine.has_requests():
+        updates += engine.step()
+    assert engine.stats().pages_held == 0, "pages of ended sequences are free"
+    assert engine.step() == []
     return updates
 
 
@@ -122,7 +124,7 @@ def test_updates_tell_what_has_become_final(tiny_model: LLaDA2) -> None:
     [row] = rows_with([(6, 5)], CountingDecoder())
     updates = run(tiny_model, [row])
     assert [update.final_ids for update in updates if update.final_ids] == [[22, 23], [20, 21, 22]]
-    assert [update.finished for update in updates] == [False] * 5 + [True]
+    assert [update.finished for update in updates] == [False, True]
 
 
 def test_records_say_what_happened(tiny_model: LLaDA2) -> None:
@@ -185,14 +187,14 @@ def test_positions_are_counted_by_what_is_computed_for_them(
     monkeypatch.setattr("dmax.engine.kv_cache.attend", attend_and_count)
     monkeypatch.setattr(tiny_model, "head", head_and_count)
     monkeypatch.setattr(tiny_model, "forward", forward_and_count)
-    core = EngineCore(tiny_model, pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
+    engine = LLMEngine(tiny_model, pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
     rows = rows_with([(0, 4), (17, 9), (30, 3), (6, 12)], CountingDecoder())
     in_flight = {"buffer_size": 2, "add_threshold": 0.5, "semi_threshold": 0.7}
     for row in (*rows, multi(5, 12, ScriptedDecoder(), threshold=0.25, **in_flight)):
-        core.add(row)
-    while core.busy():
-        core.step()
-    counters, layers = core.counters, tiny_model.config.num_hidden_layers
+        engine.add(row)
+    while engine.has_requests():
+        engine.step()
+    counters, layers = engine.stats(), tiny_model.config.num_hidden_layers
     assert counters.positions == through
     assert counters.decoded == decoded < through - counters.prefilled, "blocks that are stored have no logits either"
     assert counters.attended * layers == attended
@@ -208,23 +210,23 @@ def test_a_pass_that_is_launched_ahead_counts_when_its_block_has_gone_on(
         Sequence(str(index), [3 + index] * index, params, StopRule(EOS, 24), params.build_decoder())
         for index, params in enumerate((slow, slow, fast))
     ]
-    core = EngineCore(
+    engine = LLMEngine(
         tiny_model, pages=32, page_length=8, max_batch_size=2, prefill_tokens=8, launch_ahead=launch_ahead
     )
     for row in rows[:2]:
-        core.add(row)
+        engine.add(row)
     for _ in range(3):
-        core.step()
-    core.abort(rows[0])
-    core.add(rows[2])
-    while core.busy():
-        core.step()
+        engine.step()
+    engine.abort(rows[0].request_id)
+    engine.add(rows[2])
+    while engine.has_requests():
+        engine.step()
     llm = LLM(tiny_model)
     expected = [llm.generate(row.tokens[: row.prompt_length], row.params)[0] for row in rows[1:]]
     for row, output in zip(rows[1:], expected, strict=True):
         assert row.ending is not None and row.ending.token_ids == output.token_ids
         assert (row.passes, row.revisions) == (output.passes, output.revisions)
-    counters = core.counters
+    counters = engine.stats()
     assert 0 < counters.discarded < counters.ahead if launch_ahead else counters.ahead == counters.discarded == 0
 
 
@@ -340,14 +342,16 @@ def test_a_result_that_is_none_fails_its_own_request_only(
 ) -> None:
     [good] = rows_with([(3, 9)], CountingDecoder(), trace)
     [bad] = rows_with([(0, 12)], SpoilingDecoder(spoil=spoil), trace)
-    bad.params, bad.request_id = replace(bad.params, threshold=0.25), "bad"
+    bad.params = replace(bad.params, threshold=0.25)
     updates = run(tiny_model, [bad, good])
     assert good.ending is not None
     assert good.ending.token_ids == [23, 20, 21, 22, 23, 20, 21, 22, 23]
     assert isinstance(bad.failure, ContractError)
     assert re.search(named, str(bad.failure)), bad.failure
     assert bad.ending is None
-    assert [update.finished for update in updates if update.request_id == "bad"] == [False, False, True]
+    assert [update.finished for update in updates if update.request_id == bad.request_id] == [False] * 2 * trace + [
+        True
+    ]
     assert bad.passes <= 3
 
 
@@ -371,12 +375,12 @@ def test_a_decoder_that_makes_the_engine_raise_fails_its_own_request_only(
 ) -> None:
     [good] = rows_with([(0, 12)], CountingDecoder())
     [bad] = rows_with([(0, 12)], copy.deepcopy(decoder))
-    bad.params, bad.request_id = replace(bad.params, threshold=0.25), "bad"
+    bad.params = replace(bad.params, threshold=0.25)
     updates = run(tiny_model, [bad, good])
     assert good.ending is not None
     assert bad.ending is None
     assert failure in str(bad.failure)
-    assert [update.request_id for update in updates if update.finished] == ["bad", "0"]
+    assert [update.request_id for update in updates if update.finished] == [bad.request_id, good.request_id]
 
 
 def test_a_token_outside_the_vocabulary_fails_its_own_row_only(tiny_model: LLaDA2) -> None:
@@ -397,12 +401,12 @@ def test_a_preempted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2)
     alone, crowded = rows_with(lengths, CountingDecoder()), rows_with(lengths, CountingDecoder())
     run(tiny_model, alone)
     limits = {"pages": 4, "page_length": LENGTH, "max_batch_size": 8, "prefill_tokens": 64}
-    core = EngineCore(tiny_model, **limits)
+    engine = LLMEngine(tiny_model, **limits)
     for row in crowded:
-        core.add(row)
-    while core.busy():
-        core.step()
-    assert core.scheduler.preemptions > 0
+        engine.add(row)
+    while engine.has_requests():
+        engine.step()
+    assert engine.stats().preemptions > 0
     assert [row.ending for row in crowded] == [row.ending for row in alone]
     assert [row.nfe for row in crowded] == [row.nfe for row in alone]
 
@@ -453,7 +457,7 @@ class ScriptedDecoder(CountingDecoder):
 
 def multi(prompt_length: int, gen_length: int, decoder: CountingDecoder, **rule: Any) -> Sequence:
     params = GenerationParams(gen_length=gen_length, block_length=LENGTH, trace=True, **rule)
-    return Sequence("0", [9] * prompt_length, params, StopRule(EOS, gen_length), decoder)
+    return Sequence(next(ids), [9] * prompt_length, params, StopRule(EOS, gen_length), decoder)
 
 
 def test_blocks_in_flight_overlap_and_become_final_in_order(tiny_model: LLaDA2) -> None:
@@ -491,10 +495,10 @@ def test_blocks_in_flight_are_preempted_and_go_on_together(tiny_model: LLaDA2) -
     alone, crowded = ([multi(0, 16, ScriptedDecoder(), **rule) for _ in range(3)] for _ in range(2))
     for row in alone:
         run(tiny_model, [row])
-    core = core_of(tiny_model, pages=5, page_length=LENGTH, max_batch_size=8, prefill_tokens=64)
+    engine = engine_of(tiny_model, pages=5, page_length=LENGTH, max_batch_size=8, prefill_tokens=64)
     for row in crowded:
-        core.add(row)
-    while core.busy():
-        core.step()
-    assert core.scheduler.preemptions > 0
+        engine.add(row)
+    while engine.has_requests():
+        engine.step()
+    assert engine.stats().preemptions > 0
     assert [row.trace for row in crowded] == [row.trace for row in alone]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dmax.reproduction.results import Point, Results
-from dmax.reproduction.study import (
+from benchmarks.reproduction.results import Point, Results
+from benchmarks.reproduction.study import (
     ANYWHERE,
     BASE,
     CAUTIOUS,

@@ -1,7 +1,8 @@
-"""``dmax reproduce``: the paper's comparisons, trained and measured here."""
+"""``python -m benchmarks.reproduction``, in a clone of the repository: the comparisons of the paper, measured."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -10,11 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmax.cli._common.asking import evaluation_errors
-from dmax.cli._common.errors import CommandError, needs_extra, note
-from dmax.cli._common.session import AUTO, check_placement, own_command
+from dmax.cli._common.errors import CommandError, OneLineErrors, needs_extra, note
+from dmax.cli._common.session import AUTO, check_placement
 
 if TYPE_CHECKING:
-    from dmax.reproduction import Scale
+    from benchmarks.reproduction import Scale
+
+MODULE = "benchmarks.reproduction"
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = REPOSITORY / "recipes" / "gsm-symbolic" / "3-oput.yaml"
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    subcommand_metavar="",
+)
 
 
 class ScaleName(StrEnum):
@@ -23,7 +36,8 @@ class ScaleName(StrEnum):
     NANO = "nano"
 
 
-def reproduce(
+@app.callback()
+def main(
     scale: Annotated[ScaleName, typer.Option(help="nano: hours on two CPU cores.")] = ScaleName.NANO,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the work; the same command goes on with what is there.")
@@ -33,8 +47,13 @@ def reproduce(
     ),
     base: Annotated[str, typer.Option(help="The model that every training starts from.")] = "nano-base",
     recipe: Annotated[
-        Path, typer.Option(metavar="FILE", help="Of OPUT; its optimiser and batches serve every training.")
-    ] = Path("recipes/gsm-symbolic/3-oput.yaml"),
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Of OPUT; its optimiser and batches serve every training.",
+            show_default="recipes/gsm-symbolic/3-oput.yaml",
+        ),
+    ] = RECIPE,
     gsm8k: Annotated[
         Path | None, typer.Option(metavar="FILE", help="GSM8K's test set, to be answered too.", show_default=False)
     ] = None,
@@ -60,15 +79,16 @@ def reproduce(
     """
     _, chosen = check_placement(AUTO, dtype)
     with needs_extra("train", "reproducing the paper"), evaluation_errors():
-        from dmax.reproduction import NANO, Plan
-        from dmax.reproduction import reproduce as run
-        from dmax.reproduction.page import write_page
+        from benchmarks.reproduction import NANO, Plan, ReproductionError, reproduce
+        from benchmarks.reproduction.page import write_page
 
         amount = _amount(NANO, prompts, problems, seeds, steps)
         why = {} if notes is None else _notes(notes)
         try:
             plan = Plan(base, recipe, amount, processes, gsm8k, jobs, None if chosen == AUTO else chosen)
-            results = run(plan, out, command=own_command(), on_step=note)
+            results = reproduce(plan, out, command=["python", "-m", MODULE, *sys.argv[1:]], on_step=note)
+        except ReproductionError as error:
+            raise CommandError(str(error)) from error
         except KeyboardInterrupt:
             note(f"Stopped; the same command goes on with what is in {out}.")
             raise typer.Exit(130) from None
@@ -88,8 +108,7 @@ def _amount(scale: Scale, prompts: int | None, problems: int | None, seeds: int 
 
 def _notes(path: Path) -> dict[str, str]:
     import yaml
-
-    from dmax.reproduction.claims import CLAIMS
+    from benchmarks.reproduction.claims import CLAIMS
 
     try:
         notes = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -99,3 +118,7 @@ def _notes(path: Path) -> dict[str, str]:
     if not isinstance(notes, dict) or not set(notes) <= set(known):
         raise CommandError(f"{path} must map keys of claims to sentences; the keys are {', '.join(known)}.")
     return {key: str(text) for key, text in notes.items()}
+
+
+if __name__ == "__main__":
+    app(prog_name=f"python -m {MODULE}")
