@@ -80,6 +80,12 @@ def test_a_killed_run_resumes_with_the_losses_of_the_uninterrupted_one(finished:
     assert losses(output) == losses(finished)
     ours, theirs = ((folder / "model" / "model.safetensors").read_bytes() for folder in (output, finished))
     assert ours == theirs
+    provenance = json.loads((output / "model" / "provenance.json").read_text())
+    assert [start["step"] for start in provenance["starts"]] == [0, 20]
+    assert all({"git_commit", "hardware", "versions"} <= start.keys() for start in provenance["starts"])
+    assert provenance["steps"] == 40 and provenance["recipe"]["seed"] == yaml.safe_load(RECIPE.read_text())["seed"]
+    assert provenance["hours"] > 0 and provenance["positions"] > 40 * 100
+    assert provenance["validation"][-1]["step"] == 40
 
 
 def metrics_lines(output: Path) -> list[str]:

@@ -20,6 +20,7 @@ from dmax.training.distributed import local_rank, process_group, rank
 from dmax.training.identity import only_run_in
 from dmax.training.predictor import Predictor
 from dmax.training.problem_sources import GsmSymbolic
+from dmax.training.provenance import write_provenance
 from dmax.training.recipe import LoraSection, Recipe, load_recipe
 from dmax.training.requirements import Requirements, device_memory, largest_batch, requirements_of
 from dmax.training.section import RecipeError
@@ -164,6 +165,8 @@ def _run(
     if rank() == 0:
         record_start(output, trainer.step)
     trainer.run()
+    if rank() == 0:
+        write_provenance(recipe, output, prepared.fingerprints)
 
 
 def _is_worked(recipe: Recipe) -> bool:
