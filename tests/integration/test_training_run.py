@@ -92,6 +92,16 @@ def metrics_lines(output: Path) -> list[str]:
     return (output / "metrics.jsonl").read_text().splitlines()
 
 
+def test_a_run_on_soft_rollouts_lowers_both_losses(tmp_path: Path) -> None:
+    rollout = {"rollout_passes": 2, "rollout_states": "soft", "rollout_threshold": [0.0, 0.9]}
+    objective = {"kind": "oput", "block_length": 16, **rollout}
+    recipe = edited(tmp_path, objective=objective, steps=24, accumulation=2, checkpoint_every=24, validate_every=24)
+    subprocess.run(command(recipe, tmp_path / "run"), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    rows = metrics(tmp_path / "run")
+    for name in ("loss_mask", "loss_pred"):
+        assert rows[-1][name] < 0.9 * rows[0][name]
+
+
 @pytest.mark.parametrize("form", ["joint", "alternate"])
 def test_a_run_on_groups_of_blocks_lowers_both_losses(tmp_path: Path, form: str) -> None:
     objective = {"kind": "oput", "block_length": 16, "form": form, "group": {"size": 3}}

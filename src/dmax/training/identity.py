@@ -25,7 +25,12 @@ def recipe_text(recipe: Recipe) -> str:
     left_out = validation | {"checkpoint_every", "device", "workers", "epochs", "steps"}
     if not recipe.train.validation_share:
         left_out |= {"validation_share"}
-    absent = {"lora": True} if recipe.lora is None else {}
+    absent: dict[str, Any] = {"lora": True} if recipe.lora is None else {}
+    # Options that came later and say nothing new leave the fingerprints of older runs as they are.
+    absent["objective"] = {
+        name for name, field in type(recipe.objective).model_fields.items()
+        if name.startswith("rollout_") and getattr(recipe.objective, name) == field.default
+    }  # fmt: skip
     return recipe.model_dump_json(
         exclude={"name": True, "train": left_out, "parallel": True, "tracking": True, **absent}
     )

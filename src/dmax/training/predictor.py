@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from dmax.decoding.base import SoftMix
+from dmax.decoding.mixing import mix_embeddings
 from dmax.models.llada2 import LLaDA2
 from dmax.training.distributed import gather_weights, scatter_weights, shard
 from dmax.training.layout import Layout
@@ -26,8 +28,17 @@ class _SupervisedLogits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, supervised: Tensor) -> Tensor:
-        hidden_BTD = self.model(self.model.embed(ids), positions, mask)
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, supervised: Tensor, mix: SoftMix | None = None
+    ) -> Tensor:
+        embeds_BTD = self.model.embed(ids)
+        if mix is not None:
+            noisy = mix.where.shape[1]
+            soft_BMD = mix_embeddings(mix, self.model.model.word_embeddings.weight, self.model.config.mask_token_id)
+            where_BM1 = mix.where[..., None]
+            noisy_BMD = torch.where(where_BM1, soft_BMD.to(embeds_BTD.dtype), embeds_BTD[:, :noisy])
+            embeds_BTD = torch.cat([noisy_BMD, embeds_BTD[:, noisy:]], 1)
+        hidden_BTD = self.model(embeds_BTD, positions, mask)
         return self.model.head(hidden_BTD[:, : supervised.shape[1]][supervised]).float()
 
 
@@ -87,10 +98,10 @@ class Predictor:
         """:meth:`whole_model` with its adapters merged; nothing can be predicted afterwards."""
         return self.whole_model() if self._adapters is None else self._adapters.merge()
 
-    def __call__(self, noisy_ids: Tensor, layout: Layout) -> Tensor:
-        """``(B, M)`` int64 -> ``(S, V)`` float32, in row order; a :data:`dmax.training.objectives.base.Predict`."""
+    def __call__(self, noisy_ids: Tensor, layout: Layout, mix: SoftMix | None = None) -> Tensor:
+        """Return ``(S, V)`` float32 logits; see :class:`dmax.training.objectives.base.Predict`."""
         ids = torch.cat([noisy_ids, layout.clean_ids], 1)
-        inputs = (ids, layout.positions(), layout.mask(), layout.supervised)
+        inputs = (ids, layout.positions(), layout.mask(), layout.supervised, mix)
         if self.sharded or self._adapters is not None:
             return self._module(*inputs)
         parameters = {name: p.to(self.dtype) for name, p in self._module.named_parameters()}

@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dmax.decoding.base import SoftMix
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import Layout, lay_out
 from dmax.training.objectives.dparallel import dparallel_loss, entropy_where_right
 from dmax.training.objectives.masked import far_ahead, masked_loss
-from dmax.training.objectives.oput import oput_losses, oput_mixed_loss
+from dmax.training.objectives.oput import decoding_losses, oput_losses, oput_mixed_loss
 from dmax.training.objectives.uniform import uniform_loss
-from dmax.training.rollout import greedy, sampled
+from dmax.training.rollout import DecodingRollout, RowRollout, greedy, sampled
 
 VOCAB, MASK = 12, 0
 
@@ -35,9 +36,11 @@ class Recorder:
     def __init__(self) -> None:
         self.table = torch.randn(VOCAB, VOCAB, generator=generator_for(3)).requires_grad_()
         self.seen: list[torch.Tensor] = []
+        self.mixes: list[SoftMix | None] = []
 
-    def __call__(self, noisy_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def __call__(self, noisy_ids: torch.Tensor, layout: Layout, mix: SoftMix | None = None) -> torch.Tensor:
         self.seen.append(noisy_ids)
+        self.mixes.append(mix)
         return self.table[noisy_ids[layout.supervised]]
 
 
@@ -126,6 +129,47 @@ def test_the_share_of_wrong_rollouts_is_over_the_corrupted_positions(layout: Lay
     rows = torch.tensor([False, True, True])
     mixed = oput_mixed_loss(Recorder(), layout, hidden, rows, MASK, greedy)
     assert mixed.tallies["rollout_wrong"].tolist() == [wrong[rows].sum(), hidden[rows].sum()]
+
+
+def rollout(layout: Layout, hidden: torch.Tensor, *rows: tuple[int, float]) -> DecodingRollout:
+    return DecodingRollout(layout, hidden, MASK, [RowRollout(*row) for row in rows])
+
+
+@pytest.mark.parametrize("which", [("mask", "pred"), ("pred",)])
+def test_one_pass_at_threshold_0_is_the_published_rollout(
+    layout: Layout, hidden: torch.Tensor, which: tuple[str, ...]
+) -> None:
+    decoding, published = Recorder(), Recorder()
+    parts = list(decoding_losses(decoding, layout, hidden, rollout(layout, hidden, *[(1, 0.0)] * 3), 1, False, which))
+    expected = list(oput_losses(published, layout, hidden, MASK, greedy, which))
+    assert [part.name for part in parts] == [part.name for part in expected]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(decoding.seen, published.seen, strict=True))
+    for ours, theirs in zip(parts, expected, strict=True):
+        torch.testing.assert_close(ours.loss, theirs.loss)
+        torch.testing.assert_close(ours.tallies, theirs.tallies)
+    assert decoding.mixes == [None, None]
+
+
+def test_soft_states_are_read_in_the_rollout_and_in_the_second_loss(layout: Layout, hidden: torch.Tensor) -> None:
+    model = Recorder()
+    list(decoding_losses(model, layout, hidden, rollout(layout, hidden, *[(3, 0.0)] * 3), 3, True))
+    assert len(model.seen) == 4 and model.mixes[0] is None
+    for mix in model.mixes[1:]:
+        assert mix is not None and torch.equal(mix.where, hidden)
+    confidence = model.table[MASK].softmax(-1)[1:].max()
+    torch.testing.assert_close(model.mixes[1].weights[hidden], confidence.expand(int(hidden.sum()), 1))
+
+
+def test_each_row_is_decoded_as_far_as_it_asks(layout: Layout, hidden: torch.Tensor) -> None:
+    """At threshold 0.95 the stand-in is never sure, so that a pass takes the first mask of each block."""
+    model = Recorder()
+    list(decoding_losses(model, layout, hidden, rollout(layout, hidden, (1, 0.95), (2, 0.95), (2, 0.0)), 2, True))
+    left = (model.seen[-1] == MASK).view(3, -1, 4).sum(-1)
+    before = hidden.view(3, -1, 4).sum(-1)
+    assert torch.equal(left[0], (before[0] - 1).clamp(min=0))
+    assert torch.equal(left[1], (before[1] - 2).clamp(min=0))
+    assert not left[2].any()
+    assert torch.equal(model.seen[-1][~hidden], layout.noisy_ids[~hidden])
 
 
 def test_sampled_rollouts_follow_the_predicted_distribution() -> None:

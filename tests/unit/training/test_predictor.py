@@ -7,6 +7,8 @@ import copy
 import pytest
 import torch
 
+from dmax.decoding.base import BlockState, SoftMix
+from dmax.decoding.mixing import input_embeddings
 from dmax.models import LLaDA2
 from dmax.training.data import Example
 from dmax.training.layout import lay_out
@@ -39,3 +41,16 @@ def test_recomputation_changes_no_gradient(model: LLaDA2) -> None:
 
     for ours, plain in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+def test_soft_positions_read_what_decoding_reads_there(model: LLaDA2) -> None:
+    mask, tokens = model.config.mask_token_id, LAYOUT.noisy_ids
+    where = LAYOUT.supervised & (torch.arange(tokens.shape[1]) % 2 == 0)
+    mix = SoftMix((tokens + 7)[..., None], torch.full((*tokens.shape, 1), 0.6), where, renormalize=True)
+    state = BlockState(tokens, where, torch.zeros_like(where), torch.zeros(1, dtype=torch.int64), mask, mix)
+    table = model.model.word_embeddings.weight
+    embeds = torch.cat([input_embeddings(state, table), model.embed(LAYOUT.clean_ids)], 1)
+    hidden = model(embeds, LAYOUT.positions(), LAYOUT.mask())[:, : tokens.shape[1]]
+    predict = Predictor(model, torch.float32)
+    torch.testing.assert_close(predict(tokens, LAYOUT, mix), model.head(hidden[LAYOUT.supervised]))
+    assert (predict(tokens, LAYOUT, mix) - predict(tokens, LAYOUT)).abs().max() > 0.01

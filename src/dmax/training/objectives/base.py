@@ -6,13 +6,14 @@ Shape suffixes: B rows, M noisy positions, V vocabulary, S supervised positions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from dmax.decoding.base import SoftMix
 from dmax.models.config import ModelConfig
 from dmax.training.corruption import block_mask
 from dmax.training.data import generator_for
@@ -23,8 +24,20 @@ from dmax.training.objectives.options import CommonOptions, ObjectiveSection
 NOISE = 1
 """Part of the key of the random numbers that say what is hidden."""
 
-Predict = Callable[[Tensor, Layout], Tensor]
-"""``(noisy_ids (B, M), layout) -> logits (S, V)`` float32 at the supervised noisy positions, in row order."""
+
+class Predict(Protocol):
+    """The model as objectives see it."""
+
+    def __call__(self, noisy_ids: Tensor, layout: Layout, mix: SoftMix | None = None) -> Tensor:
+        """Return float32 logits ``(S, V)`` at the supervised noisy positions, in row order.
+
+        Args:
+            noisy_ids: ``(B, M)`` int64.
+            layout: the batch.
+            mix: ``(B, M)``, what some of the noisy positions read instead of their tokens.
+        """
+        ...
+
 
 Options = TypeVar("Options", bound=CommonOptions)
 
@@ -75,7 +88,7 @@ class Objective(ABC, Generic[Options]):
         return 1
 
     @property
-    def forwards_of_a_loss(self) -> int:
+    def forwards_of_a_loss(self) -> float:
         """Forward passes that one loss costs, a backward pass counted as two, recomputation not counted."""
         return 3
 

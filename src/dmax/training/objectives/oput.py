@@ -18,7 +18,8 @@ from dmax.training.data import generator_for
 from dmax.training.layout import Batch, Layout
 from dmax.training.objectives.base import LossPart, Objective, Pass, Predict, share, supervised, tallies
 from dmax.training.objectives.options import CommonOptions
-from dmax.training.rollout import greedy, sampled
+from dmax.training.rollout import DecodingRollout, RowRollout, greedy, sampled
+from dmax.training.section import Share
 
 _ROLLOUT = 3
 
@@ -30,12 +31,32 @@ class OputOptions(CommonOptions):
     """Of the ``joint`` form."""
     rollout: Literal["greedy", "sampled"] = "greedy"
     form: Literal["joint", "alternate"] = "joint"
+    rollout_passes: int = Field(default=1, ge=1, le=8)
+    """Most passes of decoding before the second loss; each row draws from 1 to this."""
+    rollout_states: Literal["hard", "soft"] = "hard"
+    """Whether the second loss reads decoded positions as tokens, or as the soft embeddings of decoding."""
+    rollout_threshold: Share | tuple[Share, Share] = 0.0
+    """Confidence from which a mask becomes a token in the rollout; lowest and highest of one drawn per row. 0 fills
+    every mask in the first pass, as published."""
 
     @model_validator(mode="after")
     def _losses_are_of_the_joint_form(self) -> OputOptions:
         if "losses" in self.model_fields_set and (self.kind, self.form) != (Oput.name, "joint"):
             raise ValueError("losses are chosen for kind oput in the form joint; leave them out")
         return self
+
+    @model_validator(mode="after")
+    def _decoding_is_greedy_and_joint(self) -> OputOptions:
+        if self.decodes and (self.rollout, self.form) != ("greedy", "joint"):
+            raise ValueError("rollout_passes, rollout_states, rollout_threshold need rollout: greedy and form: joint")
+        if isinstance(self.rollout_threshold, tuple) and self.rollout_threshold[0] > self.rollout_threshold[1]:
+            raise ValueError("rollout_threshold must be [lowest, highest]")
+        return self
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the rollout is more than one prediction of all masks."""
+        return self.rollout_passes > 1 or self.rollout_states == "soft" or self.rollout_threshold != 0.0
 
 
 class Oput(Objective[OputOptions]):
@@ -50,20 +71,38 @@ class Oput(Objective[OputOptions]):
         return 2 if self.options.form == "alternate" else 1
 
     @property
-    def forwards_of_a_loss(self) -> int:
+    def forwards_of_a_loss(self) -> float:
         """The alternate form rolls out in a pass of its own; the joint form reads the first loss's logits."""
-        return 4 if self.options.form == "alternate" else 3
+        if self.options.form == "alternate":
+            return 4
+        return 3 + (self.options.rollout_passes - 1) / len(self.options.losses)
 
     def losses(self, predict: Predict, batch: Batch, where: Pass) -> Iterator[LossPart]:
         sample = greedy
         if self.options.rollout == "sampled":
             sample = partial(sampled, generator=generator_for(where.seed, where.number, _ROLLOUT))
         layout, hidden, mask_id = batch.layout, batch.hidden, where.config.mask_token_id
-        if self.options.form == "joint":
+        if self.options.decodes:
+            rows = [self._row(where.seed, index) for index in batch.indices]
+            soft = self.options.rollout_states == "soft"
+            rollout = DecodingRollout(layout, hidden, mask_id, rows)
+            yield from decoding_losses(
+                predict, layout, hidden, rollout, self.options.rollout_passes, soft, self.options.losses
+            )
+        elif self.options.form == "joint":
             yield from oput_losses(predict, layout, hidden, mask_id, sample, self.options.losses)
         else:
             revises = torch.tensor(batch.indices, device=hidden.device) % 2 == 1
             yield oput_mixed_loss(predict, layout, hidden, revises, mask_id, sample)
+
+    def _row(self, seed: int, index: int) -> RowRollout:
+        """Draw how far a row is decoded, as a function of the seed and its index alone."""
+        generator = generator_for(seed, index, _ROLLOUT)
+        passes = 1 + int(torch.randint(self.options.rollout_passes, (), generator=generator))
+        threshold = self.options.rollout_threshold
+        if isinstance(threshold, tuple):
+            threshold = threshold[0] + (threshold[1] - threshold[0]) * torch.rand((), generator=generator).item()
+        return RowRollout(passes, threshold)
 
 
 def oput_losses(
@@ -103,6 +142,47 @@ def oput_losses(
         logits_SV = predict(rollout_ids, layout)
         loss = F.cross_entropy(logits_SV, targets_S)
         wrong = {"rollout_wrong": share((rollout_S != targets_S) & hidden_S, hidden_S)}
+        yield LossPart("pred", loss, tallies("pred", loss, logits_SV, targets_S, hidden_S) | wrong)
+
+
+def decoding_losses(
+    predict: Predict,
+    layout: Layout,
+    hidden: Tensor,
+    rollout: DecodingRollout,
+    passes: int,
+    soft: bool,
+    which: tuple[str, ...] = ("mask", "pred"),
+) -> Iterator[LossPart]:
+    """Compute OPUT's losses with a rollout of several passes of Soft Parallel Decoding.
+
+    The published rollout shows the model its first prediction of every mask. Decoding shows it more: blocks that are
+    partly decoded, tokens revised several times, and mixes of token and mask. One pass with threshold 0 and hard states
+    is the published rollout.
+
+    Args:
+        predict: the model.
+        layout: the batch.
+        hidden: ``(B, M)`` bool, the positions to mask.
+        rollout: of the batch, before its first pass.
+        passes: to run without gradient; the first reads the logits of the first loss, where that is asked for.
+        soft: whether the model reads mixes, in the rollout and in the second loss, or tokens.
+        which: the losses to yield, in this order; each may be run backward before the next is computed.
+    """
+    targets_S, hidden_S = supervised(layout, hidden)
+    if "mask" in which:
+        logits_SV = predict(rollout.tokens(), layout)
+        rollout.advance(logits_SV.detach())
+        loss = F.cross_entropy(logits_SV, targets_S)
+        yield LossPart("mask", loss, tallies("mask", loss, logits_SV, targets_S, hidden_S))
+    with torch.no_grad():
+        for _ in range(passes - ("mask" in which)):
+            rollout.advance(predict(rollout.tokens(), layout, rollout.mix() if soft else None))
+    if "pred" in which:
+        tokens = rollout.tokens()
+        logits_SV = predict(tokens, layout, rollout.mix() if soft else None)
+        loss = F.cross_entropy(logits_SV, targets_S)
+        wrong = {"rollout_wrong": share((tokens[layout.supervised] != targets_S) & hidden_S, hidden_S)}
         yield LossPart("pred", loss, tallies("pred", loss, logits_SV, targets_S, hidden_S) | wrong)
 
 
