@@ -1,9 +1,9 @@
 /* The turns of a conversation: what was asked, what came back, and what of it is sent along with the next question. */
 
-import { el, iconButton } from "./dom.js";
+import { counted, el, iconButton } from "./dom.js";
 import { saveReplay } from "./export.js";
 import { isEmpty, NO_TEXT, Replay } from "./replay.js";
-import { Lost } from "./socket.js";
+import { Lost, Refusal } from "./socket.js";
 import { addRecord, passCount } from "./trace.js";
 
 export class Turn {
@@ -67,7 +67,7 @@ export class Turn {
       if (this.stopped) this.replay.say(index, `Stopped after ${passCount(run)} passes.`);
       else this.replay.say(index, error.message, true);
       if (this.stopped) return null;
-      if (!(error instanceof Lost) && error.code === undefined) throw error;
+      if (!(error instanceof Lost || error instanceof Refusal)) throw error;
       return error;
     }
   }
@@ -122,8 +122,6 @@ export class Turn {
     }
   }
 }
-
-const counted = (count, one, several = `${one}s`) => `${count} ${count === 1 ? one : several}`;
 
 function newRun(prompt, request, facts) {
   const { decoder, ...params } = request;

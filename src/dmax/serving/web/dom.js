@@ -48,7 +48,6 @@ export function copyButton(text) {
     button.lastChild.textContent = copied;
     setTimeout(() => { button.lastChild.textContent = "Copy"; }, 2000);
   });
-  button.lastChild.setAttribute("role", "status");
   return button;
 }
 
@@ -64,6 +63,8 @@ async function putIntoClipboard(text) {
   held?.focus();
   if (!isCopied) throw new Error("the browser does not let this page copy.");
 }
+
+export const counted = (count, one, several = `${one}s`) => `${count} ${count === 1 ? one : several}`;
 
 export const percent = (share) => `${Math.round(share * 100)} %`;
 
