@@ -85,7 +85,7 @@ class _Conversation:
 
     def _take(self, text: str) -> bool:
         """Obey a command, or answer a question; False ends the conversation."""
-        if text.startswith("/") and not text[1:].strip("/").count(" ") and "\n" not in text:
+        if text.startswith("/") and len(text.split()) == 1:
             return self._command(text)
         if text:
             self._turn(text)
