@@ -20,7 +20,7 @@ const page = {
 };
 const STATES = { connecting: "", open: "", lost: "No connection; trying again …", refused: "The key is no longer accepted." };
 const NEAR_THE_END = 160; // pixels
-const COMPOSER_FADE = 24; // pixels; the see-through part of the composer's top
+const COMPOSER_FADE = 10; // pixels; the see-through part of the composer's top
 
 class Page {
   constructor(facts, schema, pair) {
