@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,7 +21,106 @@ httpx = pytest.importorskip("httpx")
 
 MODEL = os.environ.get("DMAX_TEST_MODEL", "nano")
 CHROMIUM = os.environ.get("DMAX_TEST_CHROMIUM", "/usr/bin/chromium")
+MASK, EOS = 1, 2
+PIECES = {MASK: "<mask>", EOS: "<eos>", 10: "one", 11: " two", 12: " three", 13: " four", 14: " five"}
+START = {
+    "type": "start",
+    "prompt_ids": [20, 21, 22, 23],
+    "prompt_pieces": ["a", " b", " c", " d"],
+    "block_length": 4,
+    "eos_token_id": EOS,
+    "mask_token_id": MASK,
+}
 PATIENCE = 120_000  # milliseconds; a busy machine is no reason to fail
+
+
+class Server:
+    """The other end of the page's connections. The clock of the page stands still but where a test moves it."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page = page
+        self.asked: list[dict[str, Any]] = []
+        self.told: list[tuple[str, int]] = []
+        """What a screen reader was told, and when by the page's clock, in milliseconds."""
+        self._sockets: list[Any] = []
+        page.clock.install()
+        page.route_web_socket(re.compile(r"/v1/trace"), self._connect)
+        page.expose_function("tell", self._hear)
+        page.goto(address)
+        page.wait_for_selector("#examples li")
+        page.clock.pause_at(page.evaluate("Date.now()") + 1000)
+        page.evaluate(
+            """() => {
+              const region = document.querySelector("#announcer");
+              const told = { childList: true, characterData: true, subtree: true };
+              new MutationObserver(() => window.tell(region.textContent, Date.now())).observe(region, told);
+            }"""
+        )
+
+    def _connect(self, socket: Any) -> None:
+        self._sockets.append(socket)
+        socket.on_message(lambda message: self.asked.append(json.loads(message)))
+
+    def _hear(self, text: str, moment: int) -> None:
+        self.told.append((text, moment))
+
+    def ask(self, question: str = "Count.") -> None:
+        """Let the page ask, and begin to answer."""
+        known = len(self.asked)
+        self.page.fill("#prompt", question)
+        self.page.keyboard.press("Enter")
+        self.until(lambda: len(self.asked) > known)
+        self._sockets[-1].send(json.dumps(START))
+
+    def send_pass(self, number: int, tokens: list[int], promoted: list[int], revised: list[int]) -> None:
+        """Tell of a pass over the one block there is, and let the page draw it."""
+        record = {
+            "type": "pass", "pass_number": number, "block": 1, "start": 4, "tokens": tokens,
+            "confidence": [0.6, 0.7, 0.8, 0.9], "promoted": promoted, "revised": revised, "active": [0, 1, 2, 3],
+            "final": False, "pieces": [PIECES[token_id] for token_id in tokens],
+        }  # fmt: skip
+        self._sockets[-1].send(json.dumps(record))
+        self.until(lambda: self.cost()["passes"] == str(number))
+
+    def send_end(self, text: str = "one two five") -> None:
+        output = {
+            "type": "end", "text": text, "token_ids": [10, 11, 14, EOS], "num_tokens": 3, "passes": 3,
+            "nfe": 4, "blocks": 1, "revisions": 1, "tpf": 0.75, "tps": 30.0, "seconds": 0.1, "finish_reason": "stop",
+            "decoder": "soft-parallel", "params": {"gen_length": 4, "threshold": 0.5},
+        }  # fmt: skip
+        self._end(output)
+
+    def refuse(self, **error: Any) -> None:
+        """End an answer with an error."""
+        self._end({"error": {"message": "It cannot be.", "type": "invalid_request_error", **error}})
+
+    def answer(self, question: str, text: str) -> Any:
+        """Let the page ask, and answer in one pass; gives the turn."""
+        self.ask(question)
+        self.send_pass(1, [10, 11, 14, EOS], [0, 1, 2, 3], [])
+        self.send_end(text)
+        return self.page.locator(".turn").last
+
+    def hang_up(self) -> None:
+        """Break the connection."""
+        self._sockets[-1].close()
+
+    def _end(self, message: dict[str, Any]) -> None:
+        self._sockets[-1].send(json.dumps(message))
+        self.until(lambda: self.page.locator("#turns .turn:last-child .replay.finished").count())
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        """Give messages the time to arrive, and the page's clock some frames to draw them."""
+        for _ in range(600):
+            if condition():
+                return
+            self.page.clock.run_for(50)
+        raise AssertionError("the page did not get there")
+
+    def cost(self) -> dict[str, str]:
+        """What stands under the answer."""
+        names, values = (self.page.locator(f".turn:last-child .cost {tag}").all_text_contents() for tag in ("dt", "dd"))
+        return dict(zip(names, values, strict=True))
 
 
 @contextmanager
@@ -91,3 +192,14 @@ def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert [error for error in errors if "401" not in error] == []
+
+
+@pytest.fixture
+def played(new_page: Callable[..., Any], address: str) -> Callable[..., Server]:
+    """Options of a browser context -> a page in it whose answers the test itself plays."""
+    return lambda **options: Server(new_page(**options), address)
+
+
+@pytest.fixture
+def server(played: Callable[..., Server]) -> Server:
+    return played()

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ api = pytest.importorskip("playwright.sync_api")
 httpx = pytest.importorskip("httpx")
 
 SCREENSHOTS = os.environ.get("DMAX_TEST_SCREENSHOTS")
-PROMPT = "Tom has 3 boxes with 12 apples each. He gives 7 apples away. How many apples does he have left?"
+EXAMPLES = json.loads((files("dmax.serving") / "web" / "examples.json").read_text(encoding="utf-8"))
+PROMPT = next(each["question"] for each in EXAMPLES["questions"] if each.get("page") and "known_wrong" not in each)
 
 # What the page shows over time: states of tiles, counts of passes, and what a screen reader is told.
 WATCH = """() => {
@@ -140,6 +142,7 @@ def test_earlier_turns_go_along(page: Any, address: str) -> None:
         address, {"role": "user", "content": PROMPT}, {"role": "assistant", "content": first}
     )
     page.click("#fresh")
+    page.get_by_role("button", name="Forget it").click()
     assert page.locator(".turn").count() == 0
     assert ask(page).locator(".answer").inner_text() == first
 
@@ -190,7 +193,7 @@ def test_two_decoders_side_by_side(page: Any, address: str) -> None:
     turn = ask(page)
     assert turn.locator(".pane h3").all_inner_texts()[1].startswith("threshold threshold 0.8")
     assert turn.locator(".answer").all_inner_texts() == [
-        asked_of_the_api(address).rstrip("\n"),
+        asked_of_the_api(address, **EXAMPLES["comparison"]["settings"][0]).rstrip("\n"),
         asked_of_the_api(address, decoder="threshold", threshold=0.8).rstrip("\n"),
     ]
     shown = seek(page, 0.3)
@@ -222,7 +225,7 @@ def test_an_exported_replay_needs_no_network(page: Any, new_page: Callable[..., 
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
-def test_a_refusal_shows_the_sentence_of_the_server(page: Any, address: str) -> None:
+def test_a_refusal_shows_the_sentence_of_the_server_and_can_be_mended(page: Any, address: str) -> None:
     request = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 900_000}
     sentence = httpx.post(f"{address}/v1/chat/completions", json=request).json()["error"]["message"]
     page.click("#open-settings")
@@ -235,7 +238,8 @@ def test_a_refusal_shows_the_sentence_of_the_server(page: Any, address: str) -> 
     page.click("#rule")
     page.get_by_role("button", name="Back to defaults").click()
     page.keyboard.press("Escape")
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Edit question").click()
+    page.keyboard.press("Enter")
     assert finished(page).locator(".answer").inner_text()
     assert page.locator(".turn").count() == 1
 
@@ -327,6 +331,8 @@ def test_light_and_dark(new_page: Callable[..., Any], address: str) -> None:
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_a_phone_never_scrolls_sideways(new_page: Callable[..., Any], address: str, motion: str) -> None:
     page = new_page(viewport={"width": 360, "height": 740}, reduced_motion=motion, has_touch=True)
+    open_page(page, address)
+    page.evaluate("localStorage.setItem('dmax.settings', JSON.stringify({ max_tokens: '32' }))")  # nonsense has no end
     open_page(page, address)
     width = "document.documentElement.scrollWidth"
     picture(page, f"phone-{motion}")

@@ -11,16 +11,20 @@ from rich.console import Console
 from rich.text import Text
 
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import CommandError, choose, report
+from dmax.cli._common.errors import CommandError, choose, note, report
 from dmax.cli._common.options import ModelOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dmax.cli._common.session import Rule
     from dmax.engine import LLM
 
-_COMMANDS = {"/reset": "forgets the conversation", "/exit": "ends it, as Ctrl-D does", "/help": "shows this"}
-# The marks around the colours tell readline that they take no room on the line.
-_PROMPT = "\001\033[1;36m\002› \001\033[0m\002"
+_COMMANDS = {
+    "/reset": "forgets the conversation",
+    "/exit": "ends it, as Ctrl-D and Ctrl-C twice do",
+    "/help": "shows this",
+}
 
 
 def chat(
@@ -30,7 +34,8 @@ def chat(
 ) -> None:
     """Talk with a model over several turns.
 
-    /reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops the answer being given.
+    /reset begins anew; /exit, Ctrl-D or Ctrl-C twice ends; Ctrl-C stops the answer being given. Pasted lines are one
+    question.
     """
     from dmax.cli._common.session import decoding_rule, load_llm
 
@@ -56,31 +61,35 @@ class _Conversation:
         self._console = Console()
         self._live = at_terminal(self._console)
         self._interactive = self._live and sys.stdin.isatty()
+        self._read = _typed() if self._interactive else input
 
     def run(self) -> None:
-        """Take turns until the input ends."""
+        """Take turns until the input ends, or the user says so."""
         if self._interactive:
-            import readline  # noqa: F401  gives input() its line editing and history
-
-            self._console.print(Text("/help lists the commands, Ctrl-D ends.", style="dim"))
-        while (line := self._read()) is not None:
-            if line.startswith("/") and " " not in line:
-                if not self._command(line):
+            self._say("/help lists the commands, Ctrl-D ends.")
+        was_interrupted = False
+        while True:
+            try:
+                if not self._take(self._read().strip()):
                     return
-            elif line:
-                self._turn(line)
+                was_interrupted = False
+            except EOFError:
+                return
+            except KeyboardInterrupt:  # not while an answer was being given, which stops that answer
+                if not self._interactive:
+                    raise
+                if was_interrupted:
+                    return
+                was_interrupted = True
+                self._say("Ctrl-C again ends the conversation.")
 
-    def _read(self) -> str | None:
-        """The next line of the user's; None at the end."""
-        try:
-            return input(_PROMPT if self._interactive else "").strip()
-        except EOFError:
-            if self._interactive:
-                print()
-            return None
-        except KeyboardInterrupt:
-            print()
-            return None
+    def _take(self, text: str) -> bool:
+        """Obey a command, or answer a question; False ends the conversation."""
+        if text.startswith("/") and len(text.split()) == 1:
+            return self._command(text)
+        if text:
+            self._turn(text)
+        return True
 
     def _command(self, line: str) -> bool:
         """Obey a command; False ends the conversation."""
@@ -90,28 +99,31 @@ class _Conversation:
             report(error.message)
         if line == "/help":
             for name, effect in _COMMANDS.items():
-                self._console.print(Text(f"{name}  {effect}", style="dim"))
+                self._say(f"{name}  {effect}")
         elif line == "/reset":
             self._messages = list(self._opening)
             if self._interactive:
-                self._console.print(Text("The conversation begins anew.", style="dim"))
+                self._say("The conversation begins anew.")
         return line != "/exit"
 
-    def _turn(self, line: str) -> None:
-        """Answer one line; where that fails, the conversation is as it was before."""
-        messages = [*self._messages, {"role": "user", "content": line}]
+    def _turn(self, question: str) -> None:
+        """Answer one question; where that fails, the conversation is as it was before."""
+        messages = [*self._messages, {"role": "user", "content": question}]
         try:
             answer = self._answer(messages)
         except CommandError as error:
             report(f"{error.message} (/reset begins anew)")
         except KeyboardInterrupt:
-            self._console.print(Text("Stopped; this turn is forgotten.", style="dim"))
+            self._say("Stopped; this turn is forgotten.")
         else:
-            self._messages = [*messages, {"role": "assistant", "content": answer}]
             self._turns += 1
+            if answer.strip():
+                self._messages = [*messages, {"role": "assistant", "content": answer}]
+            elif len(messages) > len(self._opening) + 1:
+                note("This turn is forgotten. Not every model can use earlier turns; /reset begins anew.")
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
-        from dmax.cli._common.live import answer_text, decode_in_view
+        from dmax.cli._common.live import answer_text, decode_in_view, print_answer
         from dmax.cli._common.prompts import encode
         from dmax.cli._common.session import decode
 
@@ -122,5 +134,17 @@ class _Conversation:
             self._console.print()
         else:
             [output] = decode(self._llm, [token_ids], [params])
-            print(answer_text(output), flush=True)
+            print_answer(output)
         return answer_text(output)
+
+    def _say(self, sentence: str) -> None:
+        self._console.print(Text(sentence, style="dim"))
+
+
+def _typed() -> Callable[[], str]:
+    """Return what reads a question at the terminal; lines that are pasted together are one."""
+    # readline is libedit in many Pythons, where every line of a paste is a question of its own.
+    from prompt_toolkit import PromptSession
+
+    session: PromptSession[str] = PromptSession([("bold ansicyan", "› ")], prompt_continuation="  ")
+    return session.prompt

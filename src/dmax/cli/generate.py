@@ -33,7 +33,7 @@ def generate(source: InputOptions, sink: OutputOptions, model: ModelOptions, dec
 
 def _generate_one(source: InputOptions, rule: Rule, model: ModelOptions, sink: OutputOptions) -> None:
     from dmax.cli._common.files import check_writable, to_json, write_text
-    from dmax.cli._common.live import answer_text, decode_in_view
+    from dmax.cli._common.live import decode_in_view, print_answer
     from dmax.cli._common.prompts import encode, single_prompt
     from dmax.cli._common.session import at_terminal, decode, load_llm
 
@@ -49,7 +49,10 @@ def _generate_one(source: InputOptions, rule: Rule, model: ModelOptions, sink: O
         [output] = decode(llm, [token_ids], [rule.params])
         record = {"model": model.model, **output.to_dict()}
         record.pop("trace", None)
-        print(to_json(record) if sink.json else answer_text(output), flush=True)
+        if sink.json:
+            print(to_json(record), flush=True)
+        else:
+            print_answer(output)
     if sink.trace is not None:
         record = {"model": model.model, **output.to_dict(), "prompt_ids": token_ids}
         write_text(sink.trace, to_json(record) + "\n")

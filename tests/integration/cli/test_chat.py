@@ -1,7 +1,13 @@
-"""``dmax chat`` with its input piped in; the terminal's side is in test_live."""
+"""``dmax chat``, with its input piped in and at a terminal; what a terminal shows of an answer is in test_live."""
 
 from __future__ import annotations
 
+import os
+import re
+import select
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -94,3 +100,87 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
     result = chat("w8", "w7")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == expected
+
+
+def test_an_empty_answer_says_so_and_is_forgotten(
+    chat: Callable[..., Result], checkpoints: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _answers(checkpoints.chat, "w7", "w9")
+    answer, calls = LLM.generate, []
+
+    def empty_at_second(self: LLM, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        outputs = answer(self, *args, **kwargs)
+        return [replace(outputs[0], text="")] if len(calls) == 2 else outputs
+
+    monkeypatch.setattr(LLM, "generate", empty_at_second)
+    result = chat("w7", "w8", "w9")
+    assert result.stdout.splitlines() == [expected[0], "", expected[1]]
+    assert "The answer is empty: " in result.stderr
+    assert "/reset begins anew" in result.stderr
+
+
+def test_ctrl_c_where_nobody_types_ends_as_everywhere(
+    chat: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: str = "") -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    assert chat("w7").exit_code == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_at_a_terminal_a_paste_is_one_question_and_ctrl_c_asks_twice(checkpoints: Any) -> None:
+    first, second = _answers(checkpoints.chat, "w7\nw8\nw9", "w10")
+    with _Terminal("chat", "--model", str(checkpoints.chat), "--gen-length", "8", "--block-length", "4") as terminal:
+        terminal.until("›")
+        terminal.send("\x1b[200~w7\nw8\nw9\x1b[201~")
+        terminal.until("w9")
+        terminal.send("\r")
+        terminal.until(f"{first}.*TPS.*›")
+        terminal.send("\x03")
+        terminal.until("Ctrl-C again ends.*›")
+        terminal.send("w10\r")
+        terminal.until(f"{second}.*TPS.*›")
+        terminal.send("\x03")
+        terminal.until("Ctrl-C again ends.*›")
+        terminal.send("\x03")
+        assert terminal.process.wait(timeout=60) == 0
+
+
+class _Terminal:
+    """``dmax`` at a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        import pty
+
+        self._ours, theirs = pty.openpty()
+        environment = {
+            **os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", "PROMPT_TOOLKIT_NO_CPR": "1"
+        }  # fmt: skip
+        command = [sys.executable, "-m", "dmax", *arguments]
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+
+    def __enter__(self) -> _Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def send(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def until(self, pattern: str) -> None:
+        """Read until what is new on the screen matches, without its colours."""
+        seen, deadline = b"", time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if select.select([self._ours], [], [], 1)[0]:
+                seen += os.read(self._ours, 65536)
+            text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
+            if re.search(pattern, text, re.DOTALL):
+                return
+        raise AssertionError(f"{pattern!r} did not come; there was {text!r}")

@@ -58,7 +58,7 @@ def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--output", "answers.jsonl"], ["--output", "--input"]),
         (["--prompt-ids", "[1]"], ["PROMPT and --prompt-ids"]),
         (["--input", "prompts.jsonl"], ["PROMPT and --input"]),
-        (["w8"], ["unexpected extra argument", "into quotes"]),
+        (["w8"], ["unexpected extra argument", "into quotes", 'dmax generate "…"']),
         (["--gen-length", "5000"], ["1 token,", "5000", "64"]),
     ],
 )
@@ -166,7 +166,15 @@ def test_an_output_that_cannot_be_written_is_found_before_any_work(
 
 
 def test_an_unknown_command_names_the_nearest(refusal: Refusal) -> None:
-    assert "'generate'" in refusal("generat", "w7")
+    message = refusal("generat", "w7")
+    assert "'generate'" in message
+    assert "quotes" not in message
+
+
+def test_words_without_quotes_are_recognised_where_a_prompt_may_stand(refusal: Refusal) -> None:
+    assert "into quotes" in refusal("How", "many", "apples")
+    assert "into quotes" in refusal("visualize", "How", "many", "-o", "replay.html")
+    assert "quotes" not in refusal("info", "nano", "nano-base")
 
 
 def test_a_truncated_checkpoint_in_a_process_of_its_own(checkpoints: Any, tmp_path: Path) -> None:

@@ -22,7 +22,13 @@ from dmax.serving.replay import WEB
 
 ROOT = Path(__file__).parents[3]
 NAMES = sorted(entry.name for entry in WEB.iterdir() if entry.is_file())
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
 
 
 @pytest.fixture(scope="module")

@@ -34,14 +34,23 @@ class OneLineErrors(TyperGroup):
         try:
             code = super().main(*args, **extra)
         except typer.TyperException as error:
-            message = error.format_message()
-            # Words of a prompt without quotes arrive as arguments that no command has.
-            quotes = "; put a text of several words into quotes." if "unexpected extra argument" in message else ""
-            report(message.rstrip(".") + quotes if quotes else message)
+            report(error.format_message() + _hint_at_quotes(error))
             sys.exit(error.exit_code)
         except typer.Abort:
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _hint_at_quotes(error: typer.TyperException) -> str:
+    """What to say where the words of a question may have come without quotes: as arguments or commands of their own."""
+    message = error.format_message()
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    takes_prompt = any(parameter.name == "prompt" for parameter in getattr(command, "params", ()))
+    if takes_prompt and "unexpected extra argument" in message:
+        return f'; put the prompt into quotes: dmax {command.name} "…".'
+    if message.startswith("No such command") and "Did you mean" not in message:
+        return ' A prompt goes into quotes behind a command: dmax generate "…".'
+    return ""
 
 
 _OF_SERVE = ("kv_memory", "max_positions_in_flight")

@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from dmax.cli._common.canvas import FLASH_SECONDS, Canvas, printable
+from dmax.cli._common.errors import note
 from dmax.cli._common.session import decode
 from dmax.engine import GenerationOutput, GenerationParams, PassRecord
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FRAMES_PER_SECOND = 20
 MAX_LAG_FRAMES = 30
+NO_TEXT = "The answer is empty: the model ended it at once."
 
 
 def decode_in_view(console: Console, llm: LLM, token_ids: list[int], params: GenerationParams) -> GenerationOutput:
@@ -75,6 +77,14 @@ def _in_foreground() -> bool:
 def answer_text(output: GenerationOutput) -> str:
     """An answer as text, or as its token ids where the model has no tokenizer."""
     return " ".join(map(str, output.token_ids)) if output.text is None else output.text
+
+
+def print_answer(output: GenerationOutput) -> None:
+    """Print an answer on stdout; where there is nothing to read, say so on stderr."""
+    text = answer_text(output)
+    print(text, flush=True)
+    if not text.strip():
+        note(NO_TEXT)
 
 
 def summary(output: GenerationOutput) -> Text:
@@ -127,6 +137,8 @@ class LiveView:
         lines = Text(printable(answer_text(output))).wrap(self._console, self._console.width)
         for line in lines[self._flushed :]:
             self._console.print(line, no_wrap=True)
+        if not answer_text(output).strip():
+            self._console.print(Text(NO_TEXT, style="dim"))
         self._console.print(summary(output))
 
     def _stop(self) -> None:

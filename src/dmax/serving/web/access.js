@@ -49,9 +49,13 @@ export async function modelFacts(page) {
 }
 
 /** What can be set, for all decoders and for each, as the server has it. */
-export async function settingFacts() {
-  const reply = await fetch("web/settings.json");
-  if (!reply.ok) throw new Error(`the server does not tell its settings (status ${reply.status}).`);
+export const settingFacts = async () => told(await fetch("web/settings.json"), "its settings");
+
+/** Questions to offer, and a pair of settings that are worth comparing. */
+export const exampleFacts = async () => told(await fetch("web/examples.json"), "its examples");
+
+function told(reply, what) {
+  if (!reply.ok) throw new Error(`the server does not tell ${what} (status ${reply.status}).`);
   return reply.json();
 }
 

@@ -1,6 +1,6 @@
 /* The page: asks, shows, stops, begins anew. */
 
-import { settingFacts, modelFacts, traceAddress } from "./access.js";
+import { exampleFacts, modelFacts, settingFacts, traceAddress } from "./access.js";
 import { Announcer } from "./announcer.js";
 import { Turn } from "./conversation.js";
 import { showIntro } from "./intro.js";
@@ -16,14 +16,14 @@ const page = {
   secondThreshold: byId("second-threshold"), send: byId("send"), stop: byId("stop"),
   drawer: byId("settings"), settingsForm: byId("settings-form"), fields: byId("fields"), defaults: byId("defaults"),
   keyDialog: byId("key-dialog"), keyForm: byId("key-form"), keyNote: byId("key-note"), key: byId("key"),
-  announcer: byId("announcer"),
+  forget: byId("forget"), announcer: byId("announcer"),
 };
 const STATES = { connecting: "", open: "", lost: "No connection; trying again …", refused: "The key is no longer accepted." };
 const NEAR_THE_END = 160; // pixels
-const COMPOSER_FADE = 24; // pixels; the see-through part of the composer's top
+const COMPOSER_FADE = 10; // pixels; the see-through part of the composer's top
 
 class Page {
-  constructor(facts, schema) {
+  constructor(facts, schema, pair) {
     this.facts = facts;
     this.turns = [];
     this.running = null;
@@ -32,7 +32,7 @@ class Page {
       new Connection(traceAddress, (state) => this.#connectionIs(state)),
       new Connection(traceAddress),
     ];
-    this.settings = new Settings(page, schema, facts, () => this.#settingsChanged());
+    this.settings = new Settings(page, schema, facts, pair, () => this.#settingsChanged());
     page.model.textContent = facts.id;
     this.#wire();
     this.#settingsChanged();
@@ -48,7 +48,9 @@ class Page {
       }
     };
     page.stop.onclick = () => this.stop();
-    page.fresh.onclick = () => this.begin();
+    page.fresh.onclick = () => { if (this.#hasAnswers) page.forget.showModal(); else this.begin(); };
+    page.forget.onclose = () => { if (page.forget.returnValue === "forget") this.begin(); };
+    window.onbeforeunload = (event) => { if (this.#hasAnswers || this.running) event.preventDefault(); };
     for (const button of [page.openSettings, page.rule]) button.onclick = () => page.drawer.showModal();
     page.settingsForm.onsubmit = (event) => {
       event.preventDefault();
@@ -91,17 +93,41 @@ class Page {
     this.#isRunning(null);
     page.fresh.hidden = false;
     this.announcer.over(turn.announcement);
-    if (!turn.exchange.length) turn.offerRetry(() => this.#again(turn));
+    if (!turn.exchange.length) this.#offerHelp(turn, error);
     if (error?.code === "invalid_api_key") {
       await modelFacts(page);
       this.#connectionIs("open");
     }
   }
 
-  #again(turn) {
+  /** What failed by chance can be asked again; what was refused, or answered by nothing, would come to the same. */
+  #offerHelp(turn, error) {
+    const isInVain = error ? error.isAboutTheRequest : !turn.stopped;
+    if (isInVain) turn.offer("edit", "Edit question", () => this.#edit(turn));
+    else turn.offer("retry", "Try again", () => { this.#remove(turn); this.send(turn.prompt); });
+  }
+
+  #edit(turn) {
+    this.#remove(turn);
+    page.intro.hidden = this.turns.length > 0;
+    page.fresh.hidden = !page.intro.hidden;
+    page.prompt.value = [turn.prompt, page.prompt.value].filter(Boolean).join("\n");
+    page.prompt.focus();
+  }
+
+  #remove(turn) {
     this.turns.splice(this.turns.indexOf(turn), 1);
     turn.element.remove();
-    this.send(turn.prompt);
+  }
+
+  get #hasAnswers() {
+    return this.turns.some((turn) => turn.exchange.length);
+  }
+
+  /** Ask a question of the two decoders that are worth comparing. */
+  compare(prompt) {
+    this.settings.choosePair();
+    this.send(prompt);
   }
 
   stop() {
@@ -116,6 +142,7 @@ class Page {
     page.turns.replaceChildren();
     page.fresh.hidden = true;
     page.intro.hidden = false;
+    page.forget.returnValue = "";
     this.announcer.say("");
     page.prompt.focus();
   }
@@ -145,6 +172,15 @@ class Page {
 
   #connectionIs(state) {
     page.state.textContent = STATES[state];
+    if (state === "lost") this.wasLost = true;
+    if (state === "open" && this.wasLost) this.#checkModel();
+  }
+
+  /** Say so where a server that has come back is not the one that this page was made for. */
+  async #checkModel() {
+    this.wasLost = false;
+    const { id } = await modelFacts(page).catch(() => this.facts);
+    if (id !== this.facts.id) page.state.textContent = `Now ${id} is served here: reload the page.`;
   }
 }
 
@@ -156,8 +192,9 @@ async function start() {
   }).observe(page.composer);
   try {
     const facts = await modelFacts(page);
-    const shown = new Page(facts, await settingFacts());
-    showIntro(page, (example) => shown.send(example));
+    const [schema, examples] = await Promise.all([settingFacts(), exampleFacts()]);
+    const shown = new Page(facts, schema, examples.comparison.settings);
+    showIntro(page, examples, (question) => shown.send(question), (question) => shown.compare(question));
     page.prompt.focus();
   } catch (error) {
     page.problem.textContent = `This page cannot start: ${error.message}`;

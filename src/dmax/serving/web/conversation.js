@@ -1,9 +1,9 @@
 /* The turns of a conversation: what was asked, what came back, and what of it is sent along with the next question. */
 
-import { el, iconButton } from "./dom.js";
+import { counted, el, iconButton } from "./dom.js";
 import { saveReplay } from "./export.js";
-import { Replay } from "./replay.js";
-import { Lost } from "./socket.js";
+import { isEmpty, NO_TEXT, Replay } from "./replay.js";
+import { Lost, Refusal } from "./socket.js";
 import { addRecord, passCount } from "./trace.js";
 
 export class Turn {
@@ -21,7 +21,7 @@ export class Turn {
     this.stopped = false;
     const save = iconButton("save", "Export", () => this.#save());
     this.replay = new Replay(this.runs, [save]);
-    this.element = el("article.turn", {}, el("h2.prompt", {}, prompt), this.replay.element);
+    this.element = el("article.turn", {}, el("h2.prompt", { dir: "auto" }, prompt), this.replay.element);
   }
 
   /**
@@ -34,7 +34,18 @@ export class Turn {
     const errors = await Promise.all(this.runs.map((run, index) => this.#ask(run, index, connections[index])));
     await drawn;
     this.replay.finish({ mapOpen: true });
-    return errors.find((error) => error !== null) ?? null;
+    const error = errors.find((each) => each !== null) ?? null;
+    if (this.messages.length > 1) this.#blameEarlierTurns(error);
+    return error;
+  }
+
+  /** Say where the turns before may be why there is no answer. */
+  #blameEarlierTurns(error) {
+    if (error?.code === "context_length_exceeded") {
+      this.replay.say(0, `${error.message} The turns above count, too: a new conversation begins without them.`, true);
+    } else if (!error && !this.stopped && isEmpty(this.runs[0])) {
+      this.replay.say(0, "The turns above were sent along, and not every model can use them: a new conversation begins without them.");
+    }
   }
 
   async #ask(run, index, connection) {
@@ -56,7 +67,7 @@ export class Turn {
       if (this.stopped) this.replay.say(index, `Stopped after ${passCount(run)} passes.`);
       else this.replay.say(index, error.message, true);
       if (this.stopped) return null;
-      if (!(error instanceof Lost) && error.code === undefined) throw error;
+      if (!(error instanceof Lost || error instanceof Refusal)) throw error;
       return error;
     }
   }
@@ -67,11 +78,11 @@ export class Turn {
     this.replay.catchUp();
   }
 
-  /** Question and answer for the next request; nothing where there was no whole answer. */
+  /** Question and answer for the next request; nothing where there is no whole answer to read. */
   get exchange() {
-    const { text } = this.runs[0];
-    if (typeof text !== "string") return [];
-    return [{ role: "user", content: this.prompt }, { role: "assistant", content: text }];
+    const [run] = this.runs;
+    if (isEmpty(run)) return [];
+    return [{ role: "user", content: this.prompt }, { role: "assistant", content: run.text }];
   }
 
   /** What a screen reader is to hear while the answer is being decoded: how far the picture of it has come. */
@@ -86,7 +97,7 @@ export class Turn {
   /** What a screen reader is to hear once the turn is over. */
   get announcement() {
     const parts = this.runs.filter((run) => typeof run.text === "string").map((run) =>
-      `${this.#from(run)}${run.text} ${counted(run.num_tokens, "token")} in ${counted(run.passes, "pass", "passes")}.`);
+      `${this.#from(run)}${isEmpty(run) ? NO_TEXT : run.text} ${counted(run.num_tokens, "token")} in ${counted(run.passes, "pass", "passes")}.`);
     return parts.join(" ") || (this.stopped ? "Stopped." : "");
   }
 
@@ -95,11 +106,12 @@ export class Turn {
     return this.runs.length > 1 ? `${run.decoder}: ` : "";
   }
 
-  /** Offer to ask the same again. */
-  offerRetry(onretry) {
-    const button = iconButton("retry", "Try again", () => { button.remove(); onretry(); });
+  /** Offer a way out below the turn, and bring it and what is said above it into view. */
+  offer(icon, label, onchoose) {
+    const button = iconButton(icon, label, () => { button.remove(); onchoose(); });
     button.classList.add("again");
     this.element.append(button);
+    button.scrollIntoView({ block: "nearest" });
   }
 
   async #save() {
@@ -110,8 +122,6 @@ export class Turn {
     }
   }
 }
-
-const counted = (count, one, several = `${one}s`) => `${count} ${count === 1 ? one : several}`;
 
 function newRun(prompt, request, facts) {
   const { decoder, ...params } = request;

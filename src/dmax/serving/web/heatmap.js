@@ -5,7 +5,7 @@
  * one carries a bar. A readout names the cell under the pointer or under the cursor that the arrow keys move.
  */
 
-import { el, percent } from "./dom.js";
+import { counted, el, percent } from "./dom.js";
 import { cellsAfter, maskId, passCount } from "./trace.js";
 
 const MOST_HEIGHT = 264;
@@ -195,8 +195,8 @@ function summary(run) {
   const items = [...blocks.values()].map((records, index) => {
     const revisions = records.reduce((sum, record) => sum + record.revised.length, 0);
     const [first, last] = [records[0], records[records.length - 1]].map((record) => percent(meanConfidence(record)));
-    return el("li", {}, `Block ${index + 1}: ${records[0].active.length} positions in ${records.length} passes, `
-      + `mean confidence from ${first} to ${last}, ${revisions} revisions.`);
+    return el("li", {}, `Block ${index + 1}: ${counted(records[0].active.length, "position")} in `
+      + `${counted(records.length, "pass", "passes")}, mean confidence from ${first} to ${last}, ${counted(revisions, "revision")}.`);
   });
   return el("ul.for-screen-readers", {}, ...items);
 }

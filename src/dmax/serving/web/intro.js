@@ -3,11 +3,7 @@
 import { el, reducedMotion } from "./dom.js";
 import { Tiles } from "./tiles.js";
 
-const EXAMPLES = [
-  "Tom has 3 boxes with 12 apples each. He gives 7 apples away. How many apples does he have left?",
-  "A cup of tea is 7 ounces of tea. James drinks 6 cups of tea. If tea has 3 calories per ounce how many calories did he consume?",
-  "A shelf holds 24 books. Mia fills 5 shelves and lends 18 books out. How many books are on the shelves?",
-];
+const MOST_EXAMPLES = 2; // beside the comparison
 
 // One line a pass; "_" is a mask, and a word that changes is taken back.
 const HEADLINE = [
@@ -20,10 +16,19 @@ const HEADLINE = [
 ].map((line) => line.split(" "));
 const SECONDS_A_PASS = 0.55;
 
-/** Fill the section and let the headline run. `onask` is called with an example that was chosen. */
-export function showIntro(page, onask) {
-  page.examples.append(...EXAMPLES.map((text) =>
-    el("li", {}, el("button", { type: "button", onclick: () => onask(text) }, text))));
+/**
+ * Fill the section and let the headline run.
+ *
+ * @param page elements by name: examples, legend, headline
+ * @param facts questions, and what to compare
+ * @param onask called with a question that was chosen
+ * @param oncompare called with a question that was chosen to be asked of both decoders
+ */
+export function showIntro(page, { questions, comparison }, onask, oncompare) {
+  const offered = questions.filter((entry) => entry.page && !entry.known_wrong).slice(0, MOST_EXAMPLES);
+  const pair = comparison.settings.map(({ decoder, threshold }) => `${decoder} ${threshold}`).join(" beside ");
+  page.examples.append(
+    ...offered.map(({ question }) => example("Ask", question, onask)), example("Compare", comparison.question, oncompare, pair));
   const legend = [["not decided", {}], ["may still change", { text: "apples", confidence: 0.6 }],
     ["was taken back", { text: "pears", confidence: 0.8, wasRevised: true }], ["settled", { text: "apples", settled: true }]];
   page.legend.append(...legend.map(([meaning, cell]) => {
@@ -32,7 +37,7 @@ export function showIntro(page, onask) {
     return el("div", {}, tiles.element, el("span", {}, meaning));
   }));
   const headline = new Tiles();
-  page.headline.append(headline.element);
+  page.headline.replaceChildren(headline.element);
   let pass = reducedMotion() ? HEADLINE.length : 0;
   const next = () => {
     headline.draw(headlineCells(Math.min(pass, HEADLINE.length - 1), pass >= HEADLINE.length));
@@ -40,6 +45,11 @@ export function showIntro(page, onask) {
     if (pass++ < HEADLINE.length) setTimeout(next, SECONDS_A_PASS * 1000);
   };
   next();
+}
+
+function example(action, question, onchoose, detail = null) {
+  const text = el("span", { dir: "auto" }, question, detail && el("small", {}, detail));
+  return el("li", {}, el("button", { type: "button", onclick: () => onchoose(question) }, text, el("b", {}, action)));
 }
 
 function headlineCells(pass, settled) {

@@ -1,6 +1,6 @@
 /* One answer, or several to the same prompt side by side: drawn while they decode, replayed afterwards. */
 
-import { el, iconButton } from "./dom.js";
+import { copyButton, el, iconButton } from "./dom.js";
 import { HeatMap, legend } from "./heatmap.js";
 import { Player } from "./player.js";
 import { Tiles } from "./tiles.js";
@@ -9,13 +9,16 @@ import { cellsAfter, costAfter, describePass, describeRule, passCount } from "./
 const FRAME = 50; // milliseconds between two pictures of an answer that is being decoded
 const MOST_BEHIND = 24; // passes that a picture may trail; beyond, several are drawn at once
 
+/** What stands in the place of an answer without text. */
+export const NO_TEXT = "The answer is empty: the model ended it at once.";
+
 /** The picture of one run. */
 class Pane {
   constructor(run, named) {
     this.run = run;
     this.pass = 0;
     this.tiles = new Tiles();
-    this.text = el("p.answer", { hidden: true });
+    this.text = el("p.answer", { hidden: true, dir: "auto" });
     this.rule = el("span.rule");
     this.cost = el("dl.cost");
     this.note = el("p.note", { hidden: true });
@@ -48,6 +51,7 @@ class Pane {
     this.tiles.element.hidden = isWhole;
     this.text.textContent = isWhole ? run.text : "";
     this.text.hidden = !isWhole;
+    if (isWhole && isEmpty(run)) this.text.replaceChildren(el("em", {}, NO_TEXT));
     this.reached = costAfter(run, this.pass, cells);
     this.cost.replaceChildren(...costs(this.reached));
     this.rule.textContent = describeRule(run);
@@ -79,7 +83,15 @@ class Pane {
     this.note.classList.toggle("error", isError);
     if (isError) this.note.setAttribute("role", "alert");
   }
+
+  /** A button for the answer's text; null where there is none. */
+  copyButton() {
+    return isEmpty(this.run) ? null : copyButton(() => this.run.text);
+  }
 }
+
+/** Whether an answer has nothing to read, or is not whole. */
+export const isEmpty = (run) => !run.text?.trim();
 
 function costs({ passes, tokens, tpf, tps, revisions }) {
   const rows = [
@@ -144,8 +156,11 @@ export class Replay {
     const maps = this.panes.map((pane) => pane.addMap(onpick));
     this.mapArea = el("div.map-area", { hidden: true }, legend(), el("div.maps", {}, ...maps));
     this.mapButton = iconButton("map", "Heat map", () => this.showMaps(this.mapArea.hidden));
-    this.element.append(
-      el("div.controls", {}, this.player.element, el("div.tools", {}, this.mapButton, ...this.tools)), this.mapArea);
+    const copies = this.panes.map((pane) => pane.copyButton());
+    const isOne = this.panes.length === 1;
+    if (!isOne) this.panes.forEach((pane, index) => pane.element.append(el("div.tools", {}, copies[index])));
+    const tools = el("div.tools", {}, isOne ? copies[0] : null, this.mapButton, ...this.tools);
+    this.element.append(el("div.controls", {}, this.player.element, tools), this.mapArea);
     this.showMaps(mapOpen);
     this.player.seek(passes);
   }

@@ -4,7 +4,6 @@ import { el } from "./dom.js";
 
 const STORE = "dmax.settings";
 
-const BEST_KNOWN = { max_tokens: "the server's choice", seed: "at random" };
 const LARGE = 1e5; // a bound that nobody needs to be told
 
 /** What is wrong with a number field, in a sentence; empty where nothing is. */
@@ -60,7 +59,7 @@ class Field {
     if (definition) {
       this.definition = definition;
       this.label.textContent = definition.label;
-      const known = BEST_KNOWN[definition.name] ?? definition.default ?? "";
+      const known = definition.default ?? "";
       if (definition.kind === "switch") this.input.options[0].text = `${known ? "On" : "Off"}, as the decoder has it`;
       else this.input.placeholder = known;
     }
@@ -86,17 +85,26 @@ export class Settings {
    * @param page elements by name: fields, compare, second, secondDecoder, secondThreshold
    * @param schema settings that all decoders share, and each decoder with its options
    * @param facts of the model, from /v1/models
+   * @param pair two decoders, each with options that take the place of its defaults while the two are compared
    * @param onchange called after every change
    */
-  constructor(page, schema, facts, onchange) {
+  constructor(page, schema, facts, pair, onchange) {
     this.page = page;
+    this.pair = pair;
     this.decoders = new Map(schema.decoders.map((decoder) => [decoder.name, decoder]));
     this.onchange = () => { this.store(); onchange(); };
     this.about = el("p.hint", { id: "hint-decoder" });
     this.decoder = el("select", { id: "set-decoder", onchange: () => this.choose(), "aria-describedby": "hint-decoder" },
       ...this.#options());
-    const known = { block_length: facts.block_length };
-    const shared = schema.shared.map((definition) => ({ ...definition, default: known[definition.name] ?? definition.default }));
+    const known = {
+      block_length: { default: facts.block_length },
+      seed: { default: "at random" },
+      max_tokens: {
+        default: `${facts.default_gen_length}, or what room is left`,
+        help: `Most tokens of the answer. With all that was asked and answered before, up to ${facts.max_model_len}.`,
+      },
+    };
+    const shared = schema.shared.map((definition) => ({ ...definition, ...known[definition.name] }));
     const own = new Map();
     for (const option of schema.decoders.flatMap(({ options }) => options)) if (!own.has(option.name)) own.set(option.name, option);
     this.own = [...own.values()].map((definition) => new Field(definition, () => this.onchange()));
@@ -115,16 +123,26 @@ export class Settings {
     return [...this.decoders.keys()].map((name) => el("option", { value: name }, name));
   }
 
-  #option(decoder, name) {
-    return this.decoders.get(decoder).options.find((option) => option.name === name);
+  /** What the pair has for a decoder, while the two are compared; nothing where another one is chosen. */
+  #preset(index) {
+    const { decoder, ...options } = this.pair[index];
+    const chosen = [this.decoder, this.page.secondDecoder][index].value;
+    return this.page.compare.checked && decoder === chosen ? options : {};
+  }
+
+  /** An option of the first or the second decoder, with its present default. */
+  #option(index, name) {
+    const decoder = [this.decoder, this.page.secondDecoder][index].value;
+    const option = this.decoders.get(decoder).options.find((each) => each.name === name);
+    return option && { ...option, default: this.#preset(index)[name] ?? option.default };
   }
 
   /** Show what belongs to the decoders that are chosen. */
   choose() {
     const { page } = this;
     this.about.textContent = this.decoders.get(this.decoder.value).about || "Registered by another package.";
-    for (const field of this.own) field.show(this.#option(this.decoder.value, field.definition.name));
-    const second = this.#option(page.secondDecoder.value, "threshold");
+    for (const field of this.own) field.show(this.#option(0, field.definition.name));
+    const second = this.#option(1, "threshold");
     page.second.hidden = !page.compare.checked;
     page.secondThreshold.hidden = !second;
     page.secondThreshold.placeholder = second?.default ?? "";
@@ -152,19 +170,19 @@ export class Settings {
       const place = !this.own.includes(field) ? shared : further ? (own.decoder_options ??= {}) : own;
       place[name] = valueOf(field.input, kind);
     }
-    const requests = [{ decoder: this.decoder.value, ...shared, ...own }];
+    const requests = [{ decoder: this.decoder.value, ...shared, ...this.#preset(0), ...own }];
     if (this.page.compare.checked) {
       // Options of the first decoder are not the second one's.
       const { secondDecoder, secondThreshold } = this.page;
       const threshold = secondThreshold.hidden || secondThreshold.value === "" ? {} : { threshold: Number(secondThreshold.value) };
-      requests.push({ decoder: secondDecoder.value, ...shared, ...threshold });
+      requests.push({ decoder: secondDecoder.value, ...shared, ...this.#preset(1), ...threshold });
     }
     return requests;
   }
 
   /** The first decoder in few words. */
   summary() {
-    const option = this.#option(this.decoder.value, "threshold");
+    const option = this.#option(0, "threshold");
     if (!option) return this.decoder.value;
     const { value } = this.own.find((field) => field.definition.name === "threshold").input;
     return `${this.decoder.value} · ${value || option.default}`;
@@ -173,6 +191,15 @@ export class Settings {
   reset() {
     this.decoder.selectedIndex = 0;
     for (const field of this.fields) field.input.value = "";
+    this.choose();
+  }
+
+  /** Compare the pair, each with its own options. */
+  choosePair() {
+    const { compare, secondDecoder, secondThreshold } = this.page;
+    compare.checked = true;
+    [this.decoder.value, secondDecoder.value] = this.pair.map(({ decoder }) => decoder);
+    for (const input of [...this.own.map((field) => field.input), secondThreshold]) input.value = "";
     this.choose();
   }
 

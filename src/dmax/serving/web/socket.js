@@ -5,9 +5,10 @@ const LONGEST_PAUSE = 15_000;
 
 /** The server read the request and said no; the message is its own sentence. */
 export class Refusal extends Error {
-  constructor({ message, code }) {
+  constructor({ message, code, type }) {
     super(message);
     this.code = code;
+    this.isAboutTheRequest = type === "invalid_request_error";
   }
 }
 

@@ -15,7 +15,7 @@ for (const run of runs) {
 for (const group of prompts.values()) {
   const replay = new Replay(group);
   document.getElementById("replays").append(
-    el("article.turn", {}, el("h2.prompt", {}, group[0].prompt ?? ""), replay.element));
+    el("article.turn", {}, el("h2.prompt", { dir: "auto" }, group[0].prompt ?? ""), replay.element));
   replay.finish({ mapOpen: true });
 }
 document.getElementById("model").textContent = [...new Set(runs.map((run) => run.model ?? ""))].join(", ");

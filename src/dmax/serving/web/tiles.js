@@ -11,7 +11,7 @@ const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u
 
 export class Tiles {
   constructor() {
-    this.element = el("div.tiles", { "aria-hidden": "true" });
+    this.element = el("div.tiles", { "aria-hidden": "true", dir: "auto" });
     this.slots = [];
     this.flashes = 0;
   }
