@@ -59,8 +59,6 @@ class Sequence:
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
         params = self.params
-        assert params.block_length is not None, "the checkpoint's defaults are filled in"
-        self.block_length = params.block_length
         self.blocks_rule = MultiBlockRule(
             params.buffer_size, params.add_threshold, params.stable_threshold, params.semi_threshold
         )
@@ -69,6 +67,12 @@ class Sequence:
         """Sequences of which this agrees can step together."""
         options = sorted(self.params.decoder_arguments().items())
         return self.params.decoder, repr(options), self.block_length
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block."""
+        assert self.params.block_length is not None, "the checkpoint's defaults are filled in"
+        return self.params.block_length
 
     @property
     def block_start(self) -> int:
