@@ -140,7 +140,7 @@ def main() -> None:
     params = GenerationParams(gen_length=GsmSymbolic.gen_length)
     eos = llm.model.config.eos_token_id
     engine = [[token for token in output.token_ids if token != eos] for output in llm.generate(prompts, params)]
-    decoder = params.with_defaults(llm.model.config.decoder_defaults).build_decoder()
+    decoder = params.with_defaults(llm.model.config).build_decoder()
     decodings = {
         patience: PartialDecoding(llm.model, decoder, patience, arguments.confidence, arguments.step)
         for patience in PATIENCES

@@ -33,7 +33,12 @@ from dmax.problems import problem
 
 def run(llm: LLM, prompts: list[Any], params: GenerationParams, concurrency: int) -> dict[str, Any]:
     """Answer all prompts, at most ``concurrency`` at a time."""
-    engine = LLMEngine(llm.model, llm.tokenizer, max_batch_size=concurrency, page_length=params.block_length)
+    engine = LLMEngine(
+        llm.model,
+        llm.tokenizer,
+        max_batch_size=concurrency,
+        page_length=params.block_length or llm.model.config.usual_block_length,
+    )
     for index, prompt in enumerate(prompts):
         engine.add_request(prompt, replace(params, seed=index))
     outputs = []

@@ -64,7 +64,7 @@ def on_a_model(question: str) -> None:
                 LeftToRight(width=width),
                 llm.tokenizer.apply_chat_template(llm.chat_prompt(question)),
                 mask_token_id=llm.model.config.mask_token_id,
-                eos_token_id=llm.model.config.eos_token_id,
+                eos_token_ids=llm.model.config.eos_token_ids,
                 gen_length=64,
             )
         )

@@ -28,7 +28,7 @@ START = {
     "prompt_ids": [20, 21, 22, 23],
     "prompt_pieces": ["a", " b", " c", " d"],
     "block_length": 4,
-    "eos_token_id": EOS,
+    "eos_token_ids": [EOS],
     "mask_token_id": MASK,
 }
 PATIENCE = 120_000  # milliseconds; a busy machine is no reason to fail

@@ -102,7 +102,7 @@ def answer_of(model: LLaDA2, decoder: Decoder, vector: Vector) -> Answer:
             decoder,
             vector["prompt_ids"],
             mask_token_id=model.config.mask_token_id,
-            eos_token_id=model.config.eos_token_id,
+            eos_token_ids=model.config.eos_token_ids,
             block_length=vector["block_length"],
             gen_length=vector["gen_length"],
         )

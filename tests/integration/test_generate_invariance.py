@@ -61,7 +61,7 @@ def decoder_params(name: str, **values: Any) -> GenerationParams:
 
 
 probabilities = st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0])
-prompts = st.lists(st.integers(0, VOCAB - 1), max_size=40)
+prompts = st.lists(st.sampled_from([i for i in range(VOCAB) if i != MASK]), max_size=40)
 row_settings = st.fixed_dictionaries({"gen_length": st.integers(1, 40), "seed": st.integers(0, 99)})
 rows_of_a_batch = st.lists(st.tuples(prompts, row_settings), min_size=2, max_size=5)
 shared_settings = st.fixed_dictionaries(
@@ -114,6 +114,26 @@ def test_blocks_in_flight_need_no_cache_and_no_company(name: str, buffer_size: i
     for index, prompt in enumerate(batch):
         [alone] = llm.generate([prompt], replace(params, seed=index))
         assert essence(alone) == essence(cached[index])
+
+
+@pytest.mark.parametrize("buffer_size", [1, 2])
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_end_token_ends_an_answer(name: str, buffer_size: int) -> None:
+    """In every decoder, with and without a cache: what ends it is taken out of the answer that no such token ends."""
+    if buffer_size > 1 and name not in MULTI_BLOCK:
+        pytest.skip("decodes one block at a time")
+    llm = tiny_llm("moe")
+    params = replace(decoder_params(name, gen_length=44, block_length=8, ignore_eos=True), buffer_size=buffer_size)
+    [endless] = llm.generate([[5, 6, 7]], params)
+    further = next(token for token in endless.token_ids if token not in (EOS, MASK))
+    model = LLaDA2(replace(llm.model.config, further_eos_token_ids=(further,)))
+    model.load_state_dict(llm.model.state_dict())
+    for use_cache in (True, False):
+        ending = replace(params, ignore_eos=False, use_cache=use_cache)
+        [output] = LLM(model).generate([[5, 6, 7]], ending)
+        end = min(endless.token_ids.index(token) for token in (EOS, further) if token in endless.token_ids)
+        assert output.token_ids == endless.token_ids[: end + 1]
+        assert (output.num_tokens, output.finish_reason) == (end, "stop")
 
 
 def test_a_decoder_of_one_block_refuses_several() -> None:

@@ -61,6 +61,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_loadable_model(finished: Path) -
     assert {"loss_mask", "loss_pred", "accuracy_mask", "accuracy_pred", "tokens_per_second"} <= rows[0].keys()
     model, tokenizer = load_model(finished / "model"), load_tokenizer(finished / "model")
     assert tokenizer is not None
+    assert model.config.block_length == 32
     assert tokenizer.eos_token_id == model.config.eos_token_id != model.config.mask_token_id == tokenizer.mask_token_id
     assert len(tokenizer.encode("1234")) == 4
 
@@ -149,6 +150,7 @@ def test_resuming_with_another_recipe_is_refused(finished: Path, tmp_path: Path)
 
 def test_a_run_on_rows_of_ones_own_is_validated_on_some_and_knows_them_again(tmp_path: Path) -> None:
     """It is made longer, and refused once a row has changed."""
+    from dmax.evaluation.validation import validator
     from dmax.training.checkpointing import ResumeError
     from dmax.training.run import run_recipe, show_rows
 
@@ -158,24 +160,27 @@ def test_a_run_on_rows_of_ones_own_is_validated_on_some_and_knows_them_again(tmp
 
     def recipe(steps: int) -> Path:
         values = yaml.safe_load(RECIPE.read_text()) | {"data": [{"source": "jsonl", "path": str(rows)}]}
-        values["train"] |= {"steps": steps, "validate_every": 2, "validation_share": 0.2}
+        values["train"] |= {"steps": steps, "validate_every": 2, "validation_share": 0.2, "generate_rows": 9}
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
 
     output = tmp_path / "run"
-    run_recipe(recipe(2), output)
+    run_recipe(recipe(2), output, validator=validator)
     assert json.loads((output / "data.json").read_text()) == {
         str(rows): {"examples": 16, "dropped": 0, "empty": 0, "validation": 4}
     }
-    assert "validation_exact" in metrics(output)[-1]
+    assert {"validation_exact", "validation_accuracy", "validation_tpf"} <= metrics(output)[-1].keys()
+    answered = [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
+    assert {(row["prompt"].strip(), row["reference"]) for row in answered} < {(f"Say {i}.", str(i)) for i in range(20)}
+    assert len(answered) == 4
     (row,) = show_rows(recipe(2), 1, output)
     assert "".join(text for text, supervised in row if supervised).endswith("<|endoftext|>")
-    run_recipe(recipe(4), output, resume=True)
+    run_recipe(recipe(4), output, resume=True, validator=validator)
     assert [row["step"] for row in metrics(output)] == [1, 2, 3, 4]
     rows.write_text("\n".join([lines[0].replace("0", "7"), *lines[1:]]))
     with pytest.raises(ResumeError, match=r"rows of data\.0 \(jsonl\) are not those"):
-        run_recipe(recipe(6), output, resume=True)
+        run_recipe(recipe(6), output, resume=True, validator=validator)
 
 
 def test_an_output_that_holds_a_run_is_not_overwritten(finished: Path) -> None:

@@ -61,7 +61,8 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "shared experts", str(experts["shared"])
     tied = ", input and output embeddings shared" if shape["tied_embeddings"] else ""
     yield "vocabulary", f"{shape['vocab_size']:,}{tied}"
-    yield "context", f"{shape['context']:,} positions"
+    blocks = f", trained in blocks of {shape['block_length']}" if shape["block_length"] else ""
+    yield "context", f"{shape['context']:,} positions{blocks}"
     total, active = (_count_text(facts["parameters"][key]) for key in ("total", "active"))
     yield "parameters", total if total == active else f"{total}, {active} active for a token"
     yield "memory", _by_dtype(facts["weight_bytes"], 1)

@@ -52,8 +52,13 @@ def serve(
         bool, typer.Option("--log-prompts", help="Put prompts into the log.", rich_help_panel=_SERVER)
     ] = False,
     block_length: Annotated[
-        int, typer.Option(min=1, help="Tokens denoised together, unless a request says.", rich_help_panel=_ENGINE)
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens denoised together, unless a request says; as in the model's training if not given.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     max_batch_size: Annotated[
         int, typer.Option(min=1, help="Requests decoded together.", rich_help_panel=_ENGINE)
     ] = 32,
@@ -87,7 +92,7 @@ def serve(
             model_name=model.model if model_name is None else model_name,
             api_keys=parse_keys(api_key or ()),
             max_queue=max_queue,
-            block_length=block_length,
+            block_length=block_length or 1,  # the model's own is known once it is loaded
             max_positions_in_flight=max_positions_in_flight,
             timeout=timeout,
             cors_origins=tuple(cors_origin or ()),
@@ -99,6 +104,7 @@ def serve(
         raise CommandError(
             f"{model.model} has no tokenizer, so it cannot be served; give a folder with tokenizer.json."
         )
+    block_length = block_length or llm.model.config.usual_block_length
     lengths = gen_lengths(max_gen_length, llm.model.config.max_position_embeddings)
     with user_errors():
         from dmax.engine import LLMEngine
@@ -112,11 +118,12 @@ def serve(
             prefill_tokens=prefill_tokens,
             capture_graphs=capture_graphs,
         )
-    settings = replace(
-        settings,
-        max_gen_length=lengths["max_gen_length"],
-        default_gen_length=lengths["default_gen_length"],
-    )
+        settings = replace(
+            settings,
+            block_length=block_length,
+            max_gen_length=lengths["max_gen_length"],
+            default_gen_length=lengths["default_gen_length"],
+        )
     log_to_stderr()
     port = listener.getsockname()[1]
     note(f"{settings.model_name} at http://{host}:{port}/ (API under /v1); Ctrl-C stops it.")

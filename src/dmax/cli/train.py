@@ -40,7 +40,7 @@ def train(
 ) -> None:
     """Train a model by a recipe."""
     with needs_extra("train", "training"):
-        from dmax.evaluation.word_problems import validator
+        from dmax.evaluation.validation import validator
         from dmax.training.run import plan_recipe, run_recipe
     if show_rows is not None:
         from dmax.training.run import show_rows as rows_of

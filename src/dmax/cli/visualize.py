@@ -104,7 +104,7 @@ def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -
         "prompt": prompt if isinstance(prompt, str) else _text_of(llm.tokenizer, token_ids),
         "prompt_ids": token_ids,
         "mask_token_id": llm.model.config.mask_token_id,
-        "eos_token_id": llm.model.config.eos_token_id,
+        "eos_token_ids": llm.model.config.eos_token_ids,
     }
     runs = []
     for rule in rules:
@@ -166,7 +166,7 @@ def _with_texts(run: dict[str, Any], model: str | None) -> dict[str, Any]:
     if tokenizer is not None:
         run["pieces"] = pieces_of(tokenizer, [record["tokens"] for record in run["trace"]])
         run["mask_token_id"] = tokenizer.special_id("mask_token")
-        run["eos_token_id"] = tokenizer.special_id("eos_token")
+        run["eos_token_ids"] = _ends(name)
     return {"prompt": _text_of(tokenizer, prompt_ids), **run}
 
 
@@ -176,6 +176,14 @@ def _tokenizer(model: str) -> Tokenizer | None:
 
     with user_errors():
         return load_tokenizer(model)
+
+
+@cache
+def _ends(model: str) -> tuple[int, ...]:
+    from dmax.models.checkpoint import load_config
+
+    with user_errors():
+        return load_config(model).eos_token_ids
 
 
 def _text_of(tokenizer: Tokenizer | None, token_ids: list[int]) -> str:

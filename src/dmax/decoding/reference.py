@@ -8,7 +8,7 @@ Shape suffixes: L block positions, T positions up to the end of the last block i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,7 +49,7 @@ def decode(
     prompt_ids: Sequence[int],
     *,
     mask_token_id: int,
-    eos_token_id: int,
+    eos_token_ids: Collection[int],
     block_length: int = 32,
     gen_length: int = 512,
     rule: MultiBlockRule = MultiBlockRule(),
@@ -63,7 +63,7 @@ def decode(
         decoder: the rule that is applied to every block in flight.
         prompt_ids: token ids; may be empty.
         mask_token_id: of the model.
-        eos_token_id: of the model; the first one in the answer ends it.
+        eos_token_ids: of the model; the first one in the answer ends it.
         block_length: L.
         gen_length: most tokens of the answer, at least 1.
         rule: how many blocks are in flight; one by default.
@@ -91,7 +91,7 @@ def decode(
             results.append(decoder.step(block_logits_1LV, replace(block, fallback=fallback_1), noise_1LV))
 
         # Blocks that have converged, and whose predecessors have, are final.
-        views = [_view(block, result, eos_token_id) for block, result in zip(blocks, results, strict=True)]
+        views = [_view(block, result, eos_token_ids) for block, result in zip(blocks, results, strict=True)]
         first, final, ended = start, rule.final(views), False
         for view, result in zip(views[:final], results[:final], strict=True):
             tokens[start:] = result.state.tokens[0].tolist()
@@ -99,7 +99,8 @@ def decode(
             if ended := view.ended:
                 break
         answer = tokens[len(prompt_ids) : min(start, end)]
-        answer = answer[: answer.index(eos_token_id) + 1] if ended and eos_token_id in answer else answer
+        ends = (at for at, token_id in enumerate(answer, 1) if ended and token_id in eos_token_ids)
+        answer = answer[: next(ends, len(answer))]
         yield ReferencePass(first, results, final, answer)
 
         # The others go on, and the next block may begin.
@@ -120,12 +121,12 @@ def _share_decoded(block: BlockState) -> float:
     return 1 - int(block.masked.sum()) / int(block.active.sum())
 
 
-def _view(before: BlockState, result: StepResult, eos_token_id: int) -> SlotView:
+def _view(before: BlockState, result: StepResult, eos_token_ids: Collection[int]) -> SlotView:
     """Return what the rule of blocks in flight wants to know of a block after a pass."""
     after = result.state
     decoded_before = int((before.active & ~before.masked).sum())
     stability = 1 - int(result.revised.sum()) / decoded_before if decoded_before else 1.0
-    ended = bool((after.active & (after.tokens == eos_token_id)).any())
+    ended = any(token_id in eos_token_ids for token_id in after.tokens[after.active].tolist())
     return SlotView(_share_decoded(after), stability, ended, bool(result.converged))
 
 

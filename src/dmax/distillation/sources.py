@@ -15,6 +15,7 @@ from dmax.evaluation.tasks import BadRow, Row, RowForm, Task, TaskError, get_tas
 from dmax.evaluation.tasks.base import PAPER_LENGTH
 from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.tasks.parallel_stress import ParallelStress
+from dmax.models.tokenizer import text_of
 from dmax.problems import SPLIT_SEEDS, first_number
 
 Turns = list[dict[str, str]]
@@ -91,7 +92,7 @@ class PlainPrompts:
         value = self._value(row)
         if isinstance(value, str):
             return [{"role": "user", "content": value}]
-        turns = [{"role": turn["role"], "content": turn["content"]} for turn in value]
+        turns = [{"role": turn["role"], "content": text_of(turn["content"])} for turn in value]
         while turns[-1]["role"] == "assistant":  # somebody else's answer, in whose place the model's own is wanted
             turns.pop()
         return turns
@@ -102,7 +103,7 @@ class PlainPrompts:
             if not value.strip():
                 raise BadRow("the prompt is empty")
         elif not isinstance(value, list) or not all(_is_turn(turn) for turn in value):
-            raise BadRow("the prompt must be text, or a list of turns with the texts role and content")
+            raise BadRow("the prompt must be text, or a list of turns with role and content, texts or text parts")
         elif not any(turn["role"] == "user" for turn in value):
             raise BadRow("the conversation has no user's turn")
 
@@ -227,4 +228,10 @@ def _gym(dataset: str, seed: int) -> Any:
 
 
 def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or turn.get("content") is None:
+        return False
+    try:
+        text_of(turn["content"])
+    except ValueError:
+        return False
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dmax.engine.outputs import EngineStats, GenerationOutput, PassRecord, RequestUpdate
+from dmax.engine.outputs import EngineStats, GenerationOutput, NumericalError, PassRecord, RequestUpdate
 from dmax.engine.params import GenerationError, GenerationParams
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ __all__ = [
     "GenerationOutput",
     "GenerationParams",
     "LLMEngine",
+    "NumericalError",
     "PassRecord",
     "RequestUpdate",
 ]

@@ -20,10 +20,12 @@ from dmax.decoding.contract import ContractError, tokens_or_none
 from dmax.decoding.registry import is_built_in
 from dmax.engine.backends import Backend, Decided, PassInput
 from dmax.engine.block_states import join_rows, select_rows
-from dmax.engine.outputs import PassRecord, RequestUpdate
+from dmax.engine.outputs import PassRecord, RequestUpdate, no_numbers
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 
+_INFINITY, _ALL_BUT_SIGN = 0x7F800000, 0x7FFFFFFF
+"""Bits of float32; those of NaN, the sign apart, are above those of infinity."""
 _FRESH = -1
 """Stands for a block that begins, among the numbers of rows that go on."""
 
@@ -42,7 +44,7 @@ class _OpenBlock:
     @property
     def active(self) -> int:
         """Answer positions of the block."""
-        return self.sequence.params.block_length - self.first_active
+        return self.sequence.block_length - self.first_active
 
     @property
     def decoded(self) -> float:
@@ -171,9 +173,9 @@ class DecodeBatch:
             record_all: whether every sequence's pass is recorded, or only those whose params ask for it.
 
         Returns:
-            The decision, and ``(B, W)`` int64 with what the host needs of it: the tokens, which of them were revised,
-            and whether the block has converged; where passes are recorded, which tokens were promoted and the bits of
-            the confidences, too, so that the host waits once for all of it.
+            The decision, and ``(B, W)`` int64 with what the host needs of it: :attr:`Decided.for_host_BW`; where passes
+            are recorded, which tokens were promoted and the bits of the confidences, too, so that the host waits once
+            for all of it.
 
         Raises:
             ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
@@ -190,7 +192,8 @@ class DecodeBatch:
     def _for_host(self, result: StepResult) -> list[Tensor]:
         vocab_size = self._model.config.vocab_size
         tokens_BL = tokens_or_none(result.state, vocab_size) if self._checked else result.state.tokens
-        return [tokens_BL, result.revised, result.converged[:, None]]
+        confidence_B1 = result.confidence.sum(-1, keepdim=True)
+        return [tokens_BL, result.revised, result.converged[:, None], confidence_B1.view(torch.int32)]
 
     def _fallback(self) -> Tensor | None:
         """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
@@ -225,7 +228,7 @@ class DecodeBatch:
         for sequence in self.sequences:
             sequence.begin_pass()
         records = self._records(on_host_BW)
-        host_rows = on_host_BW[:, : 2 * self.block_length + 1].tolist()
+        host_rows = on_host_BW[:, : 2 * self.block_length + 2].tolist()
         updates: list[RequestUpdate] = []
         opened: list[_OpenBlock] = []
         sources: list[int] = []
@@ -233,8 +236,9 @@ class DecodeBatch:
         for sequence in self.sequences:
             own = slice(at, at + sequence.open_blocks)
             at = own.stop
-            if self._checked and any(host_row[0] < 0 for host_row in host_rows[own]):
-                updates.append(sequence.fail(self._outside_vocabulary()))
+            failed = self._failed(sequence, host_rows[own])
+            if failed is not None:
+                updates.append(failed)
                 opened += self._open[own]
                 sources += range(own.start, own.stop)
                 continue
@@ -251,16 +255,22 @@ class DecodeBatch:
         self._rearrange(decided.after.with_fallback(None), opened, sources)
         return updates
 
-    def _outside_vocabulary(self) -> ContractError:
-        size = self._model.config.vocab_size
-        return ContractError(f"decoder {self.decoder.name!r} gave token ids that are not below {size}, the vocabulary.")
+    def _failed(self, sequence: Sequence, host_rows: list[list[int]]) -> RequestUpdate | None:
+        """Give a sequence up whose blocks cannot go on."""
+        if any(host_row[-1] & _ALL_BUT_SIGN > _INFINITY for host_row in host_rows):
+            return sequence.fail(no_numbers(sequence.passes, self._model.dtype))
+        if self._checked and any(host_row[0] < 0 for host_row in host_rows):
+            size = self._model.config.vocab_size
+            text = f"decoder {self.decoder.name!r} gave token ids that are not below {size}, the vocabulary."
+            return sequence.fail(ContractError(text))
+        return None
 
     def _stays(self, sequence: Sequence, block: _OpenBlock, host_row: list[int]) -> bool:
         """Take a pass after which a sequence's only block goes on, as after most passes; False where there is more."""
         length = self.block_length
-        if host_row[-1] or sequence.blocks_rule.buffer_size > 1:
+        if host_row[-2] or sequence.blocks_rule.buffer_size > 1:
             return False
-        sequence.revise(sum(host_row[length:-1]))
+        sequence.revise(sum(host_row[length:-2]))
         block.masks = host_row[block.first_active : length].count(self._model.config.mask_token_id)
         return True
 
@@ -269,18 +279,16 @@ class DecodeBatch:
     ) -> tuple[RequestUpdate, list[tuple[_OpenBlock, int]]]:
         """One sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
         config, length = self._model.config, self.block_length
+        ends = sequence.stop_rule.certain_ends
         slots: list[SlotView] = []
         moved: list[_OpenBlock] = []
         for block, host_row in zip(opened, host_rows, strict=True):
-            answer, revisions = host_row[block.first_active : length], sum(host_row[length:-1])
+            answer, revisions = host_row[block.first_active : length], sum(host_row[length:-2])
             masks = answer.count(config.mask_token_id)
             before = block.active - block.masks
             stability = 1 - revisions / before if before else 1.0
-            slots.append(
-                SlotView(
-                    1 - masks / block.active, stability, sequence.stop_rule.certain_end in answer, bool(host_row[-1])
-                )
-            )
+            ended = any(token_id in answer for token_id in ends)
+            slots.append(SlotView(1 - masks / block.active, stability, ended, bool(host_row[-2])))
             moved.append(replace(block, masks=masks))
             sequence.revise(revisions)
         final = sequence.blocks_rule.final(slots)
@@ -319,7 +327,7 @@ class DecodeBatch:
         length, wanted = self.block_length, self._recorded
         if not any(wanted):
             return [None] * len(wanted)
-        tokens_BL, revised_BL, _, promoted_BL, bits_BL = on_host_BW.split([length, length, 1, length, length], 1)
+        tokens_BL, revised_BL, _, promoted_BL, bits_BL = on_host_BW.split([length, length, 2, length, length], 1)
         confidence_BL = bits_BL.to(torch.int32).view(torch.float32)
         tokens, revised, promoted, confidence = (
             part.tolist() for part in (tokens_BL, revised_BL, promoted_BL, confidence_BL)

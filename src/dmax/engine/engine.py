@@ -35,8 +35,8 @@ class LLMEngine:
     Args:
         model: put into eval mode and otherwise used as it is.
         tokenizer: for prompts and answers in text.
-        page_length: positions of a page of the KV cache. Requests whose block length divides it share the pages of
-            prompts that begin alike.
+        page_length: positions of a page of the KV cache, by default the model's block length. Requests whose block
+            length divides it share the pages of prompts that begin alike.
         kv_memory: bytes of the KV cache.
         pages: its size in pages, where that is known; ``kv_memory`` does not count then.
         max_batch_size: most requests that run together; further ones wait.
@@ -57,7 +57,7 @@ class LLMEngine:
         model: LLaDA2,
         tokenizer: Tokenizer | None = None,
         *,
-        page_length: int = 32,
+        page_length: int | None = None,
         kv_memory: int = 2**30,
         pages: int | None = None,
         max_batch_size: int = 32,
@@ -68,6 +68,7 @@ class LLMEngine:
         backend: Backend | None = None,
         launch_ahead: bool | None = None,
     ) -> None:
+        page_length = model.config.usual_block_length if page_length is None else page_length
         limits = {"page_length": page_length, "max_batch_size": max_batch_size, "prefill_tokens": prefill_tokens}
         for name, value in limits.items():
             if value < 1:

@@ -14,7 +14,7 @@ from dmax.engine.backends import Backend, choose_backend
 from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
-from dmax.engine.requests import Prompt, RequestReader, output_of
+from dmax.engine.requests import Prompt, RequestReader, output_of, plain
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
 from dmax.engine.uncached import decode_uncached
@@ -88,7 +88,8 @@ class LLM:
 
         Args:
             prompts: a prompt, or a sequence of prompts of any kinds. Text is encoded as it is; messages go through
-                the chat template; an empty list is one prompt without tokens.
+                the chat template; an empty list is one prompt without tokens. Token ids may be arrays or tensors, of
+                two dimensions for several prompts, or what a Hugging Face tokenizer gives.
             params: one for all prompts, of which prompt i draws with seed ``params.seed + i``; or one for each.
             on_pass: called with a prompt's index and a :class:`PassRecord` after each of its denoising passes.
 
@@ -119,7 +120,7 @@ class LLM:
 
     def _run(self, sequences: list[Sequence], on_pass: OnPass | None) -> dict[str, GenerationOutput]:
         """Decode sequences to their ends, over a cache that holds as many of the longest as can run together."""
-        page_length = max(sequence.params.block_length for sequence in sequences)
+        page_length = max(sequence.block_length for sequence in sequences)
         needs = sorted((-(-sequence.furthest_end // page_length) for sequence in sequences), reverse=True)
         slots = min(len(sequences), self.max_batch_size)
         # Whoever runs has taken the backend out, so that calls from several threads never share one.
@@ -153,9 +154,17 @@ class LLM:
 
 def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts; what can only be a single prompt becomes a list of one."""
-    if isinstance(prompts, str) or not prompts or not isinstance(prompts[0], str | abc.Sequence):
+    prompts = plain(prompts)
+    if isinstance(prompts, str) or not prompts or not _is_prompt(prompts[0]):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
+
+
+def _is_prompt(part: object) -> bool:
+    """Tell whether a part of what was given is a prompt by itself: neither a token id nor a message."""
+    if isinstance(part, abc.Mapping):
+        return "input_ids" in part
+    return isinstance(part, str | abc.Sequence) or getattr(part, "ndim", 0) > 0
 
 
 def _one_each(params: GenerationParams | abc.Sequence[GenerationParams], count: int) -> list[GenerationParams]:

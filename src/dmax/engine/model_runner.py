@@ -210,7 +210,7 @@ class ModelRunner:
     def _batch_of(self, key: Hashable, sequence: Sequence) -> DecodeBatch:
         """Return the batch of sequences that decode like this one."""
         if key not in self._batches:
-            block_length = sequence.params.block_length
+            block_length = sequence.block_length
             self._batches[key] = DecodeBatch(self._model, self._backend, sequence.decoder, block_length)
         return self._batches[key]
 

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class NumericalError(ArithmeticError):
+    """A model whose logits are NaN: there is nothing to decode."""
+
+
+def no_numbers(passes: int, dtype: torch.dtype) -> NumericalError:
+    """Return what to tell of logits that were NaN after so many passes, of a model in this dtype."""
+    name = str(dtype).removeprefix("torch.")
+    cause = "it overflows in float16" if name == "float16" else f"its weights hold NaN, or are too large for {name}"
+    return NumericalError(
+        f"the model's logits were NaN in pass {passes} of this answer: {cause}; load it in bfloat16 or float32, from "
+        "weights that did not overflow in float16 before."
+    )
 
 
 @dataclass(frozen=True)

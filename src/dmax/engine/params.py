@@ -13,6 +13,7 @@ from dmax.decoding.options import Option, declared_options
 if TYPE_CHECKING:
     from dmax.decoding import Decoder
     from dmax.decoding.drawing import Nucleus
+    from dmax.models.config import ModelConfig
 
 
 class GenerationError(ValueError):
@@ -50,8 +51,8 @@ class GenerationParams:
     decoder_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Any further option of the decoder, by name."""
     gen_length: int = options.whole(512, "Most tokens of the answer.", maximum=None, label="Longest answer")
-    block_length: int = options.whole(32, "Tokens denoised together.", maximum=None, served_maximum=1024)
-    """The checkpoint was trained for one value, 32 for the published ones."""
+    block_length: int | None = options.whole(None, "Tokens denoised together.", maximum=None, served_maximum=1024)
+    """None is what the checkpoint was trained with (``block_length`` in its ``config.json``), else 32."""
     temperature: float = options.number(0.0, "0 decodes greedily, above 0 tokens are drawn.", served_maximum=2)
     """0 decodes greedily; above 0 tokens are drawn (algorithm.md#predict)."""
     top_p: float = options.probability(1.0, "Draw from the likeliest tokens that together have this probability.")
@@ -116,17 +117,18 @@ class GenerationParams:
         values = {name: getattr(self, name) for name in OPTIONAL_SETTINGS}
         return {name: value for name, value in values.items() if value != PARAMS[name].default}
 
-    def with_defaults(self, by_decoder: Mapping[str, Mapping[str, Any]]) -> GenerationParams:
-        """These params, with what a checkpoint's ``decoder_defaults`` say of the decoder where nothing is given.
+    def with_defaults(self, config: ModelConfig) -> GenerationParams:
+        """Return these params with what a checkpoint says of blocks and of the decoder, where nothing is given.
 
         Raises:
             GenerationError: a value of the checkpoint lies outside what its field allows.
         """
-        defaults = by_decoder.get(self.decoder, {})
+        defaults = config.decoder_defaults.get(self.decoder, {})
         fields = {name: defaults[name] for name in _DECODER_FIELDS if name in defaults and getattr(self, name) is None}
         further = {name: value for name, value in defaults.items() if name not in _DECODER_FIELDS}
+        length = config.usual_block_length if self.block_length is None else self.block_length
         try:
-            return replace(self, **fields, decoder_options={**further, **self.decoder_options})
+            return replace(self, **fields, block_length=length, decoder_options={**further, **self.decoder_options})
         except GenerationError as error:
             raise GenerationError(f"decoder_defaults.{self.decoder} in the checkpoint's config.json: {error}") from None
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from itertools import compress
 from typing import Any, cast
 
 from dmax.decoding import Decoder
@@ -16,9 +19,10 @@ from dmax.engine.stopping import StopRule
 from dmax.models.config import ModelConfig
 from dmax.models.tokenizer import Tokenizer
 
+logger = logging.getLogger("dmax.engine")
 Message = Mapping[str, Any]
 Prompt = str | abc.Sequence[int] | abc.Sequence[Message]
-"""Raw text, token ids, or the messages of a conversation."""
+"""Raw text, token ids (arrays and tensors too), or the messages of a conversation."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class RequestReader:
             DecoderError: there is no such decoder or option.
         """
         token_ids = self.encode(request_id, prompt)
-        params = params.with_defaults(self.config.decoder_defaults)
+        params = params.with_defaults(self.config)
+        self._warn_of_long_blocks(params)
         limit = self.config.max_position_embeddings
         if len(token_ids) + params.gen_length > limit:
             raise GenerationError(
@@ -52,8 +57,8 @@ class RequestReader:
         if params.stop:
             self._require_tokenizer("stop strings are given")
         decode = None if self.tokenizer is None else self.tokenizer.decode
-        eos_token_id = None if params.ignore_eos else self.config.eos_token_id
-        stop_rule = StopRule(eos_token_id, params.gen_length, params.stop, decode, params.min_tokens)
+        eos_token_ids = () if params.ignore_eos else self.config.eos_token_ids
+        stop_rule = StopRule(eos_token_ids, params.gen_length, params.stop, decode, params.min_tokens)
         decoder = params.build_decoder()
         if params.buffer_size > 1 and not getattr(decoder, "multi_block", False):
             raise GenerationError(
@@ -62,12 +67,25 @@ class RequestReader:
             )
         return Sequence(request_id, token_ids, params, stop_rule, decoder, started)
 
+    def _warn_of_long_blocks(self, params: GenerationParams) -> None:
+        trained, asked = self.config.block_length, params.block_length
+        if trained is not None and asked is not None and asked > trained:
+            text = f"block_length is {asked}, and this model was trained with {trained}"
+            warn_once(f"{text}: expect poor answers and many passes.")
+
     def encode(self, request_id: str, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.
 
         Raises:
             GenerationError: the prompt cannot be used.
         """
+        token_ids = self._token_ids(request_id, plain(prompt))
+        problem = problem_with_ids(token_ids, self.config)
+        if problem is not None:
+            raise GenerationError(f"prompt {request_id} {problem}.")
+        return token_ids
+
+    def _token_ids(self, request_id: str, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self._tokens(request_id, "text", lambda tokenizer: tokenizer.encode(prompt))
         if prompt and all(isinstance(part, Mapping) for part in prompt):
@@ -76,17 +94,12 @@ class RequestReader:
                 request_id, "a list of messages", lambda tokenizer: tokenizer.apply_chat_template(messages)
             )
         try:
-            token_ids = [operator.index(part) for part in prompt]  # type: ignore[arg-type]
+            return [operator.index(part) for part in prompt]  # type: ignore[arg-type]
         except TypeError as error:
             raise GenerationError(
                 f"prompt {request_id} is a {type(prompt).__name__} of mixed parts; a prompt is a string, "
                 "a list of token ids or a list of messages."
             ) from error
-        size = self.config.vocab_size
-        outside = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
-        if outside is not None:
-            raise GenerationError(f"prompt {request_id} has token id {outside}; this model's ids are 0 to {size - 1}.")
-        return token_ids
 
     def _tokens(self, request_id: str, kind: str, read: Callable[[Tokenizer], list[int]]) -> list[int]:
         tokenizer = self._require_tokenizer(f"prompt {request_id} is {kind}")
@@ -99,6 +112,46 @@ class RequestReader:
         if self.tokenizer is None:
             raise GenerationError(f"{need}, and this model has no tokenizer; use token ids instead.")
         return self.tokenizer
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning, the first time in a process."""
+    logger.warning(text)
+
+
+def plain(prompts: Any) -> Any:
+    """Return arrays and tensors as lists, and what a Hugging Face tokenizer gives as its ``input_ids``, padding apart.
+
+    Raises:
+        GenerationError: it is a mapping of another kind.
+    """
+    if not isinstance(prompts, Mapping):
+        return prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if "input_ids" not in prompts:
+        raise GenerationError(
+            f"a prompt is a {type(prompts).__name__} without input_ids; put a message in a list, [{{'role': …}}]."
+        )
+    ids, mask = plain(prompts["input_ids"]), plain(prompts.get("attention_mask"))
+    if not mask:
+        return ids
+    rows = [list(compress(*row)) for row in zip(_rows(ids), _rows(mask), strict=True)]
+    return rows if _rows(ids) is ids else rows[0]
+
+
+def _rows(ids: list[Any]) -> list[Any]:
+    return ids if ids and isinstance(ids[0], list) else [ids]
+
+
+def problem_with_ids(token_ids: abc.Sequence[int], config: ModelConfig) -> str | None:
+    """Return what keeps token ids from being a prompt, in words that go on from "the prompt"; None if nothing does."""
+    size, mask = config.vocab_size, config.mask_token_id
+    outside = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
+    if outside is not None:
+        return f"has token id {outside}; this model's ids are 0 to {size - 1}"
+    if mask in token_ids:
+        return f"holds the mask token (id {mask}), which stands for what is to be decoded; leave it out"
+    return None
 
 
 def output_of(sequence: Sequence) -> GenerationOutput:

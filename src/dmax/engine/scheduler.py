@@ -150,17 +150,17 @@ class Scheduler:
         """Keys of the whole pages before the current block."""
         if not self._shares(sequence):
             return []
-        return list(page_keys(sequence.tokens[: sequence.block_start], self._page_length, sequence.params.block_length))
+        return list(page_keys(sequence.tokens[: sequence.block_start], self._page_length, sequence.block_length))
 
     def _shares(self, sequence: Sequence) -> bool:
-        return self._reuse_prefixes and self._page_length % sequence.params.block_length == 0
+        return self._reuse_prefixes and self._page_length % sequence.block_length == 0
 
     def _chunks(self) -> list[Span]:
         nobody_decodes = len(self._prefilling) == len(self.admitted)
         budget = max(self._prefill_tokens, IDLE_PREFILL_TOKENS) if nobody_decodes else self._prefill_tokens
         chunks: list[Span] = []
         for sequence in self._prefilling:
-            length = sequence.params.block_length
+            length = sequence.block_length
             size = min(sequence.block_start - sequence.stored, max(budget // length, not chunks) * length)
             if size <= 0:
                 break
@@ -176,7 +176,7 @@ class Scheduler:
             length, known = self._page_length, len(sequence.keys)
             fresh = sequence.tokens[known * length : end // length * length]
             before = sequence.keys[-1] if sequence.keys else None
-            keys = list(page_keys(fresh, length, sequence.params.block_length, before))
+            keys = list(page_keys(fresh, length, sequence.block_length, before))
             for page, key in zip(sequence.pages[known:], keys, strict=False):
                 self._pool.publish(page, key)
         sequence.store(end, keys)

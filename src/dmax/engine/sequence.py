@@ -41,7 +41,7 @@ class Sequence:
     """Blocks in flight: the current one and those behind it that have begun."""
     ending: Ending | None = None
     failure: Exception | None = None
-    """What its decoder raised; then there is no ending."""
+    """Why it was given up; then there is no ending."""
     stored: int = 0
     """Positions, from 0, whose final keys and values are in the cache."""
     slot: int | None = None
@@ -66,22 +66,28 @@ class Sequence:
     def decoding(self) -> Hashable:
         """Sequences of which this agrees can step together."""
         options = sorted(self.params.decoder_arguments().items())
-        return self.params.decoder, repr(options), self.params.block_length
+        return self.params.decoder, repr(options), self.block_length
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block."""
+        assert self.params.block_length is not None, "the checkpoint's defaults are filled in"
+        return self.params.block_length
 
     @property
     def block_start(self) -> int:
         """Position of the current block's first token."""
-        return len(self.tokens) // self.params.block_length * self.params.block_length
+        return len(self.tokens) // self.block_length * self.block_length
 
     @property
     def block_end(self) -> int:
         """Position behind the last block in flight."""
-        return self.block_start + self.open_blocks * self.params.block_length
+        return self.block_start + self.open_blocks * self.block_length
 
     @property
     def prompt_blocks_end(self) -> int:
         """Position behind the last block that the prompt fills."""
-        return self.prompt_length // self.params.block_length * self.params.block_length
+        return self.prompt_length // self.block_length * self.block_length
 
     @property
     def first_active(self) -> int:
@@ -91,7 +97,7 @@ class Sequence:
     @property
     def furthest_end(self) -> int:
         """Position behind the last block this sequence can come to, which may reach past ``gen_length``."""
-        length = self.params.block_length
+        length = self.block_length
         return -(-(self.prompt_length + self.params.gen_length) // length) * length
 
     @property
@@ -139,7 +145,7 @@ class Sequence:
         return RequestUpdate(self.request_id, final_ids, records, None, None)
 
     def fail(self, error: Exception) -> RequestUpdate:
-        """Note that the sequence cannot go on, because of its decoder, and tell of it."""
+        """Note that the sequence cannot go on, because of its decoder or the model, and tell of it."""
         self.failure, self.ending = error, None
         return RequestUpdate(self.request_id, [], [], None, error)
 

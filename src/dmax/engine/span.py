@@ -28,7 +28,7 @@ class Span(NamedTuple):
     def of(cls, sequence: Sequence, start: int, blocks_start: int, end: int, page_length: int) -> Span:
         """Take these positions of a sequence that holds pages for them."""
         pages = tuple(sequence.pages[: -(-end // page_length)])
-        return cls(sequence, pages, start, blocks_start, end, sequence.params.block_length)
+        return cls(sequence, pages, start, blocks_start, end, sequence.block_length)
 
     @property
     def num_positions(self) -> int:

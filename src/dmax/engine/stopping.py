@@ -26,8 +26,8 @@ class Ending:
 class StopRule:
     """When an answer is finished."""
 
-    eos_token_id: int | None
-    """None where no token ends an answer."""
+    eos_token_ids: tuple[int, ...]
+    """Empty where no token ends an answer."""
     gen_length: int
     strings: tuple[str, ...] = ()
     decode: Decode | None = None
@@ -36,9 +36,9 @@ class StopRule:
     """EOS and stop strings before so many tokens do not count."""
 
     @property
-    def certain_end(self) -> int | None:
-        """The token behind which no block need begin; None where an EOS may not count."""
-        return None if self.min_tokens else self.eos_token_id
+    def certain_ends(self) -> tuple[int, ...]:
+        """The tokens behind which no block need begin; none where an EOS may not count."""
+        return () if self.min_tokens else self.eos_token_ids
 
     def ending(self, answer_ids: list[int]) -> Ending | None:
         """The finished answer, or None where decoding has to go on.
@@ -58,15 +58,14 @@ class StopRule:
             return self._cut(words, text[: min(found)])
         if not finished:
             return None
-        if self.eos_token_id is not None and ended:
-            return Ending([*words, self.eos_token_id], len(words), text, "stop")
+        if ended:
+            return Ending(within[: len(words) + 1], len(words), text, "stop")
         return Ending(words, len(words), text, "length")
 
     def _end_of_words(self, within: list[int]) -> int | None:
         """Where the first EOS stands that counts."""
-        if self.eos_token_id is None or self.eos_token_id not in within[self.min_tokens :]:
-            return None
-        return within.index(self.eos_token_id, self.min_tokens)
+        found = (at for at, token_id in enumerate(within) if token_id in self.eos_token_ids and at >= self.min_tokens)
+        return next(found, None)
 
     def _cut(self, words: list[int], text: str) -> Ending:
         """Keep the fewest tokens that spell ``text``; the last of them may reach into the stop string."""

@@ -16,12 +16,9 @@ from dmax.decoding import BlockState, Decoder, ReferencePass, StepResult, decode
 from dmax.decoding.contract import ContractError, check_result, tokens_or_none
 from dmax.decoding.reference import gumbel_noise
 from dmax.decoding.registry import is_built_in
-from dmax.engine.outputs import PassRecord
+from dmax.engine.outputs import PassRecord, no_numbers
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
-
-_NO_TOKEN = -1
-"""An id that no token has: nothing ends the loop but the sequence's own rule."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
 
     Raises:
         ContractError: the decoder is somebody's own and broke its contract; it may raise anything else, too.
+        NumericalError: the model's logits are NaN.
     """
     config, params = model.config, sequence.params
     decoder = (
@@ -73,14 +71,17 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
         decoder,
         list(sequence.tokens),
         mask_token_id=config.mask_token_id,
-        eos_token_id=_NO_TOKEN if sequence.stop_rule.certain_end is None else sequence.stop_rule.certain_end,
-        block_length=params.block_length,
+        eos_token_ids=sequence.stop_rule.certain_ends,
+        block_length=sequence.block_length,
         gen_length=params.gen_length,
         rule=sequence.blocks_rule,
         noise=_noise(sequence, model) if decoder.temperature > 0 else None,
     )
     for done in passes:
-        yield from _take(sequence, done)
+        records = _take(sequence, done)
+        if any(result.confidence.isnan().any() for result in done.results):
+            raise no_numbers(sequence.passes, model.dtype)
+        yield from records
         if sequence.ending is not None:
             break
     sequence.end(time.perf_counter())
@@ -114,7 +115,7 @@ def _take(sequence: Sequence, done: ReferencePass) -> list[PassRecord]:
 
 
 def _record(sequence: Sequence, first: int, index: int, result: StepResult) -> PassRecord:
-    length = sequence.params.block_length
+    length = sequence.block_length
     return PassRecord(
         pass_number=sequence.passes,
         block=first // length + index,

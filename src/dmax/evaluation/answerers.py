@@ -125,7 +125,7 @@ class LocalAnswerer:
         return backend_name(self.llm.model.device, self.llm.model.dtype)
 
     def describe(self) -> dict[str, Any]:
-        params = self.params.with_defaults(self.llm.model.config.decoder_defaults)
+        params = self.params.with_defaults(self.llm.model.config)
         decoder = params.build_decoder()
         return {
             "model": {

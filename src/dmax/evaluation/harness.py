@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dmax.decoding import DecoderError, decoder_options
-from dmax.engine import LLM, GenerationError, GenerationOutput, GenerationParams
+from dmax.engine import LLM, GenerationError, GenerationOutput, GenerationParams, NumericalError
 from dmax.evaluation.harness_arguments import (
     AUTO,
     HarnessError,
@@ -271,7 +271,7 @@ class DMaxLM(LM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """What the results file says of the model: how it decoded, and what the answers to each task cost."""
-        params = self.params.with_defaults(self.llm.model.config.decoder_defaults)
+        params = self.params.with_defaults(self.llm.model.config)
         return {
             "dmax": {
                 "dtype": str(self.llm.model.dtype).removeprefix("torch."),
@@ -357,7 +357,7 @@ def main() -> None:
 
     try:
         cli_evaluate()
-    except (HarnessError, GenerationError, DecoderError, CheckpointError) as error:
+    except (HarnessError, GenerationError, NumericalError, DecoderError, CheckpointError) as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dmax.engine import LLM, GenerationOutput, GenerationParams
 from dmax.evaluation.grading import same_number
-from dmax.evaluation.tasks.numeric import GsmSymbolic
-from dmax.models.llada2 import LLaDA2
-from dmax.models.tokenizer import Tokenizer
 from dmax.problems import Split, problem
 
 
@@ -51,18 +48,3 @@ def score(rows: Sequence[dict[str, str]], outputs: Sequence[GenerationOutput]) -
 def fresh_problems(split: Split, count: int, seed: int = 0) -> list[dict[str, str]]:
     """The first ``count`` problems of a split."""
     return [problem(split, index, seed) for index in range(count)]
-
-
-def validator(tokenizer: Tokenizer) -> Callable[[LLaDA2, int, int, str], dict[str, float]]:
-    """For a trainer: generated accuracy and TPF on validation problems, with the weights as they are."""
-
-    def validate(model: LLaDA2, count: int, block_length: int, decoder: str) -> dict[str, float]:
-        rows = fresh_problems("validation", count)
-        longest = max(len(tokenizer.apply_chat_template(LLM.chat_prompt(row["question"]))) for row in rows)
-        room = (model.config.max_position_embeddings - longest) // block_length * block_length
-        gen_length = min(GsmSymbolic.gen_length, room)
-        params = GenerationParams(decoder=decoder, block_length=block_length, gen_length=gen_length)
-        result = score(rows, answer(LLM(model, tokenizer), rows, params))
-        return {"validation_accuracy": result.accuracy, "validation_tpf": result.tpf}
-
-    return validate

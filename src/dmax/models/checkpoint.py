@@ -22,6 +22,7 @@ from dmax.models.quantized import hold_quantized, part_of, scale_name
 from dmax.models.source import (
     CONFIG_FILE,
     FLOAT_DTYPES,
+    GENERATION_FILE,
     QUANTIZED_DTYPES,
     CheckpointError,
     StoredTensor,
@@ -75,8 +76,9 @@ def is_stack(name: str) -> bool:
 def load_config(path_or_id: str | Path) -> ModelConfig:
     """Read a checkpoint's architecture; no weight is touched.
 
-    Published configurations leave out some special-token ids. A missing ``eos_token_id`` is the ``pad_token_id``, as
-    in the published family; ids still missing then come from the tokenizer files.
+    Published configurations leave out some special-token ids. ``generation_config.json`` says which tokens end an
+    answer, where it does; a missing ``eos_token_id`` is the ``pad_token_id``, as in the published family; ids still
+    missing then come from the tokenizer files.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its ``config.json`` is not one of a LLaDA2 model.
@@ -87,6 +89,9 @@ def load_config(path_or_id: str | Path) -> ModelConfig:
 
 def _read_config(folder: Path, values: Mapping[str, Any]) -> ModelConfig:
     values = dict(values)
+    if (folder / GENERATION_FILE).exists():
+        ends = read_json(folder / GENERATION_FILE).get("eos_token_id")
+        values["eos_token_id"] = values.get("eos_token_id") if ends is None else ends
     if values.get("eos_token_id") is None:
         values["eos_token_id"] = values.get("pad_token_id")
     if values["eos_token_id"] is None or values.get("mask_token_id") is None:

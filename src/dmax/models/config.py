@@ -10,6 +10,7 @@ MODEL_TYPE = "llada2_moe"
 MERGED_MODEL_TYPE = "llada2_moe_veomni"
 """What the published training code calls the same model when its experts are stacked."""
 ARCHITECTURE = "LLaDA2MoeModelLM"
+PUBLISHED_BLOCK_LENGTH = 32
 
 
 class ConfigError(ValueError):
@@ -48,6 +49,10 @@ class ModelConfig:
     routed_scaling_factor: float = 1.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    block_length: int | None = None
+    """Tokens denoised together in training; None where the checkpoint does not say."""
+    further_eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, too; training lets answers end with ``eos_token_id``."""
     decoder_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     """By decoder, the options that this checkpoint is best decoded with where a request names none."""
 
@@ -67,10 +72,17 @@ class ModelConfig:
                 f"{self.rotary_dim} rotary channels; the number must be even, above 0 and at most head_dim."
             )
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ConfigError(f"{name} is {getattr(self, name)}, outside the vocabulary of {self.vocab_size}.")
+            self._check_token(name, getattr(self, name))
+        for token_id in self.further_eos_token_ids:
+            self._check_token("eos_token_id", token_id)
+        if self.block_length is not None and self.block_length < 1:
+            raise ConfigError(f"block_length is {self.block_length}; it must be at least 1.")
         if self.num_experts is not None:
             self._check_experts(self.num_experts)
+
+    def _check_token(self, name: str, token_id: int) -> None:
+        if not 0 <= token_id < self.vocab_size:
+            raise ConfigError(f"{name} is {token_id}, outside the vocabulary of {self.vocab_size}.")
 
     def _check_experts(self, num_experts: int) -> None:
         if not self.moe_intermediate_size:
@@ -85,6 +97,16 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.topk_group} kept groups "
                 f"hold {reachable} experts."
             )
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All tokens that end an answer."""
+        return self.eos_token_id, *self.further_eos_token_ids
+
+    @property
+    def usual_block_length(self) -> int:
+        """Tokens denoised together where nobody says: as in training, else as in the published models."""
+        return self.block_length or PUBLISHED_BLOCK_LENGTH
 
     @property
     def rotary_dim(self) -> int:
@@ -120,6 +142,10 @@ class ModelConfig:
         values = asdict(self)
         if not self.decoder_defaults:
             del values["decoder_defaults"]
+        if self.block_length is None:
+            del values["block_length"]
+        if values.pop("further_eos_token_ids"):
+            values["eos_token_id"] = list(self.eos_token_ids)
         return {
             "architectures": [ARCHITECTURE],
             "model_type": MODEL_TYPE,
@@ -154,8 +180,12 @@ def _with_rotary(values: dict[str, Any]) -> dict[str, Any]:
 
 def _with_defaults(picked: dict[str, Any]) -> dict[str, Any]:
     """Check the kind of each value, then fill in what other values imply."""
-    if isinstance(picked.get("eos_token_id"), list) and picked["eos_token_id"]:
-        picked["eos_token_id"] = picked["eos_token_id"][0]
+    ends = picked.get("eos_token_id")
+    if isinstance(ends, list) and ends:
+        if not all(type(token_id) is int for token_id in ends):
+            raise ConfigError(f"config key eos_token_id is {ends!r}; it must hold token ids.")
+        picked["eos_token_id"], *further = dict.fromkeys(ends)
+        picked["further_eos_token_ids"] = tuple(further)
     for each in fields(ModelConfig):
         value = picked.get(each.name)
         kinds = _KINDS[str(each.type)]
@@ -181,6 +211,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "int | None": (int,),
     "float": (float, int),
     "bool": (bool,),
+    "tuple[int, ...]": (tuple,),
     "Mapping[str, Mapping[str, Any]]": (dict,),
 }
 

@@ -20,13 +20,14 @@ from safetensors import SafetensorError, safe_open
 from dmax.models.foreign import adapter_in, is_pointer
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 EMBEDDED_MODELS = ("nano", "nano-base")
 
 COMPANION_FILES = (
     CONFIG_FILE,
-    "generation_config.json",
+    GENERATION_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -207,12 +207,13 @@ class Answering:
 
     def _check_in_flight(self, params: GenerationParams) -> None:
         """Refuse a request whose logits alone, in every pass, would take memory that others need."""
-        positions, limit = params.block_length * params.buffer_size, self.settings.max_positions_in_flight
+        length = params.block_length or self.settings.block_length
+        positions, limit = length * params.buffer_size, self.settings.max_positions_in_flight
         if positions > limit:
             raise bad_request(
-                f"block_length {params.block_length} with buffer_size {params.buffer_size} is {positions} positions in "
+                f"block_length {length} with buffer_size {params.buffer_size} is {positions} positions in "
                 f"flight; this server takes up to {limit}: lower one of the two.",
-                "block_length" if params.block_length > limit else "buffer_size",
+                "block_length" if length > limit else "buffer_size",
             )
 
     def check_model(self, name: str | None) -> None:
@@ -354,7 +355,7 @@ class Answering:
                 "prompt_ids": token_ids,
                 "prompt_pieces": await asyncio.to_thread(lambda: list(map(piece, token_ids))),
                 "block_length": params.block_length,
-                "eos_token_id": self.tokenizer.special_id("eos_token"),
+                "eos_token_ids": self.reader.config.eos_token_ids,
                 "mask_token_id": self.tokenizer.special_id("mask_token"),
             }
             async for update in self._in_time(self._counted(stream)):

@@ -26,7 +26,7 @@ from ray.serve.handle import DeploymentHandle
 
 from dmax.decoding import DecoderError
 from dmax.engine import LLM, EngineStats, GenerationError, GenerationParams, LLMEngine
-from dmax.models import load_config, load_tokenizer
+from dmax.models import ModelConfig, load_config, load_tokenizer
 from dmax.serving.access import log_to_stderr
 from dmax.serving.app import create_app_over
 from dmax.serving.async_engine import AsyncEngine
@@ -51,7 +51,8 @@ class RaySettings(BaseModel):
     model_name: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    block_length: int = Field(default=32, ge=1)
+    block_length: int | None = Field(default=None, ge=1)
+    """As in the model's training if not given."""
     max_batch_size: int = Field(default=32, ge=1)
     """Requests that one replica decodes together."""
     kv_memory: str = "1G"
@@ -73,16 +74,16 @@ class RaySettings(BaseModel):
     num_gpus: float = Field(default=0, ge=0)
     """GPUs of a replica."""
 
-    def server_settings(self, positions: int) -> ServerSettings:
-        """Towards clients, for a model of so many positions. Keys come from ``DMAX_API_KEY``, split at spaces."""
-        lengths = gen_lengths(self.max_gen_length, positions)
+    def server_settings(self, model: ModelConfig) -> ServerSettings:
+        """Towards clients. Keys come from ``DMAX_API_KEY``, split at spaces."""
+        lengths = gen_lengths(self.max_gen_length, model.max_position_embeddings)
         return ServerSettings(
             model_name=self.model_name or self.model,
             api_keys=parse_keys(os.environ.get("DMAX_API_KEY", "").split()),
             max_queue=self.max_queue,
             max_gen_length=lengths["max_gen_length"],
             default_gen_length=lengths["default_gen_length"],
-            block_length=self.block_length,
+            block_length=self.block_length or model.usual_block_length,
             max_positions_in_flight=self.max_positions_in_flight,
             timeout=self.timeout,
             log_prompts=self.log_prompts,
@@ -217,8 +218,8 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
         CheckpointError: there is no such model.
     """
     settings = _read(arguments)
-    positions = load_config(settings.model).max_position_embeddings
-    server = settings.server_settings(positions)
+    config = load_config(settings.model)
+    server = settings.server_settings(config)
 
     def front() -> FastAPI:
         log_to_stderr()
@@ -226,7 +227,7 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
         if tokenizer is None:
             raise SettingsError(f"{settings.model} has no tokenizer; give a model with tokenizer.json.")
         engine = RayEngine(serve.get_deployment_handle(MODEL), server)
-        return create_app_over(engine, load_config(settings.model), tokenizer, server)
+        return create_app_over(engine, config, tokenizer, server)
 
     replicas = serve.deployment(
         name=MODEL,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dmax.models.tokenizer import Tokenizer
+from dmax.models.tokenizer import Tokenizer, text_of
 from dmax.training.data import DataError, Example, generator_for, until_eos
 from dmax.training.recipe import HubSection, JsonlSection
 
@@ -135,7 +135,7 @@ def conversation_texts(section: JsonlSection | HubSection, count: int) -> Iterat
     """The first conversations of a source as plain text, to train a tokenizer on."""
     rows = read_rows(section)
     for row in rows.select(range(min(count, len(rows)))):
-        yield "\n".join(str(turn.get("content", "")) for turn in _messages(row) or ())
+        yield "\n".join(text_of(turn.get("content")) for turn in _messages(row) or ())
 
 
 def _jsonl_files(path: str) -> list[str]:
@@ -198,7 +198,7 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     turns = row.get("messages")
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
         return None
-    if turns[-1].get("role") != "assistant" or not isinstance(turns[-1].get("content"), str):
+    if turns[-1].get("role") != "assistant" or not isinstance(turns[-1].get("content"), str | list):
         return None
     # The reader gives every turn the keys of all turns, filled with None.
     return [{key: value for key, value in turn.items() if value is not None} for turn in turns]
@@ -216,7 +216,7 @@ def _encode(
             )
         try:
             prompts.append(tokenizer.render_chat(chat[:-1], marked=True))
-            responses.append(tokenizer.as_words(chat[-1]["content"]))
+            responses.append(tokenizer.as_words(text_of(chat[-1]["content"])))
             closings.append(_closing(tokenizer.render_chat(chat, False, marked=True), prompts[-1], responses[-1]))
         except ValueError as error:
             raise DataError(f"row {index + 1} of {name}: {error}") from error

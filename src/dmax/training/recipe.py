@@ -125,7 +125,7 @@ class TrainSection(Section):
     validation_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of every ``jsonl`` or ``hub`` source that is kept from training and validated on; 0 takes gsm-symbolic."""
     generate_rows: int = Field(default=0, ge=0)
-    """Validation problems answered by generation (needs the engine; ``dmax train`` provides it)."""
+    """Problems, or rows of ``validation_share``, answered by generation (by the engine, which ``dmax train`` has)."""
     generate_with: str = "threshold"
     """The decoder that answers them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,10 +25,13 @@ from dmax.training.provenance import write_provenance
 from dmax.training.recipe import LoraSection, Recipe, load_recipe
 from dmax.training.requirements import Requirements, device_memory, largest_batch, requirements_of
 from dmax.training.section import RecipeError
-from dmax.training.setup import Prepared, prepare
+from dmax.training.setup import HeldOut, Prepared, prepare
 from dmax.training.starts import record_start
 from dmax.training.trainer import RunInputs, Trainer, Validate
 
+ANSWERS_FILE = "validation.jsonl"
+MakeValidator = Callable[[Tokenizer, HeldOut | None, Path], Validate]
+"""From a run's tokenizer, the rows it keeps for validation and a file for answers to what generates and grades them."""
 _INITIALIZATION, _ADAPTERS = 4, 6
 
 
@@ -35,7 +39,7 @@ def run_recipe(
     recipe_path: Path,
     output: Path | None = None,
     resume: bool = False,
-    validator: Callable[[Tokenizer], Validate] | None = None,
+    validator: MakeValidator | None = None,
     data: Mapping[str, str] | None = None,
 ) -> Path:
     """Run a recipe to its end.
@@ -44,7 +48,7 @@ def run_recipe(
         recipe_path: the YAML file.
         output: folder of the run's files; ``runs/<recipe name>`` by default.
         resume: continue from the newest complete checkpoint in ``output`` (from the start where there is none).
-        validator: gives, for the run's tokenizer, what measures generated answers where the recipe asks for it.
+        validator: gives what measures generated answers where the recipe asks for it.
         data: files or folders to read in place of the data sets of the Hub whose ids they stand under.
 
     Returns:
@@ -141,11 +145,12 @@ def _run(
     output: Path,
     device: torch.device,
     resume: bool,
-    validator: Callable[[Tokenizer], Validate] | None,
+    validator: MakeValidator | None,
     data: Mapping[str, str] | None,
 ) -> None:
     prepared = prepare(recipe, output / "tokenizer", data)
-    recipe, tokenizer, config = prepared.recipe, prepared.tokenizer, prepared.config
+    recipe, tokenizer = prepared.recipe, prepared.tokenizer
+    config = replace(prepared.config, block_length=max(recipe.objective.block_lengths_at(recipe.train.steps)))
     if prepared.counts and rank() == 0:
         output.mkdir(parents=True, exist_ok=True)
         (output / "data.json").write_text(json.dumps(prepared.counts, indent=1) + "\n", encoding="utf-8")
@@ -157,7 +162,7 @@ def _run(
         data=prepared.fingerprints,
         save_companions=lambda folder: save_companions(config, folder, tokenizer),
         save_model=lambda trained, folder: save_model(trained, folder, tokenizer=tokenizer, overwrite=True),
-        validate=None if validator is None else validator(tokenizer),
+        validate=None if validator is None else validator(tokenizer, prepared.held_out, output / ANSWERS_FILE),
     )
     trainer = Trainer(inputs, output)
     if resume:
@@ -204,7 +209,9 @@ def _adapted_predictor(recipe: Recipe, section: LoraSection, config: ModelConfig
 
 def _weights(recipe: Recipe, config: ModelConfig, dtype: torch.dtype = torch.float32) -> LLaDA2:
     if recipe.model.start_from is not None:
-        return load_model(recipe.model.start_from, dtype=dtype)
+        model = load_model(recipe.model.start_from, dtype=dtype)
+        model.config = config
+        return model
     return initialize(LLaDA2(config), generator_for(recipe.seed, _INITIALIZATION))
 
 

@@ -44,8 +44,8 @@ class Prepared:
     """Of every finite source, by its name: ``examples`` kept, rows ``dropped``, ``empty``, for ``validation``."""
     fingerprints: dict[str, str]
     """Of every source that is read, by its key in the recipe."""
-    held_out: Source | None
-    """Rows for validation, over and over; None where the recipe keeps none."""
+    held_out: HeldOut | None
+    """Rows for validation; None where the recipe keeps none."""
 
 
 def prepare(recipe: Recipe, tokenizer_folder: Path, local: Mapping[str, str] | None = None) -> Prepared:
@@ -90,6 +90,10 @@ class HeldOut:
 
     def __init__(self, sources: Sequence[Conversations]) -> None:
         self._places = [(source, index) for source in sources for index in range(source.held_out)]
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self._places)
 
     def example(self, index: int) -> Example:
         source, place = self._places[index % len(self._places)]

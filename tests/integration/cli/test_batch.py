@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import Result
 
-from dmax import LLM, GenerationParams
+from dmax import LLM, GenerationParams, save_model
 from dmax.cli._common.errors import CommandError
 from dmax.cli._common.files import LineFile
 
@@ -23,7 +24,7 @@ Read = Callable[[Path], list[dict[str, Any]]]
 PROMPTS: list[dict[str, Any]] = [
     {"prompt": "w7 w8 w9", "id": "kept by its owner"},
     {"prompt_ids": [10, 11]},
-    {"messages": [{"role": "user", "content": "w12"}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "w12"}]}]},
     {"prompt": "w13"},
     {"prompt_ids": []},
 ]
@@ -152,6 +153,8 @@ MALFORMED = [
     ('{"messages": []}', "messages"),
     ('{"messages": [{"role": "user"}]}', "messages"),
     ('{"messages": ["w7"]}', "messages"),
+    ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "part 1 of a turn's content is image_url"),
+    ('{"prompt_ids": [7, 1]}', "the prompt holds the mask token"),
 ]
 
 
@@ -167,6 +170,23 @@ def test_a_bad_line_is_named_and_the_others_run(
     assert part in errors[0]
     assert "Not answered: line 3." in result.stderr
     assert [record["line"] for record in read_lines(output)] == [1, 4]
+
+
+def test_a_line_whose_logits_are_nan_is_named_and_the_others_run(
+    generate: Run, checkpoints: Any, write_lines: Lines, read_lines: Read, tmp_path: Path
+) -> None:
+    llm = LLM(checkpoints.chat)
+    with torch.no_grad():
+        llm.model.model.word_embeddings.weight[40] = float("inf")
+    save_model(llm.model, tmp_path / "bad", tokenizer=llm.tokenizer)
+    single = generate("w40", "--model", tmp_path / "bad")
+    assert (single.exit_code, single.stdout) == (2, "")
+    assert "logits were NaN in pass 1" in single.stderr
+    prompts = write_lines({"prompt": "w7"}, {"prompt": "w40"}, {"prompt": "w8"})
+    result = generate("--model", tmp_path / "bad", "--input", prompts, "--output", tmp_path / "answers.jsonl")
+    assert result.exit_code == 2
+    assert "line 2: the model's logits were NaN" in result.stderr
+    assert [record["line"] for record in read_lines(tmp_path / "answers.jsonl")] == [1, 3]
 
 
 def test_a_bad_line_that_was_mended_finds_its_place(batch: Run, write_lines: Lines, read_lines: Read) -> None:

@@ -75,7 +75,7 @@ def test_options_that_make_no_sense(refusal: Refusal, checkpoints: Any, argument
         ("[1.5]", "list of whole numbers"),
         ("[true]", "list of whole numbers"),
         ('["a"]', "list of whole numbers"),
-        ("[48]", "token id 48 is not in this model's vocabulary; its ids are 0 to 47"),
+        ("[48]", "the prompt has token id 48; this model's ids are 0 to 47"),
         ("[-1]", "token id -1"),
         ("[" * 100_000, "not valid JSON"),
         (json.dumps([7] * 49), "49 tokens"),

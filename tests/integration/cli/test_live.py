@@ -52,7 +52,7 @@ def record(text: str, block: int = 0, **changes: Any) -> PassRecord:
 
 
 def canvas(gen_length: int = 64) -> Canvas:
-    return Canvas(Letters(), M, E, gen_length)
+    return Canvas(Letters(), M, [E], gen_length)
 
 
 def style_of(picture: Text, part: str) -> Style:
@@ -141,7 +141,7 @@ def test_nothing_is_shown_beyond_the_length_limit() -> None:
 
 
 def test_without_a_tokenizer_ids_are_shown() -> None:
-    shown = Canvas(None, M, E, 64)
+    shown = Canvas(None, M, [E], 64)
     shown.apply(record("____", tokens=[7, 8, 9, 10], final=True), now=0.0)
     shown.apply(record("____", tokens=[11, M, M, M], block=1), now=0.0)
     assert shown.text(0.0).plain.startswith("7 8 9 10 11 ")
@@ -164,7 +164,7 @@ def golden_tokenizer(pytestconfig: pytest.Config) -> Tokenizer:
 
 def test_words_keep_the_space_before_them_across_blocks_and_masks(checkpoints: Any) -> None:
     tokenizer = load_tokenizer(checkpoints.raw)  # puts a space between two tokens, and none before the first
-    shown = Canvas(tokenizer, M, E, 64)
+    shown = Canvas(tokenizer, M, [E], 64)
     shown.apply(record("__", tokens=[7, 8], final=True), now=0.0)
     shown.apply(record("___", tokens=[9, M, 10], block=1), now=0.0)
     assert shown.text(0.0).plain == f"w7 w8 w9 {MASK} w10"

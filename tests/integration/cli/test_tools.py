@@ -13,7 +13,7 @@ import torch
 from typer.testing import Result
 
 from dmax import load_model
-from dmax.evaluation.word_problems import validator
+from dmax.evaluation.validation import validator
 
 
 def test_converting_there_and_back_keeps_every_bit(

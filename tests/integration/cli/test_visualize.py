@@ -46,7 +46,7 @@ def test_a_prompt_is_answered_and_its_passes_are_in_the_page(invoke: Run, checkp
     assert run["text"] == expected.text
     assert run["trace"] == expected.to_dict()["trace"]
     assert {run["pieces"][str(token)] for record in run["trace"] for token in record["tokens"]} <= vocabulary()
-    assert (run["mask_token_id"], run["eos_token_id"]) == (1, 2)
+    assert (run["mask_token_id"], run["eos_token_ids"]) == (1, [2])
 
 
 def vocabulary() -> set[str]:

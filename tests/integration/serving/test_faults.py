@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from dmax import LLM, LLMEngine, RequestUpdate
@@ -95,6 +96,29 @@ def test_a_decoder_that_is_broken_fails_its_own_requests_only(serve: Any, decode
         assert "[DONE]" not in stream.text
         assert [reply.result().json()["choices"] for reply in others] == alone
         wait_for(client, "dmax_pages_held 0.0")
+
+
+def test_a_model_without_numbers_fails_the_requests_that_meet_it(serve: Any, llm: LLM) -> None:
+    table = llm.model.model.word_embeddings.weight
+    kept = table[40].clone()
+    try:
+        with torch.no_grad():
+            table[40] = float("inf")
+        with serve() as client, ThreadPoolExecutor(2) as pool:
+            alone = [ask(client, prompt, **SLOW).json()["choices"] for prompt in ("w7", "w8")]
+            others = [pool.submit(ask, client, prompt, **SLOW) for prompt in ("w7", "w8")]
+            wait_for(client, "dmax_running 2.0")
+            failed = ask(client, "w40")
+            assert failed.status_code == 500
+            assert "logits were NaN in pass 1" in failed.json()["error"]["message"]
+            stream = ask(client, "w40", stream=True)
+            assert "logits were NaN" in stream.text
+            assert "[DONE]" not in stream.text
+            assert [reply.result().json()["choices"] for reply in others] == alone
+            wait_for(client, "dmax_pages_held 0.0")
+    finally:
+        with torch.no_grad():
+            table[40] = kept
 
 
 def test_a_step_that_raises_is_told_and_the_next_request_is_answered(

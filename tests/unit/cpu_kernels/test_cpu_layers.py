@@ -76,7 +76,7 @@ class Case:
     def _open(self, cache: KVCache) -> list[Span]:
         cache.keys.copy_(self._pool)
         cache.values.copy_(-self._pool)
-        sequence = Sequence("0", [], GenerationParams(), StopRule(2, 8), get_decoder("threshold"))
+        sequence = Sequence("0", [], GenerationParams(block_length=32), StopRule((2,), 8), get_decoder("threshold"))
         return [Span(sequence, pages, start, start, end, PAGE) for pages, start, end in self.spans]
 
     @torch.no_grad()

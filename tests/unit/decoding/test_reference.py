@@ -26,7 +26,9 @@ class SayingModel:
         return logits[None, start : embeds.shape[1]]
 
 
-def run(model: SayingModel, prompt: list[int], gen_length: int, buffer_size: int = 1) -> list[ReferencePass]:
+def run(
+    model: SayingModel, prompt: list[int], gen_length: int, buffer_size: int = 1, ends: tuple[int, ...] = (EOS,)
+) -> list[ReferencePass]:
     return list(
         decode(
             model,
@@ -34,7 +36,7 @@ def run(model: SayingModel, prompt: list[int], gen_length: int, buffer_size: int
             get_decoder("threshold", threshold=0.9),
             prompt,
             mask_token_id=MASK,
-            eos_token_id=EOS,
+            eos_token_ids=ends,
             block_length=LENGTH,
             gen_length=gen_length,
             rule=MultiBlockRule(buffer_size=buffer_size, add_threshold=0.0),
@@ -52,6 +54,11 @@ def test_the_prompts_tail_shares_the_first_block_and_the_answer_is_cut_to_its_le
 def test_the_first_eos_of_the_answer_ends_it() -> None:
     passes = run(SayingModel([3, EOS, EOS, 4, 5, 5, 5, 5]), [], gen_length=8)
     assert [one.answer for one in passes] == [[3, EOS]]
+
+
+def test_any_of_several_eos_ends_the_answer() -> None:
+    passes = run(SayingModel([3, 4, 5, EOS, 6, 6, 6, 6]), [], gen_length=8, ends=(EOS, 5))
+    assert [one.answer for one in passes] == [[3, 4, 5]]
 
 
 def test_a_block_sees_itself_and_all_before_it() -> None:

@@ -27,6 +27,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
         ({"id": 7, "problem": "2+2?"}, [USER]),
         ({"messages": [USER]}, [USER]),
         ({"messages": [USER, {"role": "assistant", "content": "5"}]}, [USER]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "2+2?"}]}]}, [USER]),
         (
             {"messages": [{"role": "system", "content": "Be brief."}, {**USER, "name": None}]},
             [{"role": "system", "content": "Be brief."}, USER],
@@ -48,6 +49,7 @@ def test_plain_prompts_are_found_and_answers_of_others_left_out(row: dict[str, A
         ({"messages": []}, "no user's turn"),
         ({"messages": [{"role": "assistant", "content": "5"}]}, "no user's turn"),
         ({"messages": [{"from": "human", "value": "2+2?"}]}, "role and content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "role and content"),
     ],
 )
 def test_rows_without_a_prompt_are_told(row: dict[str, Any], reason: str) -> None:

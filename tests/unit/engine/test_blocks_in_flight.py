@@ -66,7 +66,7 @@ def run(model: LLaDA2, script: list[list[str]], gen_length: int, **rule: Any) ->
     decoder = Scripted(script)
     settings = {"buffer_size": 2, "add_threshold": 0.5, **rule}
     params = GenerationParams(gen_length=gen_length, block_length=LENGTH, trace=True, **settings)
-    row = Sequence("0", [], params, StopRule(EOS, gen_length), decoder)
+    row = Sequence("0", [], params, StopRule((EOS,), gen_length), decoder)
     engine = LLMEngine(model, pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16)
     engine.add(row)
     updates: list[RequestUpdate] = []

@@ -68,7 +68,7 @@ def rows_with(
             next(ids),
             [9] * prompt_length,
             GenerationParams(gen_length=gen_length, block_length=LENGTH, seed=index, trace=trace),
-            StopRule(EOS, gen_length),
+            StopRule((EOS,), gen_length),
             decoder,
         )
         for index, (prompt_length, gen_length) in enumerate(prompt_and_gen_lengths)
@@ -207,7 +207,7 @@ def test_a_pass_that_is_launched_ahead_counts_when_its_block_has_gone_on(
     slow = GenerationParams(gen_length=24, block_length=8, threshold=1.0)
     fast = GenerationParams(gen_length=24, block_length=8, threshold=0.0, acceptance_threshold=0.0)
     rows = [
-        Sequence(str(index), [3 + index] * index, params, StopRule(EOS, 24), params.build_decoder())
+        Sequence(str(index), [3 + index] * index, params, StopRule((EOS,), 24), params.build_decoder())
         for index, params in enumerate((slow, slow, fast))
     ]
     engine = LLMEngine(
@@ -457,7 +457,7 @@ class ScriptedDecoder(CountingDecoder):
 
 def multi(prompt_length: int, gen_length: int, decoder: CountingDecoder, **rule: Any) -> Sequence:
     params = GenerationParams(gen_length=gen_length, block_length=LENGTH, trace=True, **rule)
-    return Sequence(next(ids), [9] * prompt_length, params, StopRule(EOS, gen_length), decoder)
+    return Sequence(next(ids), [9] * prompt_length, params, StopRule((EOS,), gen_length), decoder)
 
 
 def test_blocks_in_flight_overlap_and_become_final_in_order(tiny_model: LLaDA2) -> None:

@@ -26,7 +26,7 @@ def cache(tiny_model: LLaDA2) -> KVCache:
 
 
 def span(pages: list[int], start: int, end: int, block_length: int) -> Span:
-    sequence = Sequence("0", [], GenerationParams(), StopRule(2, 8), get_decoder("threshold"))
+    sequence = Sequence("0", [], GenerationParams(block_length=32), StopRule((2,), 8), get_decoder("threshold"))
     return Span(sequence, tuple(pages), start, start, end, block_length)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from dmax.models import LLaDA2, Tokenizer
 TEMPLATE = (
     "{% for message in messages %}w40 {{ message.content }} {% endfor %}{% if add_generation_prompt %}w41{% endif %}"
 )
+MASK = 1
 SHORT = GenerationParams(gen_length=8, block_length=4, trace=True)
 
 
@@ -45,6 +48,29 @@ def test_a_single_prompt_of_any_kind_gives_a_list_of_one(llm: LLM, prompt: Any, 
     assert outputs[0].token_ids == llm.generate([prompt_ids], SHORT)[0].token_ids
 
 
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (torch.tensor([5, 6, 7]), [[5, 6, 7]]),
+        (np.array([5, 6, 7]), [[5, 6, 7]]),
+        ([torch.tensor(5), torch.tensor(6)], [[5, 6]]),
+        (list(np.array([5, 6])), [[5, 6]]),
+        (torch.tensor([[5, 6], [7, 8]]), [[5, 6], [7, 8]]),
+        (np.array([[5, 6]]), [[5, 6]]),
+        ([torch.tensor([5, 6]), np.array([7]), [8], "w9"], [[5, 6], [7], [8], [9]]),
+        (torch.tensor([], dtype=torch.int64), [[]]),
+        ({"input_ids": torch.tensor([[0, 5], [6, 7]]), "attention_mask": [[0, 1], [1, 1]]}, [[5], [6, 7]]),
+        ({"input_ids": [5, 6], "attention_mask": [1, 1]}, [[5, 6]]),
+        ([{"input_ids": np.array([5, 6])}, {"input_ids": [7]}], [[5, 6], [7]]),
+        ([{"role": "user", "content": [{"type": "text", "text": "w5 "}, {"type": "text", "text": "w6"}]}],
+         [[40, 5, 6, 41]]),
+    ],
+)  # fmt: skip
+def test_arrays_and_text_parts_are_prompts(llm: LLM, prompts: Any, expected: list[list[int]]) -> None:
+    found = llm.generate(prompts, SHORT)
+    assert [o.token_ids for o in found] == [o.token_ids for o in llm.generate(expected, SHORT)]
+
+
 def test_prompts_of_different_kinds_go_together(llm: LLM) -> None:
     outputs = llm.generate(["w5 w6", [5, 6], [{"role": "user", "content": "w5"}], []], SHORT)
     alone = [llm.generate(prompt, SHORT)[0] for prompt in ("w5 w6", "w5 w6", LLM.chat_prompt("w5"), [])]
@@ -58,6 +84,11 @@ def test_prompts_of_different_kinds_go_together(llm: LLM) -> None:
         ([[5], [-1]], "prompt 1 has token id -1"),
         ([[5], [6, "w7"]], "prompt 1 is a list of mixed parts; a prompt is a string"),
         ([5.0], "prompt 0 is a list of mixed parts"),
+        (torch.tensor([5.0]), "prompt 0 is a list of mixed parts"),
+        ([5, MASK], "prompt 0 holds the mask token \\(id 1\\), which stands for what is to be decoded; leave it out"),
+        ("w5 <mask>", "prompt 0 holds the mask token"),
+        ({"role": "user", "content": "w5"}, "a prompt is a dict without input_ids; put a message in a list"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "prompt 0: part 1 of a turn's content is image_url"),
         ([9] * 249, "prompt 0 has 249 tokens, which with gen_length 8 exceeds this model's limit of 256 positions"),
     ],
 )
@@ -86,6 +117,18 @@ def test_text_needs_a_tokenizer(tiny_model: LLaDA2, prompt: Any, params: Generat
 def test_messages_need_a_chat_template(tiny_model: LLaDA2, word_tokenizer: Callable[[str | None], Tokenizer]) -> None:
     with pytest.raises(GenerationError, match="prompt 0: This model has no chat template"):
         LLM(tiny_model, word_tokenizer(None)).generate(LLM.chat_prompt("w5"), SHORT)
+
+
+def test_blocks_longer_than_in_training_are_warned_of_once(
+    tiny_model: LLaDA2, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = LLaDA2(replace(tiny_model.config, block_length=4))
+    model.load_state_dict(tiny_model.state_dict())
+    outputs = [LLM(model).generate([5], GenerationParams(gen_length=8, block_length=n))[0] for n in (None, 2, 16, 16)]
+    assert [output.params["block_length"] for output in outputs] == [4, 2, 16, 16]
+    assert [record.getMessage() for record in caplog.records] == [
+        "block_length is 16, and this model was trained with 4: expect poor answers and many passes."
+    ]
 
 
 def test_without_a_tokenizer_there_is_no_text(tiny_model: LLaDA2) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dmax.engine import GenerationError, GenerationParams
+from dmax.models import ModelConfig
 
 
 @pytest.mark.parametrize(
@@ -50,13 +53,22 @@ def test_only_what_was_given_reaches_the_decoder() -> None:
     assert params.decoder_arguments() == {"threshold": 0.0, "temperature": 0.5, "soft": False}
 
 
-def test_a_checkpoints_defaults_fill_in_what_a_request_leaves_open() -> None:
+def test_a_checkpoints_defaults_fill_in_what_a_request_leaves_open(tiny_config: Callable[..., ModelConfig]) -> None:
     by_decoder = {"soft-parallel": {"threshold": 0.9, "acceptance_threshold": 0.8, "soft": False, "top_k": 2}}
-    params = GenerationParams(threshold=0.3, decoder_options={"top_k": 4}).with_defaults(by_decoder)
+    config = tiny_config(moe=False, decoder_defaults=by_decoder)
+    params = GenerationParams(threshold=0.3, decoder_options={"top_k": 4}).with_defaults(config)
     assert params.decoder_arguments() == {
         "threshold": 0.3, "acceptance_threshold": 0.8, "soft": False, "top_k": 4
     }  # fmt: skip
-    other = GenerationParams(decoder="threshold")
-    assert other.with_defaults(by_decoder) == other
+    other = GenerationParams(decoder="threshold", block_length=4)
+    assert other.with_defaults(config) == other
+    config = replace(config, decoder_defaults={"soft-parallel": {"threshold": 2}})
     with pytest.raises(GenerationError, match=r"decoder_defaults.soft-parallel in .* threshold is 2; it must"):
-        GenerationParams().with_defaults({"soft-parallel": {"threshold": 2}})
+        GenerationParams().with_defaults(config)
+
+
+def test_blocks_are_as_long_as_in_training_unless_a_request_says(tiny_config: Callable[..., ModelConfig]) -> None:
+    config = tiny_config(moe=False)
+    assert GenerationParams().with_defaults(config).block_length == 32
+    assert GenerationParams().with_defaults(replace(config, block_length=8)).block_length == 8
+    assert GenerationParams(block_length=4).with_defaults(replace(config, block_length=8)).block_length == 4

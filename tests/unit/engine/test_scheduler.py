@@ -20,7 +20,7 @@ LENGTH = 4
 def sequence(name: str, prompt_length: int, gen_length: int = 8, first_token: int = 9) -> Sequence:
     params = GenerationParams(gen_length=gen_length, block_length=LENGTH)
     tokens = [first_token] * prompt_length
-    return Sequence(name, tokens, params, StopRule(2, gen_length), get_decoder("threshold"))
+    return Sequence(name, tokens, params, StopRule((2,), gen_length), get_decoder("threshold"))
 
 
 def scheduler(pages: int, max_batch_size: int = 8, prefill_tokens: int = 8, reuse: bool = False) -> Scheduler:

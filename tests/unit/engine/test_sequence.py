@@ -14,7 +14,7 @@ EOS = 2
 
 def sequence(prompt_length: int, gen_length: int, block_length: int = 4) -> Sequence:
     params = GenerationParams(gen_length=gen_length, block_length=block_length)
-    return Sequence("a", [9] * prompt_length, params, StopRule(EOS, gen_length), get_decoder("threshold"))
+    return Sequence("a", [9] * prompt_length, params, StopRule((EOS,), gen_length), get_decoder("threshold"))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_blocks_follow_one_another_to_the_end() -> None:
 
 def test_an_eos_in_the_prompts_tail_is_not_the_answers() -> None:
     params = GenerationParams(gen_length=8, block_length=4)
-    row = Sequence("a", [9, EOS], params, StopRule(EOS, 8), get_decoder("threshold"))
+    row = Sequence("a", [9, EOS], params, StopRule((EOS,), 8), get_decoder("threshold"))
     row.close_block([9, EOS, 10, 11])
     assert row.ending is None
     row.close_block([12, EOS, EOS, EOS])

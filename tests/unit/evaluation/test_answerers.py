@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip("httpx")
 
 import httpx
+import torch
 
-from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
+from dmax import LLM, GenerationParams, LLaDA2, ModelConfig, Tokenizer
 from dmax.evaluation import answerers
 from dmax.evaluation.answerers import AnswererError, LocalAnswerer, RemoteAnswerer
+from dmax.models.llada2 import initialize
 
 
 def server(handle: Any, **settings: Any) -> RemoteAnswerer:
@@ -103,11 +105,27 @@ def test_a_server_that_stays_away_is_a_recorded_failure_and_a_clear_error_at_the
 def test_results_state_the_options_that_took_effect(tiny_config: Callable[..., ModelConfig]) -> None:
     """What the checkpoint says of its decoder included."""
     config = tiny_config(moe=False, decoder_defaults={"soft-parallel": {"threshold": 0.8, "acceptance_threshold": 0.7}})
-    answerer = LocalAnswerer(LLM(LLaDA2(config)), GenerationParams(acceptance_threshold=0.6), "tiny", "hash")
+    model = initialize(LLaDA2(config), torch.Generator().manual_seed(0))
+    answerer = LocalAnswerer(LLM(model), GenerationParams(acceptance_threshold=0.6), "tiny", "hash")
     params = answerer.describe()["params"]
     assert (params["threshold"], params["acceptance_threshold"]) == (0.8, 0.6)
     [output] = answerer.llm.generate([5, 6], GenerationParams(gen_length=8, block_length=4))
     assert (output.params["threshold"], output.params["acceptance_threshold"]) == (0.8, 0.7)
+
+
+def test_a_prompt_whose_logits_are_nan_is_a_failed_row_among_others(
+    tiny_config: Callable[..., ModelConfig], word_tokenizer: Callable[..., Tokenizer], chat_template: str
+) -> None:
+    model = initialize(LLaDA2(tiny_config(moe=False)), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.model.word_embeddings.weight[40] = float("inf")
+        model.lm_head.weight[40] = 0
+    answerer = LocalAnswerer(
+        LLM(model, word_tokenizer(chat_template)), GenerationParams(block_length=8), "tiny", "hash"
+    )
+    answers = answerer.answer(["w7", "w40", "w8"], [0, 1, 2], 8)
+    assert [answer.text is None for answer in answers] == [False, True, False]
+    assert "NumericalError: the model's logits were NaN" in (answers[1].error or "")
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ from dmax.evaluation.grading import final_number, read_number
         (r"\boxed{12 \%}", 12),
         ("#### 12 (a dozen)", 12),
         ("#### 12 o'clock", 12),
-        ("She has 12-15 apples", 15),
+        ("She has 12-15 apples", None),
         (r"\boxed{12 \text{ to } 15}", None),
         (r"\boxed{12-15}", -3),
         ("#### 1M", 1000000),

@@ -59,7 +59,9 @@ def assert_plain(model: LLaDA2, found: Decided, expected: StepResult, decoder: S
     torch.testing.assert_close(embeds_BLD, plain_BLD, rtol=1e-5, atol=1e-6)
     told = [expected.state.tokens, expected.revised, expected.converged[:, None]]
     assert for_host_BW is not None
-    assert torch.equal(for_host_BW, torch.cat(told, 1))
+    assert torch.equal(for_host_BW[:, :-1], torch.cat(told, 1))
+    confidence_B = for_host_BW[:, -1].to(torch.int32).view(torch.float32)
+    torch.testing.assert_close(confidence_B, expected.confidence.sum(-1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 9])

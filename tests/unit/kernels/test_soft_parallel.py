@@ -155,3 +155,20 @@ def test_embeddings_are_those_of_the_plain_rule(
     found = soft_embeddings(*arguments, mask_token_id=4, renormalize=renormalize).cpu()
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
     assert torch.equal(found[~where], table[tokens][~where])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tokens", [slice(20, 21), slice(None)], ids=["one", "all"])
+def test_logits_that_are_no_numbers_give_a_confidence_that_is_none(
+    generator: torch.Generator, device: torch.device, wrong: float, tokens: slice
+) -> None:
+    """In that row alone, and with tokens that can be looked up."""
+    vocabulary, mask = 2 * PART + 40, 7
+    logits = draw_logits(generator, 2, vocabulary, mask)
+    logits[1, 2, tokens] = wrong
+    state = start(generator, 2, vocabulary, mask)
+    logits, state = logits.to(device), moved(state, device)
+    found = by_kernels(SoftParallelDecoder(), logits, state)
+    assert found.confidence.isnan().any(1).tolist() == [False, True]
+    assert found.state.mix is not None
+    assert ((found.state.mix.token_ids >= 0) & (found.state.mix.token_ids < vocabulary)).all()

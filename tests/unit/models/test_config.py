@@ -141,6 +141,17 @@ def test_published_configurations(published: dict[str, Any], total: float, activ
     assert counted == pytest.approx(total, rel=0.01)
 
 
+def test_all_end_tokens_are_kept_and_those_for_generation_win(tmp_path: Path) -> None:
+    write(tmp_path, WITH_IDS)
+    assert load_config(tmp_path).eos_token_ids == (156892, 156900)
+    for ends, expected in (([156900, 7, 156900], (156900, 7)), (9, (9,)), (None, (156892, 156900))):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert load_config(tmp_path).eos_token_ids == expected
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json cannot be read as JSON"):
+        load_config(tmp_path)
+
+
 def test_an_end_token_that_only_the_tokenizer_names(tmp_path: Path) -> None:
     config = {key: value for key, value in MINI.items() if key != "pad_token_id"}
     assert load_config(write(tmp_path, config)).eos_token_id == 156900
@@ -163,7 +174,9 @@ def test_dense_variants_and_implied_values() -> None:
 
 def test_a_configuration_survives_being_written() -> None:
     defaults = {"soft-parallel": {"threshold": 0.9}}
-    config = ModelConfig.from_dict({**WITH_IDS, "num_hidden_layers": 3, "decoder_defaults": defaults})
+    changes = {"num_hidden_layers": 3, "decoder_defaults": defaults, "block_length": 8}
+    config = ModelConfig.from_dict({**WITH_IDS, **changes})
+    assert config.block_length == 8
     assert config.decoder_defaults == defaults
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -180,6 +193,9 @@ REFUSED = {
     "odd rotary": ({"partial_rotary_factor": 0.25}, "must be even"),
     "text for a number": ({"hidden_size": "16"}, "hidden_size is '16'"),
     "no end token": ({"eos_token_id": []}, "eos_token_id is \\[\\]"),
+    "text for an end token": ({"eos_token_id": [2, "3"]}, "eos_token_id is \\[2, '3'\\]"),
+    "end token beyond the vocabulary": ({"eos_token_id": [2, 32]}, "eos_token_id is 32, outside the vocabulary"),
+    "no block": ({"block_length": 0}, "block_length is 0; it must be at least 1"),
     "zero width": ({"intermediate_size": 0}, "intermediate_size is 0"),
     "uneven heads": ({"num_key_value_heads": 3}, "must be a multiple"),
     "mask beyond the vocabulary": ({"mask_token_id": 32}, "outside the vocabulary of 32"),

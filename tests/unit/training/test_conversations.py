@@ -71,6 +71,17 @@ def test_of_a_chat_the_last_turn_is_supervised(tokenizer: Tokenizer, tmp_path: P
     assert parts(source.example(0), tokenizer) == expected
 
 
+def test_content_in_parts_is_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    turns = [("user", ["2", "+2?"]), ("assistant", ["4"])]
+    parted = [{"role": role, "content": [{"type": "text", "text": text} for text in texts]} for role, texts in turns]
+    section = jsonl(tmp_path / "a.jsonl", {"messages": parted})
+    assert parts(load(section, tokenizer).example(0), tokenizer) == ("<user>2+2?<assistant>", "4<eos>")
+    assert list(conversation_texts(section, 1)) == ["2+2?\n4"]
+    images = [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "four"}]
+    with pytest.raises(DataError, match=r"row 1 .*part 1 of a turn's content is image_url; only text is taken"):
+        load(jsonl(tmp_path / "b.jsonl", {"messages": images}), tokenizer)
+
+
 def test_the_prompt_is_the_one_that_generation_reads(tokenizer: Tokenizer, tmp_path: Path) -> None:
     question = "one two?"
     example = load(jsonl(tmp_path / "a.jsonl", {"question": question, "answer": "x"}), tokenizer).example(0)

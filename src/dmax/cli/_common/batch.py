@@ -17,7 +17,7 @@ from dmax.cli._common.files import LineFile, to_json
 from dmax.cli._common.options import ModelOptions, OutputOptions
 from dmax.cli._common.prompts import Prompt, encode, prompt_of_line
 from dmax.cli._common.session import Rule, decode, load_llm
-from dmax.engine import GenerationOutput, GenerationParams
+from dmax.engine import GenerationOutput, GenerationParams, NumericalError
 
 if TYPE_CHECKING:
     from dmax.engine import LLM
@@ -91,7 +91,7 @@ def run_batch(source: Path, rule: Rule, model: ModelOptions, sink: OutputOptions
             for file in (answers, traces):
                 if file is not None and ready:
                     stack.enter_context(file)
-            _Run(llm, rule, model.model, answers, traces).run(ready, sink.batch_size or DEFAULT_BATCH_SIZE)
+            _Run(llm, rule, model.model, answers, traces, batch).run(ready, sink.batch_size or DEFAULT_BATCH_SIZE)
     if batch.refused:
         lines = ", ".join(map(str, sorted(batch.refused)))
         note(f"Not answered: line{'s' if len(batch.refused) > 1 else ''} {lines}.")
@@ -142,13 +142,20 @@ class _Run:
     """Decodes chunk by chunk and writes each answer as soon as its chunk is done."""
 
     def __init__(
-        self, llm: LLM, rule: Rule, model_name: str, answers: LineFile | None, traces: LineFile | None
+        self,
+        llm: LLM,
+        rule: Rule,
+        model_name: str,
+        answers: LineFile | None,
+        traces: LineFile | None,
+        batch: Batch,
     ) -> None:
         self._llm = llm
         self._params = rule.params
         self._model_name = model_name
         self._answers = answers
         self._traces = traces
+        self._batch = batch
         self._outputs: list[GenerationOutput] = []
 
     def run(self, ready: list[tuple[Item, list[int]]], batch_size: int) -> None:
@@ -176,7 +183,16 @@ class _Run:
 
     def _answer(self, chunk: list[tuple[Item, list[int]]]) -> None:
         params = [item.params(self._params) for item, _ in chunk]
-        outputs = decode(self._llm, [token_ids for _, token_ids in chunk], params)
+        try:
+            outputs = decode(self._llm, [token_ids for _, token_ids in chunk], params)
+        except CommandError as error:
+            if not isinstance(error.__cause__, NumericalError):
+                raise
+            if len(chunk) == 1:
+                self._batch.refuse(chunk[0][0].line, error)
+            for one in chunk if len(chunk) > 1 else ():
+                self._answer([one])
+            return
         for (item, token_ids), output in zip(chunk, outputs, strict=True):
             record = {"model": self._model_name, **output.to_dict()}
             trace = record.pop("trace", None)

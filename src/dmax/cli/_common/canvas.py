@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import groupby
 from typing import Protocol
 
@@ -66,10 +67,12 @@ class Canvas:
     token that was revised flashes for a moment, whichever of the two it is by then.
     """
 
-    def __init__(self, tokenizer: Decodes | None, mask_token_id: int, eos_token_id: int, gen_length: int) -> None:
+    def __init__(
+        self, tokenizer: Decodes | None, mask_token_id: int, eos_token_ids: Collection[int], gen_length: int
+    ) -> None:
         self._tokenizer = tokenizer
         self._mask_token_id = mask_token_id
-        self._eos_token_id = eos_token_id
+        self._eos_token_ids = eos_token_ids
         self._gen_length = gen_length
         self._settled: list[int] = []
         self._settled_text = ""
@@ -124,8 +127,8 @@ class Canvas:
         self._settled_text = printable(text)
 
     def _answer(self, token_ids: list[int]) -> list[int]:
-        end = token_ids.index(self._eos_token_id) if self._eos_token_id in token_ids else len(token_ids)
-        return token_ids[: min(end, self._gen_length)]
+        ends = (at for at, token_id in enumerate(token_ids) if token_id in self._eos_token_ids)
+        return token_ids[: min(next(ends, len(token_ids)), self._gen_length)]
 
     def _draw_tail(self, picture: Text, now: float) -> None:
         before = list(self._settled)
@@ -150,7 +153,7 @@ class Canvas:
         texts = pieces(self._tokenizer, [*anchor, *(record.tokens[offset] for offset in run)])[len(anchor) :]
         for offset, text in zip(run, texts, strict=True):
             style = self._style(record, offset, now)
-            if record.tokens[offset] == self._eos_token_id:
+            if record.tokens[offset] in self._eos_token_ids:
                 text, style = END, _END_STYLE
             if picture.plain.endswith(MASK):
                 _append_apart(picture, printable(text), style)

@@ -38,7 +38,8 @@ class DecodingOptions:
     defaults: ClassVar[Mapping[str, Any]] = {"gen_length": None}
     """Where a command's default is not that of the params."""
     helps: ClassVar[Mapping[str, str]] = {
-        "gen_length": f"{PARAMS['gen_length'].help.removesuffix('.')}; {GenerationParams.gen_length} if not given."
+        "gen_length": f"{PARAMS['gen_length'].help.removesuffix('.')}; {GenerationParams.gen_length} if not given.",
+        "block_length": f"{PARAMS['block_length'].help.removesuffix('.')}; as in the model's training if not given.",
     }
     """Where a command's help is not that of the params."""
 

@@ -46,7 +46,7 @@ def _hint_at_quotes(error: typer.TyperException) -> str:
     message = error.format_message()
     command = getattr(getattr(error, "ctx", None), "command", None)
     takes_prompt = any(parameter.name == "prompt" for parameter in getattr(command, "params", ()))
-    if takes_prompt and "unexpected extra argument" in message:
+    if command is not None and takes_prompt and "unexpected extra argument" in message:
         return f'; put the prompt into quotes: dmax {command.name} "…".'
     if message.startswith("No such command") and "Did you mean" not in message:
         return ' A prompt goes into quotes behind a command: dmax generate "…".'

@@ -54,6 +54,7 @@ def _backend() -> str:
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "kind": "dense" if config.num_experts is None else "mixture of experts",
+        "block_length": config.block_length,
         "layers": config.num_hidden_layers,
         "dense_layers": sum(not config.is_moe_layer(index) for index in range(config.num_hidden_layers)),
         "hidden_size": config.hidden_size,
@@ -94,6 +95,7 @@ def _cache_values(config: ModelConfig) -> int:
 
 def _special_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, dict[str, Any]]:
     ids = {"mask": config.mask_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}
+    ids |= {f"eos_{number}": token_id for number, token_id in enumerate(config.further_eos_token_ids, 2)}
     texts = {} if tokenizer is None else {role: tokenizer.pipeline.id_to_token(i) for role, i in ids.items()}
     return {role: {"id": token_id, "text": texts.get(role)} for role, token_id in ids.items()}
 

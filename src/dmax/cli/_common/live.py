@@ -38,7 +38,7 @@ NO_TEXT = "The answer is empty: the model ended it at once."
 def decode_in_view(console: Console, llm: LLM, token_ids: list[int], params: GenerationParams) -> GenerationOutput:
     """Answer one prompt and show it while it is decoded; raises as :func:`dmax.cli._common.session.decode` does."""
     config = llm.model.config
-    canvas = Canvas(llm.tokenizer, config.mask_token_id, config.eos_token_id, params.gen_length)
+    canvas = Canvas(llm.tokenizer, config.mask_token_id, config.eos_token_ids, params.gen_length)
     with _no_echo(), LiveView(console, canvas) as view:
         [output] = decode(llm, [token_ids], [params], on_pass=view.on_pass)
         view.finish(output)

@@ -12,7 +12,7 @@ from dmax.cli._common.options import InputOptions
 if TYPE_CHECKING:
     from dmax.engine import LLM
 
-Prompt = str | list[int] | list[dict[str, str]]
+Prompt = str | list[int] | list[dict[str, Any]]
 """Text, token ids, or the messages of a conversation."""
 
 _KINDS = ("prompt", "messages", "prompt_ids")
@@ -62,11 +62,13 @@ def encode(llm: LLM, prompt: Prompt, gen_length: int) -> list[int]:
     Raises:
         CommandError: the model has no tokenizer for it, does not know a token, or has no room for it.
     """
-    limit, vocab_size = llm.model.config.max_position_embeddings, llm.model.config.vocab_size
+    from dmax.engine.requests import problem_with_ids
+
+    limit = llm.model.config.max_position_embeddings
     token_ids = _encode(llm, prompt)
-    outside = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
-    if outside is not None:
-        raise CommandError(f"token id {outside} is not in this model's vocabulary; its ids are 0 to {vocab_size - 1}.")
+    problem = problem_with_ids(token_ids, llm.model.config)
+    if problem is not None:
+        raise CommandError(f"the prompt {problem}.")
     if len(token_ids) + gen_length > limit:
         plural = "" if len(token_ids) == 1 else "s"
         raise CommandError(
@@ -86,7 +88,7 @@ def _encode(llm: LLM, prompt: Prompt) -> list[int]:
             return llm.tokenizer.encode(prompt)
         prompt = llm.chat_prompt(prompt)
     try:
-        return llm.tokenizer.apply_chat_template(cast(list[dict[str, str]], prompt))
+        return llm.tokenizer.apply_chat_template(cast(list[dict[str, Any]], prompt))
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -122,16 +124,23 @@ def _token_ids(value: object, what: str) -> list[int]:
     return value
 
 
-def _messages(value: object) -> list[dict[str, str]]:
+def _messages(value: object) -> list[dict[str, Any]]:
+    from dmax.models.tokenizer import text_of
+
     if not isinstance(value, list) or not value or not all(_is_message(part) for part in value):
-        raise CommandError('messages must be a list of at least one {"role": text, "content": text}.')
+        raise CommandError('messages must be a list of at least one {"role": text, "content": text or text parts}.')
     for message in value:
-        _unicode(message["content"], "a message")
+        try:
+            _unicode(text_of(message["content"]), "a message")
+        except ValueError as error:
+            raise CommandError(str(error)) from error
     return value
 
 
 def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    return (
+        isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str | list)
+    )
 
 
 def _json_type(value: object) -> str:

@@ -45,7 +45,7 @@ class Rule:
         """The rule with what the checkpoint says of its decoder where nothing was asked for."""
         from dmax.models import load_config
 
-        params = self.params.with_defaults(load_config(model).decoder_defaults)
+        params = self.params.with_defaults(load_config(model))
         return Rule(params, params.build_decoder())
 
 
@@ -123,13 +123,17 @@ def decode(
     """Answer prompts given as token ids, each with its own params.
 
     Raises:
-        CommandError: the engine refuses the request, or memory does not suffice.
+        CommandError: the engine refuses the request, the model gives no numbers, or memory does not suffice.
     """
     import torch
+
+    from dmax.engine import NumericalError
 
     with user_errors():
         try:
             return llm.generate(list(prompts), list(params), **callbacks)
+        except NumericalError as error:
+            raise CommandError(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise CommandError("memory does not suffice; lower --gen-length, or --batch-size in a batch.") from error
 

@@ -49,8 +49,8 @@ class Decided(NamedTuple):
     after: PassInput
     """The blocks as the next pass finds them if all of them go on."""
     for_host_BW: Tensor | None = None
-    """``(B, 2 L + 1)`` int64: tokens, which of them were revised, whether the block has converged; None where nobody
-    has put them together yet."""
+    """``(B, 2 L + 2)`` int64: tokens, which of them were revised, whether the block has converged, and the bits of the
+    sum of its confidences, which is NaN where logits were; None where nobody has put them together yet."""
 
 
 class Backend(Protocol):

@@ -118,8 +118,9 @@ class StaticDecisions:
         after.active.copy_(before.active)
         after.fallback.fill_(True)
         after.for_host_BW[:, :length].copy_(after.tokens)
-        after.for_host_BW[:, length:-1].copy_(after.decision.revised)
-        after.for_host_BW[:, -1].copy_(after.decision.converged)
+        after.for_host_BW[:, length:-2].copy_(after.decision.revised)
+        after.for_host_BW[:, -2].copy_(after.decision.converged)
+        after.for_host_BW[:, -1].copy_(after.decision.confidence.sum(-1).view(torch.int32))
         embeds_BLD = soft_embeddings(
             after.tokens, after.decision.mixed, after.decision.candidates[..., None],
             after.decision.confidence[..., None], self._model.model.word_embeddings.weight,
@@ -153,8 +154,8 @@ class Blocks:
         self.decision = Decision(
             self.tokens, self.masked, self.passes, weights, candidates, promoted, revised, mixed, converged
         )
-        self.for_host_BW = for_host[: 8 * size * (2 * length + 1)].view(torch.int64).view(size, -1)
-        """int64: the tokens, which of them were revised, and whether the block has converged."""
+        self.for_host_BW = for_host[: 8 * size * (2 * length + 2)].view(torch.int64).view(size, -1)
+        """:attr:`Decided.for_host_BW`."""
         self.embeds_BLD = embeds[: dtype.itemsize * size * length * hidden].view(dtype).view(size, length, hidden)
 
     @staticmethod
@@ -193,7 +194,7 @@ def _part_sizes(size: int, length: int, hidden: int, dtype: torch.dtype) -> list
     """Bytes of tokens and candidates; the host's part; passes; confidences; five flags; two flags; embeddings."""
     positions = size * length
     parts = (
-        16 * positions, 8 * size * (2 * length + 1), 8 * size, 4 * positions, 5 * positions, 2 * size,
+        16 * positions, 8 * size * (2 * length + 2), 8 * size, 4 * positions, 5 * positions, 2 * size,
         dtype.itemsize * positions * hidden,
     )  # fmt: skip
     return [math.ceil(part / _ALIGNED) * _ALIGNED for part in parts]

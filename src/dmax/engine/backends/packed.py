@@ -17,12 +17,13 @@ from torch import Tensor
 
 MOST_WEIGHTS = 2**21
 """Of a weight that is packed."""
-_DTYPES = (torch.float32, torch.bfloat16)
 _EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 
 # There is no public name for oneDNN's layouts; where a release of torch lacks these, nothing is packed.
 _pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if torch.backends.mkldnn.is_available() else None
 _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_has_bfloat16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+_DTYPES = (torch.float32, torch.bfloat16) if _has_bfloat16() else (torch.float32,)  # AVX2 alone lays out no bfloat16
 
 
 def packable(x: Tensor, *sources: Tensor) -> bool:

@@ -6,14 +6,20 @@ import math
 import re
 from fractions import Fraction
 
-_GROUPED = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}|[0-9]{1,3}(?:[\u00a0'_][0-9]{3})+"
+_GROUPED = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}|[0-9]{1,3}(?:[\u00a0'’_][0-9]{3})+"
 """1,000,000 and 10,00,000 and 1'000'000."""
 _UNGROUPED = r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
 _DOTTED = r"[0-9]{1,3}(?:\.[0-9]{3}){2,}"
-DIGITS = rf"(?:{_GROUPED}|{_DOTTED}|[0-9]{{1,3}}(?: [0-9]{{3}})+)(?![0-9])(?:\.[0-9]+)?|{_UNGROUPED}"
+_EURO = r"(?:€|EUR\b|euros?\b|zł|kr\b|CHF\b|R\$)"
+_COMMA_DECIMAL = (
+    r"(?:[0-9]{1,3}(?:\.[0-9]{3})+|[0-9]{1,3}(?:[ \u00a0'’][0-9]{3})+),[0-9]{1,2}(?![0-9,])"
+    rf"|(?:(?<=€)|(?<=€ ))[0-9]+,[0-9]{{2}}(?![0-9,])|[0-9]+,[0-9]{{2}}(?=[\s\u00a0]?{_EURO})"
+)
+"""1.250,00 and 1 250,5; 12,50 only beside a currency that is written so."""
+DIGITS = rf"(?:{_COMMA_DECIMAL}|{_GROUPED}|{_DOTTED}|[0-9]{{1,3}}(?: [0-9]{{3}})+)(?![0-9])(?:\.[0-9]+)?|{_UNGROUPED}"
 """A number that stands by itself."""
 DIGITS_IN_PROSE = (
-    rf"(?:{_GROUPED}|{_DOTTED}|[0-9]{{1,3}}(?: [0-9]{{3}})* [0-9]{{3}} [0-9]{{3}}|[0-9]{{1,3}} 000)"
+    rf"(?:{_COMMA_DECIMAL}|{_GROUPED}|{_DOTTED}|[0-9]{{1,3}}(?: [0-9]{{3}})* [0-9]{{3}} [0-9]{{3}}|[0-9]{{1,3}} 000)"
     rf"(?![0-9])(?:\.[0-9]+)?|{_UNGROUPED}"
 )
 """A number between words, where 3 100 may be two."""
@@ -78,6 +84,8 @@ def magnitude(ten: str | None, size: str | None, letter: str | None) -> Fraction
 
 def digits_value(digits: str) -> Fraction:
     """Return the value of digits with separators."""
+    if re.search(r",[0-9]{1,2}$", digits):  # 1.250,00
+        digits = re.sub(r"[^0-9,]", "", digits).replace(",", ".")
     if digits.count(".") > 1:  # 1.000.000
         digits = digits.replace(".", "")
     if len(digits) > _MOST_DIGITS:

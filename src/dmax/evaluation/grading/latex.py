@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from dmax.evaluation.grading.plain_text import plain, without_latex
-from dmax.evaluation.grading.statements import boxed, final_statement
+from dmax.evaluation.grading.plain_text import DECIMAL_COMMA, plain, without_latex
+from dmax.evaluation.grading.said import said, without_markup
+from dmax.evaluation.grading.statements import boxes_side_by_side, final_statement
 
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree\b|\\textdegree\b|\^\s*\{?°\}?)")
 _CURRENCY = re.compile(r"\\\$|[£€¥₹₩]|\\(?:pounds|euro|textsterling|texteuro)\b|(?:^|(?<=\s))\$(?=[-0-9.])")
@@ -27,8 +28,11 @@ _LETTER = re.compile(
 )
 _BARE_LETTER = re.compile(r"\s*(?:\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{\s*)?\(?([A-J])\)?[.:)]?\s*\}?\s*")
 _REPEATING = re.compile(
-    r"(?P<whole>[0-9]*)\.(?P<once>[0-9]*)\s*\\(?:overline|bar|dot|widehat)\s*(?:\{\s*(?P<again>[0-9]+)\s*\}|(?P<digit>[0-9]))"
+    r"(?P<whole>[0-9]*)\.(?P<once>[0-9]*)\s*(?:\\(?:overline|bar|dot|widehat)\s*(?:\{\s*(?P<again>[0-9]+)\s*\}|(?P<digit>[0-9]))"
+    r"|\((?P<round>[0-9]+)\))"
 )
+_DOTS = re.compile(r"(?P<before>[0-9]*\.[0-9]*?)(?P<again>[0-9]{1,6}?)(?P=again){1,}(?:\.{3}|…|\\[lc]?dots)")
+"""A decimal that goes on as its last digits do: three of one, or two of a group."""
 _MIXED = re.compile(r"(?<![0-9./{])([0-9]+)\s+([0-9]+)/([0-9]+)(?![0-9])")
 _TRAILING = re.compile(r"(?:\\[,;:! ]|[\s.,;:~]|\\q?quad|\\\\)+$")
 _NAME = r"[a-zA-Z](?:_\{?\w+\}?)?"
@@ -39,24 +43,53 @@ _OPERATORS = (
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\\(?:neq|ne)(?![A-Za-z])|≠"), "≠"),
 )
+_THAN = (
+    (
+        r"(?:greater|more|larger|bigger|higher)\s+than\s+or\s+equal\s+to|at\s+least|no(?:t)?\s+(?:less|smaller|fewer)\s+than",
+        "≥",
+    ),
+    (r"(?:less|smaller|lower|fewer)\s+than\s+or\s+equal\s+to|at\s+most|no(?:t)?\s+(?:more|greater|larger)\s+than", "≤"),
+    (r"(?:greater|more|larger|bigger|higher)\s+than", ">"),
+    (r"(?:less|smaller|lower|fewer)\s+than", "<"),
+)
+_IN_WORDS = tuple(
+    (
+        re.compile(
+            r"(?<![A-Za-z])(?P<name>[a-zA-Z])\s*(?:\\text\s*\{\s*)?\s*(?:is|are|must\s+be|has\s+to\s+be|can\s+be)?\s*(?:strictly\s+|any\s+number\s+)?"
+            rf"(?:{words})\s*\}}?\s*(?=[-+0-9.\\(])",
+            re.IGNORECASE,
+        ),
+        sign,
+    )
+    for words, sign in _THAN
+)
+_CHOSEN = re.compile(
+    r"(?:^|\b(?:answer|option|choice)\b(?:\s+is|\s*:)?(?:\s+(?:option|choice))?)[*(\s:]*([A-J])[).*\s]*$"
+)
+"""The letter of a choice, all alone or so called."""
 _PROSE = re.compile(r"(?:\\[a-zA-Z]+|[^a-zA-Z]|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))*$")
 _BASE = re.compile(r"[0-9A-F ]+_\s*\{?\s*([0-9]+)\s*\}?")
 _INTERVAL = re.compile(r"[(\[].+,.+[)\]]")
 
 
 def stated_forms(answer: str) -> list[str]:
-    r"""Return what an answer states, the likeliest first: its last box, else the mathematics that its last sentence
-    ends with. Without dollars or a box, LaTeX counts as it stands."""
-    boxes = boxed(answer)
+    r"""Return what an answer states, the likeliest first: its last box, with those before it that only "or" and "and"
+    part from it, else the mathematics or the letter of a choice that its last sentence ends with. Without dollars or a
+    box, LaTeX counts as it stands."""
+    answer = said(answer)
+    boxes = boxes_side_by_side(answer)
     if boxes:
-        return [tidy(boxes[-1])]
-    sentence = final_statement(answer).strip()
+        return [tidy(", ".join(boxes))]
+    sentence = without_markup(final_statement(answer)).strip()
     if not sentence:
         return []
-    dollars = re.findall(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", sentence)
-    if dollars:
-        return [tidy("".join(dollars[-1]))]
-    trimmed = _TRAILING.sub("", sentence.strip("*_` "))
+    marked = re.findall(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|`([^`]+)`", sentence)
+    if marked:
+        return [tidy("".join(marked[-1]).replace("**", "^"))]
+    trimmed = with_signs(_TRAILING.sub("", plain(sentence.strip("*_` "))))
+    chosen = _CHOSEN.search(trimmed)
+    if chosen:
+        return [chosen[1]]
     found = _PROSE.search(trimmed)
     ending = found[0].strip() if found else ""
     forms = [tidy(trimmed), tidy(ending)] if re.search(r"[0-9]|\\[a-zA-Z]", ending) else []
@@ -65,7 +98,8 @@ def stated_forms(answer: str) -> list[str]:
 
 def tidy(content: str) -> str:
     """Return the content of a box in the spelling that comparisons read."""
-    text = plain(content)
+    text = with_signs(DECIMAL_COMMA.sub(".", plain(content)))
+    text = _DOTS.sub(_as_repeating, text)
     text = _OVERLINED.sub(r"\\overline{\1}", text)
     previous = None
     while text != previous:
@@ -79,6 +113,20 @@ def tidy(content: str) -> str:
 
 
 _OVERLINED = re.compile(r"\\overline\s+([0-9])")
+
+
+def with_signs(statement: str) -> str:
+    """Return a statement with signs in place of words such as "is greater than", behind a variable."""
+    for words, sign in _IN_WORDS:
+        statement = words.sub(rf"\g<name> {sign} ", statement)
+    return statement
+
+
+def _as_repeating(match: re.Match[str]) -> str:
+    again, run = match["again"], match[0][len(match["before"]) :].rstrip(".…\\lcdots")
+    if len(run) < 3:
+        return match[0]
+    return rf"{match['before']}\overline{{{again}}}"
 
 
 def same_words(gold: str, given: str) -> bool | None:
@@ -174,7 +222,7 @@ def _bare(text: str) -> str:
 
 
 def _as_fraction(match: re.Match[str]) -> str:
-    once, again = match["once"], match["again"] or match["digit"]
+    once, again = match["once"], match["again"] or match["digit"] or match["round"]
     value = Fraction(int(match["whole"] or 0))
     value += Fraction(int(once or 0), 10 ** len(once)) + Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1))
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"

@@ -19,15 +19,17 @@ from dmax.evaluation.grading.plain_text import plain
 _SIGN = r"(?<![\w)\]}.])[-+]"
 _UP = r"(?:\{\s*(?P<up>[-+]?[0-9]+)\s*\}|(?P<up1>[0-9]))"
 _DOWN = r"(?:\{\s*(?P<down>[0-9]+)\s*\}|(?P<down1>[0-9]))"
-_ALONE = r"(?<![\w^.])(?<!\^\{)(?<!_\{)"
-"""Before a number that belongs to no name, exponent or index, as those of x2, cm^2 and a_1 do."""
+_ALONE = r"(?<![0-9A-Za-z_\u00c0-\u052f^.])(?<!\^\{)(?<!_\{)"
+"""Before a number that belongs to no name, exponent or index, as those of x2, cm^2 and a_1 do. Scripts without spaces
+between words may touch it."""
 _NUMBER = re.compile(
     rf"(?P<sign>{_SIGN})?\(?(?:{CURRENCY}\s?)?(?P<late_sign>{_SIGN})?"  # -$5, -(1/3) and $-5
     rf"(?:(?P<root>\\sqrt(?:\[[0-9]+\])?\s*(?:\{{[0-9. ]+\}}|[0-9]+))"
     rf"|(?:{_ALONE}(?P<whole>[0-9]+)\s?(?:and\s)?)?\\[dtc]?frac\s*{_UP}\s*{_DOWN}"
     rf"|{_ALONE}(?:(?P<mixed>[0-9]+)\s+(?:and\s+)?(?=[0-9]+\s?/\s?[0-9]))?"
     rf"(?P<number>{DIGITS_IN_PROSE})(?:\s?/\s?(?P<by>[0-9]+(?!\.?[0-9])))?{MAGNITUDE}?"
-    r"(?:\^(?:(?P<power>-?[0-9]+)|\{(?P<power_in>-?[0-9]+)\}))?)"
+    r"(?:\^(?:(?P<power>-?[0-9]+)|\{(?P<power_in>-?[0-9]+)\})"
+    r"|\s?(?:\\times|x|\*)\s{0,2}10\^(?:(?P<tens>-?[0-9]{1,3})|\{(?P<tens_in>-?[0-9]{1,3})\}))?)"
 )
 
 
@@ -61,6 +63,7 @@ def _size(part: dict[str, str | None]) -> Fraction:
     if part["by"]:
         value = int(part["mixed"] or 0) + value / int(part["by"])
     value *= magnitude(part["ten"], part["size"], part["letter"])
+    value *= Fraction(10) ** int(part["tens"] or part["tens_in"] or 0)
     power = part["power"] or part["power_in"]
     if power is None:
         return value

@@ -9,17 +9,20 @@ from fractions import Fraction
 from dmax.evaluation.grading.arithmetic import CURRENCY, NotArithmetic, leading_value
 from dmax.evaluation.grading.numbers import located_numbers
 from dmax.evaluation.grading.plain_text import plain, without_latex
+from dmax.evaluation.grading.said import said
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DECORATION = re.compile(
-    r"(?:[\s*_`~≈:{→]|=>|\\(?:to|Rightarrow|rightarrow|implies)(?![A-Za-z])|\\approx\b|=(?!=)|\$(?!\s*[-+0-9.])|\\(?:boxed|bf|large|Large|underline)\b"
+    r"(?:[\s*_`~≈:{→—]|=>|\\(?:to|Rightarrow|rightarrow|implies)(?![A-Za-z])|\\approx\b|=(?!=)|\$(?!\s*[-+0-9.])|\\(?:boxed|bf|large|Large|underline)\b"
     r"|\([a-eA-E]\)|[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=)"
     r"|(?i:(?:so|thus|hence|therefore)\b,?|(?:the\s+)?(?:(?:final|total|correct)\s+)?(?:answer|result|total)\b(?:\s+is\b)?"
     r"|(?:it|there|that)(?:\s+is|\s+are|'s)\b|is\b|about\b|around\b|approximately\b|approx\.|roughly\b|nearly\b|almost\b"
     r"|exactly\b|only\b|just\b|either\b|between\b|from\b|maybe\b|perhaps\b|probably\b|possibly\b|option\b))*"
 )
 _HEADING = re.compile(r"\(?[0-9]{1,2}\)?\s*(?:[.):]|[-–—]|(?<=\)))\**\s+[^\W\d]")
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)\s+(?=[^a-z])|\n+")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<!approx\.)\s+(?=[^a-z])|\n+"
+)
 _ONE_SIDED = re.compile(
     r"\s*(?:[A-Za-z]\s*)?(?:[<>≤≥≠≲≳±∓]|\\(?:leq?s?|leqslant|geq?s?|geqslant|lt|gt|neq?|pm|mp|not|in|log|ln|sin|cos|tan|exp|binom|lfloor|lceil|sum|prod|int)(?![A-Za-z])|!=|=="
     r"|(?i:(?:no\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller)\s+than|over|under|above|below"
@@ -34,7 +37,7 @@ _CHOICE = re.compile(
     r"|\b(?:or|and)\s+\\?(?:boxed|fbox)"
     rf"|^\s*(?:{_WORDS})(?:and|to|through|until|vs\.?|versus|&|plus|minus|times|divided\s+by|multiplied\s+by|over)\s+{_START}"
     rf"|^\s*(?:[,;|&:]|/|-+|\.\.+|…|\\(?:pm|mp|ldots|dots|cdots|sim)|[±~])\s*(?:or\s+|and\s+|maybe\s+)?{_START}"
-    rf"|^\s*{_START}|^\s+(?:(?!(?:of|in|for|at|per|by|from|with|after|on|each|every|is|as|if)\b)[^\W\d_]+\.?\s+){{1,2}}{_START}",
+    rf"|^\s*{_START}|^\s+(?:(?!(?:of|in|for|at|per|by|from|with|after|on|each|every|is|as|if|because|since|so|where|when|while|but|which|not)\b)[^\W\d_]+\.?\s+){{1,2}}{_START}",
     re.IGNORECASE,
 )
 """Behind a number: a second one, so that it is open which of them is meant, or what they come to together."""
@@ -44,6 +47,25 @@ _UNKNOWN = re.compile(r"^\s*(?:[xyznπ](?![\w'°])|\\(?!circ|degree|textdegree|\
 _OPEN = re.compile(
     r"^\s*(?:[+<>≤≥≠±*√]|\^(?!\s*\{?\s*(?:\\circ|°|\\?[a-zA-Z]))|-\s*[a-z]\b(?!\w)|\\(?:pm|mp|leq?|geq?|lt|gt)\b)"
 )
+_BESIDE = rf"(?:{_START}[0-9.,]*)"
+_RANGE = re.compile(
+    rf"(?:\bbetween\s+{_BESIDE}\D{{0,12}}\band|[0-9]\)?\s?(?:-{{1,2}}|~|\\sim))\s*\**$|[0-9]-\\?[$€£]$", re.IGNORECASE
+)
+"""Before a number that is the far end of a range."""
+_DENIED = re.compile(
+    r"(?:\b(?:not|isn't|aren't|wasn't|never|instead\s+of|rather\s+than)\s+(?:just\s+|only\s+)?)[*$(]*$"
+)
+_GUESSED = re.compile(r"\b(?:could|might|may)\s+(?:also\s+)?be\s*[*$(]*$|\balternatively,?\s*[*$(]*$", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"\banswer\b(?:\s+(?:is|was|would\s+be|will\s+be|should\s+be|becomes|comes\s+to))?[\s\"'*_`:=;,—]*"
+    r"(?:\\?[(\[]|\$+|\\(?:mathbf|text|textbf|mathrm)\{)?\s*(?=[^\W\d]?\)?\s*[-+$€£¥₹\\.]{0,3}\s?[0-9])",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(
+    r"[\s*_(]*(?:check|checking|verif\w+|note|explanation|because|since|reason\w*|proof|breakdown|here's|here\s+is|steps?)\b",
+    re.IGNORECASE,
+)
+"""How a sentence begins that does not state the answer anew."""
 _MARK = re.compile(r"(?<!#)####(?!#)")
 _BETWEEN_BOXES = re.compile(r"[\s$.,;]*(?:or|and)?[\s$]*(?:maybe|perhaps|possibly)?[\s$]*")
 
@@ -57,7 +79,7 @@ class Reading:
     words: str
     """The statement itself."""
     place: str
-    """Where it stands: ``box``, ``####`` or ``last number``."""
+    """Where it stands: ``box``, ``####``, ``answer`` (behind that word) or ``last number``."""
 
     def __str__(self) -> str:
         shown = " ".join(self.words.split())[:80]
@@ -68,11 +90,12 @@ class Reading:
 
 def read_number(text: str) -> Reading | None:
     r"""Return the number that a solution ends with: what the last ``\boxed{}`` behind the last ``####`` comes to, else
-    what stands directly behind the last ``####`` that a number follows, else the last box with a number, else the last
-    number at all; None where there is none.
+    what stands directly behind the last ``####`` that a number follows, else the last box with a number, else what is
+    called the answer last, else the last number at all; None where there is none. Thoughts do not count.
 
     A ``####`` with a numbered title is a heading, and a box without a number a remark.
     """
+    text = said(text)
     parts = _MARK.split(text)
     if len(parts) > 1 and (behind := _read_boxes(parts[-1])):
         return behind
@@ -106,6 +129,7 @@ def boxed(text: str) -> list[str]:
 def final_statement(text: str) -> str:
     r"""Return the words an answer ends with: the line after the last ``####``, else the last ``\boxed{}``, else its
     last sentence."""
+    text = said(text)
     marked = [line for part in _MARK.split(text)[1:] if (line := part.strip().partition("\n")[0].strip())]
     if marked:
         return marked[-1]
@@ -114,6 +138,20 @@ def final_statement(text: str) -> str:
         return boxes[-1]
     sentences = [part for part in _SENTENCE_END.split(text) if re.search(r"\w", part)]
     return sentences[-1].strip() if sentences else ""
+
+
+def boxes_side_by_side(text: str) -> list[str]:
+    """Return the last box and those before it that nothing but "or" and "and" parts from the next one."""
+    spans = _box_spans(text)
+    first = len(spans) - 1
+    while first > 0 and _BETWEEN_BOXES.fullmatch(_between(text, spans, first)):
+        first -= 1
+    return list(dict.fromkeys(text[slice(*span)] for span in spans[max(first, 0) :]))
+
+
+def _between(text: str, spans: list[tuple[int, int]], index: int) -> str:
+    """What stands between a box and the one before it."""
+    return text[spans[index - 1][1] + 1 : len(_BOX_START.sub("", text[: spans[index][0]]))]
 
 
 def _box_spans(text: str) -> list[tuple[int, int]]:
@@ -143,14 +181,16 @@ def _read_boxes(text: str) -> Reading | None:
         if reading is None:
             continue
         if index:
-            between = text[spans[index - 1][1] + 1 : _BOX_START.sub("", text[:start]).__len__()]
-            before = _read_box(text[slice(*spans[index - 1])]) if _BETWEEN_BOXES.fullmatch(between) else None
+            beside = _BETWEEN_BOXES.fullmatch(_between(text, spans, index))
+            before = _read_box(text[slice(*spans[index - 1])]) if beside else None
             if before is not None and before.value != reading.value:
                 return Reading(None, f"{before.words} and {reading.words}", "box")
         return reading
     return None
 
 
+_TERM = re.compile(r"(?<![A-Za-z\\])[a-zA-Z]\s*[-+*/^]|[-+*^]\s*[a-zA-Z](?![A-Za-z])")
+"""A variable in a calculation."""
 _BOX_START = re.compile(_BOX.pattern + r"\Z")
 
 
@@ -166,7 +206,8 @@ def _read_box(content: str) -> Reading | None:
     value, begins = _statement_value(words, in_box=True)
     if not begins:
         found = {number for number, _, _ in located_numbers(words)}
-        value = found.pop() if len(found) == 1 and not _ONE_SIDED.search(words) else None
+        single = len(found) == 1 and not _ONE_SIDED.search(words) and not _TERM.search(words)
+        value = found.pop() if single else None
     return Reading(value, content, "box")
 
 
@@ -189,7 +230,12 @@ def _read_marked(line: str, later: str) -> Reading | None:
 
 
 def _read_prose(text: str) -> Reading | None:
+    stated = _read_answer(text)
+    if stated is not None:
+        return stated
     found = located_numbers(text)
+    while len(found) > 1 and _DENIED.search(text[: found[-1][1]]):  # 12, not 13
+        found.pop()
     if not found:
         return None
     value, start, end = found[-1]
@@ -197,9 +243,23 @@ def _read_prose(text: str) -> Reading | None:
     alternative = re.search(r"\bor\s*(?:maybe|perhaps|possibly|even)?\s*\**$", text[:start], re.IGNORECASE)
     if alternative and len(found) > 1 and found[-2][0] != value and len(text[found[-2][2] : alternative.start()]) < 30:
         return Reading(None, words, "last number")
+    if _RANGE.search(text[:start]) or _GUESSED.search(text[:start]):
+        return Reading(None, words, "last number")
     if re.search(r"(?:[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt)|\b(?:not|isn't|aren't))\s*\**$", text[:start]):
         return Reading(None, words, "last number")
     return Reading(value, words, "last number")
+
+
+def _read_answer(text: str) -> Reading | None:
+    """What stands behind the words "the answer is", where no later sentence but a remark holds a number."""
+    found = list(_ANSWER.finditer(text))
+    if not found:
+        return None
+    sentence, *later = _SENTENCE_END.split(text[found[-1].end() :])
+    if any(re.search("[0-9]", part) and not _REMARK.match(part) for part in later):
+        return None
+    value, begins = _statement_value(without_latex(sentence), in_box=False)
+    return Reading(value, sentence, "answer") if begins else None
 
 
 def _statement_value(words: str, *, in_box: bool) -> tuple[Fraction | None, bool]:

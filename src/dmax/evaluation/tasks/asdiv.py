@@ -8,6 +8,8 @@ from fractions import Fraction
 from typing import ClassVar
 
 from dmax.evaluation.grading import boxed, final_number, final_statement, numbers, read_number
+from dmax.evaluation.grading.plain_text import plain
+from dmax.evaluation.grading.said import said
 from dmax.evaluation.tasks.base import PAPER_LENGTH, HubSource, Row, Verdict, one_line, text_of
 from dmax.evaluation.tasks.numeric import STEP_BY_STEP
 
@@ -24,6 +26,8 @@ _NAMED = re.compile(r"(?<=\S)\(([^()]*[A-Za-z][^()]*)\)")
 """A thing compared, as in ``12 apples(Ann) > 9 apples(Ben)``; before a unit there is a space."""
 _CLAUSE = re.compile(r"[.,;:!?\n]+|\bbut\b|\bbecause\b|\bsince\b|\bwhile\b", re.IGNORECASE)
 _DENIAL = re.compile(r"\b(?:not|never|neither|nor|cannot|hardly|no\s+longer|\w+n't)\b", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|isn't|rather\s+than|instead\s+of)\s+[*$(]*[0-9][0-9:./]*")
+"""A number or time that an answer rejects."""
 _CONTRARY = {"yes": ["no"], "no": ["yes"]}
 _EQUAL = frozenset({"equal", "equally", "equivalent", "same", "tie", "tied"})
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -60,6 +64,7 @@ class Asdiv:
         return f"{formula}\n#### {text_of(row, 'Answer', 'answer')}".lstrip()
 
     def grade(self, row: Row, text: str) -> Verdict:
+        text = plain(said(text))
         reading = read_number(text) if re.search("[0-9]", str(row.get("Answer", row.get("answer")))) else None
         read = str(reading) if reading else f"words {one_line(final_statement(text))!r}"
         return Verdict(self._is_right(row, text), read)
@@ -145,7 +150,7 @@ def _seconds(match: re.Match[str]) -> int:
 
 def _stated_or_all(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
     """The final statement, as it is or without LaTeX, where it holds what is looked for; else the whole text."""
-    statement = final_statement(text)
+    statement = _DENIED.sub("", final_statement(text))
     for candidate in (_LATEX.sub("", statement), statement):
         if any(pattern.search(candidate) for pattern in patterns):
             return candidate

@@ -10,6 +10,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 
+from dmax.evaluation.grading.said import said
+
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+.-]*)[^\n`]*$|(?<=\S)(```)[ \t]*$", re.MULTILINE)
 _PYTHON = frozenset({"", "python", "python3", "py"})
 _MARKERS = re.compile(
@@ -34,6 +36,7 @@ def find_code(text: str, names: tuple[str, ...] = ()) -> str:
     longest part that compiles counts. A fence that is never closed reaches to the end, and what stands before a
     fence that only closes is a block too. Without any, the text as it is.
     """
+    text = said(text)
     blocks = [block for block, _ in _blocks(text)]
     fenced = [block for block, in_fence in _blocks(text) if in_fence]
     whole = [part for block in blocks if (part := python_part(block, names)) is not None]
@@ -41,7 +44,7 @@ def find_code(text: str, names: tuple[str, ...] = ()) -> str:
     for parts in (in_fences, whole):
         defining = [part for part in parts if defines(part, names)]
         if defining:
-            return defining[-1]
+            return _with_helpers(defining[-1], parts)
     if fenced:
         return next(iter(in_fences), fenced[0])
     plain = _without_markers(text).strip("\n").rstrip()
@@ -53,6 +56,8 @@ def find_code(text: str, names: tuple[str, ...] = ()) -> str:
 def python_part(code: str, names: tuple[str, ...] = ()) -> str | None:
     """Return the longest run of whole lines that compiles, of those that define one of ``names`` where any does; None
     where nothing that looks like code compiles."""
+    if re.search(r"^>>> (?:def|class|import|from|@)", code, re.MULTILINE):
+        code = "".join(f"{line[4:]}\n" for line in code.splitlines() if line.startswith((">>> ", "... ", "...")))
     if compiles(code) and code.strip():
         return _without_remarks(code)
     if compiles("def body():\n" + textwrap.indent(_levelled(code), "    ")):
@@ -64,6 +69,33 @@ def python_part(code: str, names: tuple[str, ...] = ()) -> str | None:
         if better and compiles(part):
             best = part
     return best and _without_remarks(best)
+
+
+def _with_helpers(code: str, parts: list[str]) -> str:
+    """Code with those of the parts before it that define names which it reads and nobody else defines."""
+    before = parts[: parts.index(code)]
+    if not before or not all(map(compiles, [code, *before])):
+        return code
+    tree = ast.parse(code)
+    read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    missing = {name for name in read - _bound(tree) if not hasattr(builtins, name)}
+    helpers = [
+        part for part in before if missing & _bound(ast.parse(part)) and not _bound(tree) & _bound(ast.parse(part))
+    ]
+    return "\n\n".join([*helpers, code])
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    """Names that some code binds, wherever in it."""
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+    return names
 
 
 def _without_remarks(code: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dmax.evaluation.grading import boxed
+from dmax.evaluation.grading.said import said
 from dmax.evaluation.tasks.base import PAPER_LENGTH, BadRow, HubSource, Row, Verdict, one_line, text_of
 from dmax.evaluation.tasks.math_verifier import MathVerifier
 
@@ -47,7 +48,7 @@ class CompetitionMath:
         return solution if isinstance(solution, str) and boxed(solution) else self._gold(row)
 
     def grade(self, row: Row, text: str) -> Verdict:
-        boxes = boxed(text)
+        boxes = boxed(said(text))
         read = f"box {one_line(boxes[-1])!r}" if boxes else f"no box; the end of the answer, {one_line(text)[-80:]!r}"
         return Verdict(self._verifier.same(self._gold(row), text), read)
 

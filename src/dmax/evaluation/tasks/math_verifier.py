@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dmax.evaluation.grading import boxed
 from dmax.evaluation.grading.latex import comparable, same_words, stated_forms, tidy
+from dmax.evaluation.grading.said import said
 from dmax.evaluation.tasks.base import TaskError
 
 _START_SECONDS = 120.0
@@ -63,7 +64,7 @@ class MathVerifier:
                 return same
             if self._equal(*comparable(expected, form)):
                 return True
-        return not boxed(answer) and self._ask(gold, answer)
+        return not boxed(said(answer)) and self._ask(gold, said(answer))
 
     def _equal(self, gold: str, given: str) -> bool:
         return gold == given or self._ask(rf"\boxed{{{gold}}}", rf"\boxed{{{given}}}")

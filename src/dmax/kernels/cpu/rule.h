@@ -65,8 +65,10 @@ inline Part part_of(const Get& get, int64_t size, int64_t first, int64_t mask) {
   for (int lane = 0; lane < kLanes; ++lane)
     if (best[lane] == top) token = std::min(token, where[lane]);
   Floats total = all(0);
-  if (highest > kNever)
-    for (int64_t at = 0; at < size; at += kLanes) total += exp_of_negative(get(at) - highest);
+  for (int64_t at = 0; at < size; at += kLanes) {
+    const Floats x = get(at);
+    total += highest > kNever ? exp_of_negative(x - highest) : x == x ? all(0) : x;  // NaN is never the highest
+  }
   return {top, highest, sum(total), token};
 }
 

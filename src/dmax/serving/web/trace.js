@@ -57,10 +57,10 @@ function cellOf(run, record, offset, isNew, mask, revised) {
 /** Tell the answer from the EOS, from the padding behind it, and from what lies beyond the length asked for. */
 function placed(run, cells) {
   const limit = run.params?.gen_length ?? Infinity;
-  const eos = endId(run);
+  const ends = endIds(run);
   let ended = false;
   cells.forEach((cell, index) => {
-    const isEnd = !cell.masked && (eos === null ? SPECIAL_TOKEN.test(cell.text) : cell.id === eos);
+    const isEnd = !cell.masked && (ends === null ? SPECIAL_TOKEN.test(cell.text) : ends.includes(cell.id));
     if (ended) cell.place = "padding";
     else if (index >= limit) cell.place = "cut";
     else if (isEnd) cell.place = "end";
@@ -91,11 +91,11 @@ export function maskId(run) {
   return null;
 }
 
-/** Id of the EOS; null where the run neither names it nor has ended with it. */
-function endId(run) {
-  if (run.eos_token_id !== null && run.eos_token_id !== undefined) return run.eos_token_id;
+/** Ids of the EOS; null where the run neither names them nor has ended with one. */
+function endIds(run) {
+  if (run.eos_token_ids) return run.eos_token_ids;
   const ids = run.token_ids ?? [];
-  return run.finish_reason === "stop" && ids.length === run.num_tokens + 1 ? ids[ids.length - 1] : null;
+  return run.finish_reason === "stop" && ids.length === run.num_tokens + 1 ? ids.slice(-1) : null;
 }
 
 /** What the answer had cost after some passes; the engine's own numbers once it is whole. */

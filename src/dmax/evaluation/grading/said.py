@@ -1,0 +1,32 @@
+"""What an answer says in the end: without what was thought before, and without the tags around it."""
+
+from __future__ import annotations
+
+import re
+
+_THOUGHT = r"think|thinking|thought|reasoning|reflection|scratchpad"
+_THINKING = re.compile(rf"<(?:{_THOUGHT})>.*?</(?:{_THOUGHT})>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(rf"</(?:{_THOUGHT})>|<\|(?:end_of_thought|end_think)\|>", re.IGNORECASE)
+_TAGGED = re.compile(r"<(?P<tag>answer|final_answer|solution)>(?P<inside>.*?)</(?P=tag)>", re.DOTALL | re.IGNORECASE)
+_MARKUP = re.compile(
+    r"</?(?:b|i|u|em|strong|mark|span|p|div|br|hr|code|pre|center|answer|final_answer|solution|result)"
+    r"(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+
+
+def said(answer: str) -> str:
+    """Return what an answer says behind its thoughts, and inside of ``<answer>`` where it has such a tag.
+
+    All of it where there would be nothing left, as of a thought that was cut off.
+    """
+    text = _THINKING.sub("", answer)
+    behind = _THOUGHT_ENDS.split(text)[-1]
+    text = next((part for part in (behind, text) if part.strip()), answer)
+    tagged = [found["inside"] for found in _TAGGED.finditer(text) if found["inside"].strip()]
+    return tagged[-1] if tagged else text
+
+
+def without_markup(text: str) -> str:
+    """Return text without HTML's tags."""
+    return _MARKUP.sub("", text)
