@@ -195,11 +195,11 @@ class ModelRunner:
         counters = self._counters
         counters.steps += 1
         counters.prefilled += sum(chunk.num_positions for chunk in chunks)
-        for span in spans:
-            counters.positions += span.num_positions
-            counters.decoded += span.end - span.blocks_start
+        for _, _, start, blocks_start, end, block_length in spans:
+            counters.positions += end - start
+            counters.decoded += end - blocks_start
             # Every block sees up to its own end, so a position sees as many as the mean of the ends.
-            counters.attended += span.num_positions * (span.start + span.end + span.block_length) // 2
+            counters.attended += (end - start) * (start + end + block_length) // 2
 
     @staticmethod
     def _split(batches: list[DecodeBatch], hidden_ND: Tensor) -> Iterator[Tensor]:

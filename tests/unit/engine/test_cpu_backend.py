@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dmax import LLM, GenerationParams, LLMEngine, RequestUpdate
 from dmax.engine.backends import choose_backend
 from dmax.engine.backends.cpu import CpuBackend, FusedSpans
+from dmax.engine.backends.cpu_stack import LayerStack
 from dmax.kernels.cpu.layers import LayersPass
 from dmax.kernels.cpu.library import CompileError, compile_kernels
 from dmax.kernels.cpu.rule import CpuRule
@@ -220,6 +221,18 @@ def test_a_module_of_another_kind_is_called(compiled: LLaDA2) -> None:
     after = LLM(compiled).generate([[3, 4, 5]], PARAMS)[0]
     assert wrapped.calls == after.passes
     assert after.token_ids == before.token_ids
+
+
+@needs_compiler
+def test_weights_are_laid_out_when_an_engine_is_made(compiled: LLaDA2, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.dtype] = []
+    lay_out = LayerStack._make
+    monkeypatch.setattr(LayerStack, "_make", lambda stack, dtype: made.append(dtype) or lay_out(stack, dtype))
+    engine = LLMEngine(compiled)
+    assert made == [torch.float32]
+    engine.add_request([3, 4, 5], PARAMS)
+    list(run(engine))
+    assert made == [torch.float32]
 
 
 @needs_compiler

@@ -104,10 +104,12 @@ class CpuBackend(TorchBackend):
         return "cpu" if self._kernels is None else "cpu-compiled"
 
     def open(self, pages: int, page_length: int, slots: int) -> None:
-        """Provide a KV cache, and take what has been compiled since the last engine began."""
+        """Provide a KV cache, take what has been compiled since the last engine began, and lay out weights for it."""
         super().open(pages, page_length, slots)
         self._load()
         self._sequences = set()
+        with torch.no_grad():
+            self._look()
 
     def embed(self, state: BlockState) -> Tensor:
         """Compute what a pass reads at blocks in this state."""
