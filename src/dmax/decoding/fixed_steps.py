@@ -8,16 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks, pass_quota
-from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
+from dmax.decoding.prediction import PredictedDecoder, Prediction, rank_by_confidence
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedStepsDecoder:
+class FixedStepsDecoder(PredictedDecoder):
     """Decodes a block in ``steps`` passes, or in one a token where the block has fewer active positions.
 
     The active positions are spread evenly over the passes, the first passes taking the remainder. None is one token a
@@ -27,13 +25,6 @@ class FixedStepsDecoder:
     name: ClassVar[str] = "fixed-steps"
     steps: int | None = options.whole(None, "Passes that a block takes; none is one token a pass.")
     temperature: float = options.temperature()
-
-    def __post_init__(self) -> None:
-        options.check_options(self)
-
-    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
-        """Apply one pass; see :meth:`Decoder.step`."""
-        return self.decide(predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise), state)
 
     def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
         """Apply one pass to what the model says about the block."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks
-from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
+from dmax.decoding.prediction import PredictedDecoder, Prediction, rank_by_confidence
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalDecoder:
+class HierarchicalDecoder(PredictedDecoder):
     """Commits the most confident mask of every run if above ``low_threshold``, and every mask above ``threshold``.
 
     The most confident mask of all is committed in any case. Committed tokens never change.
@@ -27,13 +27,6 @@ class HierarchicalDecoder:
     threshold: float = options.probability(0.9, "Confidence above which any mask becomes a token.")
     low_threshold: float = options.probability(0.4, "Confidence above which the surest mask of a run becomes a token.")
     temperature: float = options.temperature()
-
-    def __post_init__(self) -> None:
-        options.check_options(self)
-
-    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
-        """Apply one pass; see :meth:`Decoder.step`."""
-        return self.decide(predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise), state)
 
     def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
         """Apply one pass to what the model says about the block."""

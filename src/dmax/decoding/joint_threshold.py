@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
-from dmax.decoding.prediction import Prediction, predict
+from dmax.decoding.prediction import PredictedDecoder, Prediction
 from dmax.decoding.threshold import confident_masks
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointThresholdDecoder:
+class JointThresholdDecoder(PredictedDecoder):
     """Commits masks as ``threshold`` does and edits tokens that the model would now replace.
 
     A committed token is replaced where the most probable token is another one with a probability above
@@ -34,13 +33,6 @@ class JointThresholdDecoder:
         None, "Passes that a block is spread over, which sets the least tokens of a pass; none is one token a pass."
     )
     temperature: float = options.temperature()
-
-    def __post_init__(self) -> None:
-        options.check_options(self)
-
-    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
-        """Apply one pass; see :meth:`Decoder.step`."""
-        return self.decide(predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise), state)
 
     def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
         """Apply one pass to what the model says about the block.

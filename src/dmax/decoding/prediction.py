@@ -6,12 +6,14 @@ Shape suffixes: B rows, L block positions, V vocabulary, k candidates.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmax.decoding.options import DecoderError
+from dmax.decoding.base import BlockState, StepResult
+from dmax.decoding.options import DecoderError, check_options
 
 
 class Prediction(NamedTuple):
@@ -25,6 +27,36 @@ class Prediction(NamedTuple):
     """``(B, L, k)`` int64, the most probable tokens, best first."""
     probabilities: Tensor
     """``(B, L, k)`` float32, theirs."""
+
+
+class PredictedDecoder(ABC):
+    """A decoder that needs no more of the logits than a :class:`Prediction`; its rule is :meth:`decide`."""
+
+    name: ClassVar[str]
+    temperature: float
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def num_candidates(self) -> int:
+        """Tokens of every position that :meth:`decide` looks at."""
+        return 1
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        """Apply one pass; see :meth:`Decoder.step`."""
+        top_k = self.num_candidates
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise, top_k=top_k)
+        return self.decide(prediction, state)
+
+    @abstractmethod
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block.
+
+        Args:
+            prediction: of at least :attr:`num_candidates` candidates.
+            state: the block before the pass.
+        """
 
 
 def predict(

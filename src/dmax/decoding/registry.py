@@ -11,14 +11,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
-from dmax.decoding.base import BlockState, Decoder, StepResult
+from dmax.decoding.base import Decoder
 from dmax.decoding.fixed_steps import FixedStepsDecoder
 from dmax.decoding.hierarchical import HierarchicalDecoder
 from dmax.decoding.joint_threshold import JointThresholdDecoder
 from dmax.decoding.options import DecoderError, Option, options_of
-from dmax.decoding.prediction import Prediction
+from dmax.decoding.prediction import PredictedDecoder
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.decoding.threshold import ThresholdDecoder
 
@@ -122,19 +122,11 @@ def is_built_in(decoder: Decoder) -> bool:
     return type(decoder) in BUILT_IN.values()
 
 
-class PredictedDecoder(Decoder, Protocol):
-    """A decoder that needs no more of the logits than a :class:`Prediction`."""
-
-    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
-        """Apply one pass to what the model says about the block."""
-        ...
-
-
 def reads_predictions(decoder: Decoder) -> TypeGuard[PredictedDecoder]:
     """Tell whether a decoder is one of this package's own, and takes the one most probable token of every position."""
-    if not is_built_in(decoder) or decoder.temperature > 0:
+    if not is_built_in(decoder) or not isinstance(decoder, PredictedDecoder):
         return False
-    return not isinstance(decoder, SoftParallelDecoder) or decoder.num_candidates == 1
+    return decoder.temperature == 0 and decoder.num_candidates == 1
 
 
 def _factory(name: str) -> Callable[..., Decoder]:

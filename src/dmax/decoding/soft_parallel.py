@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmax.decoding import options
 from dmax.decoding.base import BlockState, SoftMix, StepResult
-from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
+from dmax.decoding.prediction import PredictedDecoder, Prediction, rank_by_confidence
 from dmax.kernels.decision import Decision
 
 MAX_TOP_K = 64
@@ -22,7 +22,7 @@ and those beyond the first few carry next to no weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftParallelDecoder:
+class SoftParallelDecoder(PredictedDecoder):
     """Promotes a confident run of masks, predicts every decoded token anew, and feeds back soft embeddings.
 
     ``threshold`` and ``acceptance_threshold`` are the paper's. The other options switch off one part each, for
@@ -42,15 +42,6 @@ class SoftParallelDecoder:
     contiguous: bool = options.switch(True, "Promote a run of confident masks from the left; off, wherever they stand.")
     revise: bool = options.switch(True, "Predict decoded tokens anew in every pass.")
     temperature: float = options.temperature()
-
-    def __post_init__(self) -> None:
-        options.check_options(self)
-
-    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
-        """Apply one pass; see :meth:`Decoder.step`."""
-        top_k = self.num_candidates
-        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise, top_k=top_k)
-        return self.decide(prediction, state)
 
     @property
     def num_candidates(self) -> int:

@@ -13,11 +13,11 @@ from torch import Tensor
 from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks, pass_quota
-from dmax.decoding.prediction import Prediction, predict, rank_by_confidence
+from dmax.decoding.prediction import PredictedDecoder, Prediction, rank_by_confidence
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdDecoder:
+class ThresholdDecoder(PredictedDecoder):
     """Commits masks whose confidence is above ``threshold``; committed tokens never change.
 
     Where fewer than the pass's quota qualify, the quota's most confident masks are committed. The quota is the block
@@ -31,13 +31,6 @@ class ThresholdDecoder:
         None, "Passes that a block is spread over, which sets the least tokens of a pass; none is one token a pass."
     )
     temperature: float = options.temperature()
-
-    def __post_init__(self) -> None:
-        options.check_options(self)
-
-    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
-        """Apply one pass; see :meth:`Decoder.step`."""
-        return self.decide(predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise), state)
 
     def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
         """Apply one pass to what the model says about the block."""

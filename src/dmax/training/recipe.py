@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
@@ -62,7 +62,18 @@ class ProblemSection(Section):
         return self
 
 
-class Gsm8kVariantsSection(Section):
+class FileSection(Section):
+    """A source that is read from a file, a folder or the Hugging Face Hub."""
+
+    source: str
+    path: str
+
+    def found_in(self, local: Mapping[str, str]) -> Self:
+        """Return the section with what is here in place of its data set, where ``local`` has that."""
+        return self.model_copy(update={"path": local[self.path]}) if self.path in local else self
+
+
+class Gsm8kVariantsSection(FileSection):
     """Variants of GSM8K's training problems (see :mod:`dmax.problems.gsm8k_variants`)."""
 
     source: Literal["gsm8k-variants"]
@@ -73,7 +84,7 @@ class Gsm8kVariantsSection(Section):
     """Carry equations out in small steps."""
 
 
-class JsonlSection(Section):
+class JsonlSection(FileSection):
     """Conversations in a JSONL file, or a folder of them: ``messages``, or ``question`` and ``answer``, a line each."""
 
     source: Literal["jsonl"]
@@ -81,7 +92,7 @@ class JsonlSection(Section):
     weight: Weight = 1.0
 
 
-class HubSection(Section):
+class HubSection(FileSection):
     """Conversations in a data set of the Hugging Face Hub, or a folder in the form of one, with the same columns."""
 
     source: Literal["hub"]

@@ -26,7 +26,7 @@ from dmax.training.problem_sources import (
     list_problem,
     word_problem,
 )
-from dmax.training.recipe import DataSection, Gsm8kVariantsSection, HubSection, JsonlSection, Recipe
+from dmax.training.recipe import DataSection, FileSection, Gsm8kVariantsSection, HubSection, JsonlSection, Recipe
 from dmax.training.section import RecipeError
 from dmax.training.tokenizer import train_tokenizer
 
@@ -60,7 +60,7 @@ def prepare(recipe: Recipe, tokenizer_folder: Path, local: Mapping[str, str] | N
         RecipeError: a part cannot be had.
         DataError: neither can data.
     """
-    sections = [_found(section, local or {}) for section in recipe.data]
+    sections = [s.found_in(local or {}) if isinstance(s, FileSection) else s for s in recipe.data]
     tokenizer = _tokenizer(recipe, sections, tokenizer_folder)
     sources = [_source(section, recipe, tokenizer) for section in sections]
     weights = [section.weight for section in recipe.data]
@@ -119,13 +119,6 @@ def check_agreement(tokenizer: Tokenizer, config: ModelConfig) -> None:
                 f"the tokenizer's {role}_id is {said}, the model's {known}: take the model's own tokenizer, or mend "
                 "one of their settings."
             )
-
-
-def _found(section: DataSection, local: Mapping[str, str]) -> DataSection:
-    """The section with its path as it is here."""
-    if isinstance(section, Gsm8kVariantsSection | HubSection) and section.path in local:
-        return section.model_copy(update={"path": local[section.path]})
-    return section
 
 
 def _tokenizer(recipe: Recipe, sections: list[DataSection], folder: Path) -> Tokenizer:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dmax.decoding import BlockState, Decoder, Prediction, SoftParallelDecoder, StepResult
-from dmax.decoding.registry import PredictedDecoder, reads_predictions
+from dmax.decoding.prediction import PredictedDecoder
+from dmax.decoding.registry import reads_predictions
 from dmax.engine.backends.base import Decided, Noise, PassInput
 from dmax.engine.backends.cpu_modules import CPU_KINDS
 from dmax.engine.backends.cpu_stack import LayerStack

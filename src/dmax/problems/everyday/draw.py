@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from random import Random
@@ -37,6 +37,8 @@ class Drawn:
     """The slots of one problem, filled."""
 
     numbers: dict[str, Fraction]
+    results: tuple[Fraction, ...]
+    """Of the solution, in its order."""
     words: dict[str, Word]
     people: dict[str, tuple[str, str]]
     """Name and pronoun, ``he`` or ``she``."""
@@ -86,8 +88,10 @@ def _fill(scenario: Scenario, random: Random) -> Drawn:
                 numbers[name] = evaluate(expression, numbers)
         except ZeroDivisionError:
             continue
-        if all(holds(condition, numbers) for condition in scenario.where) and _is_sensible(scenario, numbers):
-            return Drawn(numbers, words, people)
+        if all(holds(condition, numbers) for condition in scenario.where):
+            results = _sensible_results(scenario, numbers)
+            if results is not None:
+                return Drawn(numbers, results, words, people)
     raise ScenarioError(
         f"{scenario.theme}/{scenario.name}: none of {MOST_TRIES} draws gave results that are at least 0 with at most "
         "2 decimals and met its conditions; narrow its numbers, or build them up in let."
@@ -113,13 +117,17 @@ def _draw_people(scenario: Scenario, random: Random) -> dict[str, tuple[str, str
     return people
 
 
-def _is_sensible(scenario: Scenario, numbers: Mapping[str, Fraction]) -> bool:
-    """Return whether every number is at least 0 and has at most two decimals."""
+def _sensible_results(scenario: Scenario, numbers: Mapping[str, Fraction]) -> tuple[Fraction, ...] | None:
+    """Return the results of the solution; None where a number is below 0 or has more than two decimals."""
+    values, results = dict(numbers), []
     try:
-        results = _results(scenario, numbers)
+        for match in _result_slots(scenario):
+            values[match[2]] = evaluate(_parsed(match[3]), values)
+            results.append(values[match[2]])
     except ZeroDivisionError:
-        return False
-    return all(value >= 0 and (value * 100).denominator == 1 for value in (*numbers.values(), *results.values()))
+        return None
+    are_sensible = all(value >= 0 and (value * 100).denominator == 1 for value in values.values())
+    return tuple(results) if are_sensible else None
 
 
 @cache
@@ -128,29 +136,27 @@ def _parsed(expression: str) -> ast.expr:
     return ast.parse(expression, mode="eval").body
 
 
-def _results(scenario: Scenario, numbers: Mapping[str, Fraction]) -> dict[str, Fraction]:
-    values = dict(numbers)
-    for line in scenario.solve:
-        for match in RESULT.finditer(line):
-            values[match[2]] = evaluate(_parsed(match[3]), values)
-    return values
+def _result_slots(scenario: Scenario) -> Iterator[re.Match[str]]:
+    return (match for line in scenario.solve for match in RESULT.finditer(line))
 
 
 def _solve(scenario: Scenario, drawn: Drawn, worked: bool) -> tuple[list[str], str]:
     """Return the lines of the solution, and the answer."""
     values = dict(drawn.numbers)
+    now = replace(drawn, numbers=values)
+    results = iter(drawn.results)
     lines, answer = [], ""
     for line in scenario.solve:
         parts, at = [], 0
         for match in RESULT.finditer(line):
-            before = _render(line[at : match.start()], Drawn(values, drawn.words, drawn.people))
-            values[match[2]] = evaluate(_parsed(match[3]), values)
+            before = _render(line[at : match.start()], now)
+            values[match[2]] = next(results)
             answer = written(values[match[2]])
             expression = _with_numbers(match[3], values)
             steps = working(expression) if worked else []
             parts += [before, " = ".join([expression, *steps, match[1] + answer])]
             at = match.end()
-        parts.append(_render(line[at:], Drawn(values, drawn.words, drawn.people), start=at == 0))
+        parts.append(_render(line[at:], now, start=at == 0))
         lines.append("".join(parts))
     return lines, answer
 
