@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmax.cli._common.asking import evaluation_errors
-from dmax.cli._common.errors import CommandError, OneLineErrors, needs_extra, note
+from dmax.cli._common.errors import CommandError, OneLineErrors, needs_extra, note, resumable
 from dmax.cli._common.session import AUTO, check_placement
 
 if TYPE_CHECKING:
@@ -84,14 +84,12 @@ def main(
 
         amount = _amount(NANO, prompts, problems, seeds, steps)
         why = {} if notes is None else _notes(notes)
+        plan = Plan(base, recipe, amount, processes, gsm8k, jobs, None if chosen == AUTO else chosen)
         try:
-            plan = Plan(base, recipe, amount, processes, gsm8k, jobs, None if chosen == AUTO else chosen)
-            results = reproduce(plan, out, command=["python", "-m", MODULE, *sys.argv[1:]], on_step=note)
+            with resumable(out):
+                results = reproduce(plan, out, command=["python", "-m", MODULE, *sys.argv[1:]], on_step=note)
         except ReproductionError as error:
             raise CommandError(str(error)) from error
-        except KeyboardInterrupt:
-            note(f"Stopped; the same command goes on with what is in {out}.")
-            raise typer.Exit(130) from None
         write_page(results, page, why)
     typer.echo(page)
 

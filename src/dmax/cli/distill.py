@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dmax.cli._common.asking import evaluation_errors, local_answerer
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import CommandError, needs_extra, note
-from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.errors import CommandError, at_least, needs_extra, note, resumable
+from dmax.cli._common.options import ModelOptions, in_panel
 from dmax.cli._common.session import decoding_rule, own_command
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dmax.distillation.run import Standing
     from dmax.evaluation.tasks import HubSource
 
-_PROMPTS = "What is asked"
-_WORK = "How the work is done"
+_of_prompts = in_panel("What is asked")
+_of_work = in_panel("How the work is done")
 
 
 @dataclass(frozen=True)
@@ -46,63 +46,52 @@ class PromptOptions:
 
     task: Annotated[
         str | None,
-        typer.Option(
+        _of_prompts(
             help="gsm-symbolic or parallel-stress, whose training rows are drawn; reasoning-gym:NAME; or a task of "
-            "dmax eval, for rows in its layout. Left out, rows are plain prompts.",
-            rich_help_panel=_PROMPTS,
+            "dmax eval, for rows in its layout. Left out, rows are plain prompts."
         ),
     ] = None
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Rows: .jsonl, .json, .csv or .parquet.", rich_help_panel=_PROMPTS),
+        _of_prompts(metavar="FILE", help="Rows: .jsonl, .json, .csv or .parquet."),
     ] = None
     hub: Annotated[
         str | None,
-        typer.Option(
-            metavar="OWNER/NAME[:CONFIG[:SPLIT]]",
-            help="Rows of a data set on the Hub; default and train if not given.",
-            rich_help_panel=_PROMPTS,
+        _of_prompts(
+            metavar="OWNER/NAME[:CONFIG[:SPLIT]]", help="Rows of a data set on the Hub; default and train if not given."
         ),
     ] = None
     column: Annotated[
         str | None,
-        typer.Option(
-            help="Where plain prompts stand; messages, prompt, question, problem, instruction or input if not given.",
-            rich_help_panel=_PROMPTS,
+        _of_prompts(
+            help="Where plain prompts stand; messages, prompt, question, problem, instruction or input if not given."
         ),
     ] = None
-    limit: Annotated[int | None, typer.Option(help="Only the first so many rows.", rich_help_panel=_PROMPTS)] = None
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.", rich_help_panel=_PROMPTS)
-    ] = False
-    check: Annotated[
-        bool, typer.Option("--check", help="Drop answers that the task grades as wrong.", rich_help_panel=_PROMPTS)
-    ] = False
+    limit: Annotated[int | None, _of_prompts(help="Only the first so many rows.")] = None
+    skip_bad: Annotated[bool, _of_prompts("--skip-bad", help="Leave malformed rows out instead of stopping.")] = False
+    check: Annotated[bool, _of_prompts("--check", help="Drop answers that the task grades as wrong.")] = False
 
 
 @dataclass(frozen=True)
 class WorkOptions:
     """How many answers at a time, and who gives them."""
 
-    batch_size: Annotated[int, typer.Option(help="Prompts in flight together.", rich_help_panel=_WORK)] = 32
+    batch_size: Annotated[int, _of_work(help="Prompts in flight together.")] = 32
     shard_size: Annotated[
         int,
-        typer.Option(help="Prompts that are written, and lost by an interruption, together.", rich_help_panel=_WORK),
+        _of_work(help="Prompts that are written, and lost by an interruption, together."),
     ] = 256
     ray_actors: Annotated[
         int,
-        typer.Option(help="Actors of Ray Data, each with the model; 0 works in this process.", rich_help_panel=_WORK),
+        _of_work(help="Actors of Ray Data, each with the model; 0 works in this process."),
     ] = 0
     gpus_per_actor: Annotated[
         float | None,
-        typer.Option(help="1 where the Ray cluster has GPUs, if not given.", rich_help_panel=_WORK),
+        _of_work(help="1 where the Ray cluster has GPUs, if not given."),
     ] = None
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("shard_size", 1), ("ray_actors", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise CommandError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+        at_least(self, batch_size=1, shard_size=1, ray_actors=0)
 
 
 def distill(
@@ -122,23 +111,19 @@ def distill(
     with evaluation_errors():
         from dmax.distillation import distill as run
 
-        try:
-            with _progress_bar() as show:
-                manifest = run(
-                    prompts,
-                    _workers(model, decoding, work),
-                    out,
-                    generator=_generator(model, decoding),
-                    gen_length=decoding.gen_length or prompts.source.gen_length,
-                    seed=decoding.seed,
-                    checked=asking.check,
-                    shard_size=work.shard_size,
-                    command=own_command(),
-                    on_progress=show,
-                )
-        except KeyboardInterrupt:
-            note(f"Stopped; the same command goes on with what is in {out}.")
-            raise typer.Exit(130) from None
+        with resumable(out), _progress_bar() as show:
+            manifest = run(
+                prompts,
+                _workers(model, decoding, work),
+                out,
+                generator=_generator(model, decoding),
+                gen_length=decoding.gen_length or prompts.source.gen_length,
+                seed=decoding.seed,
+                checked=asking.check,
+                shard_size=work.shard_size,
+                command=own_command(),
+                on_progress=show,
+            )
     if manifest is None:
         note(f"This process is done; the last one writes {out / 'train.jsonl'}.")
     else:

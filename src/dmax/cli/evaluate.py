@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import CommandError, note
+from dmax.cli._common.errors import CommandError, note, resumable
 from dmax.cli._common.options import ModelOptions
 from dmax.cli._common.session import own_command
 
@@ -85,21 +85,17 @@ def evaluate(
             answerer: Answerer = local_answerer(model, decoding, asking.batch_size)
         else:
             answerer = _server(base_url, api_key, model, temperature, fields_given, asking.batch_size, timeout)
-        try:
-            with progress_bars() as show:
-                results = run(
-                    tasks,
-                    answerer,
-                    folder,
-                    seed=decoding.values["seed"],
-                    command=own_command(),
-                    retry_failed=retry_failed,
-                    most_failures=None if base_url is None else _FAILURES,
-                    on_progress=show,
-                )
-        except KeyboardInterrupt:
-            note(f"Stopped; the same command goes on with what is in {folder}.")
-            raise typer.Exit(130) from None
+        with resumable(folder), progress_bars() as show:
+            results = run(
+                tasks,
+                answerer,
+                folder,
+                seed=decoding.values["seed"],
+                command=own_command(),
+                retry_failed=retry_failed,
+                most_failures=None if base_url is None else _FAILURES,
+                on_progress=show,
+            )
     if results is None:
         note(f"This process is done; the last one writes {folder / 'results.json'}.")
     else:

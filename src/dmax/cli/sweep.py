@@ -10,8 +10,8 @@ import typer
 
 from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import CommandError, note
-from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.errors import CommandError, note, resumable
+from dmax.cli._common.options import ModelOptions, in_panel
 from dmax.cli._common.session import decoding_rule, own_command
 from dmax.engine.params import OPTIONAL_SETTINGS
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dmax.evaluation.runner import TaskData
     from dmax.evaluation.sweep import Setting
 
-_SWEPT = "What is swept"
+_swept = in_panel("What is swept")
 THRESHOLDS = "0.99,0.95,0.9,0.8,0.7,0.5,0.3,0"
 
 
@@ -33,18 +33,13 @@ def sweep(
     ] = Path("runs/sweep"),
     over: Annotated[
         list[str] | None,
-        typer.Option(
+        _swept(
             metavar="[MODEL:]DECODER[=T,T,…]",
             help="A decoder and its thresholds, if it has any, on a model other than --model if named. Repeatable.",
-            rich_help_panel=_SWEPT,
         ),
     ] = None,
-    thresholds: Annotated[
-        str, typer.Option(help="Thresholds of decoders that name none of their own.", rich_help_panel=_SWEPT)
-    ] = THRESHOLDS,
-    tolerance: Annotated[
-        float, typer.Option(help="Accuracy points that the recommended setting may lose.", rich_help_panel=_SWEPT)
-    ] = 1.0,
+    thresholds: Annotated[str, _swept(help="Thresholds of decoders that name none of their own.")] = THRESHOLDS,
+    tolerance: Annotated[float, _swept(help="Accuracy points that the recommended setting may lose.")] = 1.0,
 ) -> None:
     """Measure accuracy against tokens per forward over a range of settings.
 
@@ -60,7 +55,7 @@ def sweep(
 
         hashes = {name: weights_hash(name) for name in {setting.model for setting in settings}}
         settings = [replace(setting, weights=hashes[setting.model]) for setting in settings]
-        try:
+        with resumable(out):
             page = run_sweep(
                 settings,
                 out,
@@ -69,9 +64,6 @@ def sweep(
                 tolerance_points=tolerance,
                 on_point=lambda setting, finished: None if finished else note(setting.folder_name),
             )
-        except KeyboardInterrupt:
-            note(f"Stopped; the same command goes on with what is in {out}.")
-            raise typer.Exit(130) from None
     typer.echo(page.read_text(encoding="utf-8"), nl=False)
 
 

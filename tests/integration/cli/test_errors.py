@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from dmax import LLM
+from dmax.cli._common.errors import resumable
 
 Refusal = Callable[..., str]
 
@@ -195,3 +197,10 @@ def test_a_truncated_checkpoint_in_a_process_of_its_own(checkpoints: Any, tmp_pa
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     assert "model.safetensors" in result.stderr
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end, resumable(tmp_path):
+        raise KeyboardInterrupt
+    assert end.value.exit_code == 130
+    assert capsys.readouterr().err == f"Stopped; the same command goes on with what is in {tmp_path}.\n"

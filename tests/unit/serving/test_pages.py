@@ -20,7 +20,6 @@ from dmax.decoding import decoder_names, get_decoder
 from dmax.serving.pages import add_pages
 from dmax.serving.replay import WEB
 
-ROOT = Path(__file__).parents[3]
 NAMES = sorted(entry.name for entry in WEB.iterdir() if entry.is_file())
 TYPES = {
     ".html": "text/html",
@@ -135,12 +134,3 @@ def test_every_module_parses(name: str) -> None:
     command = ["node", "--input-type=module", "--check"]
     checked = subprocess.run(command, input=text_of(name), capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
-
-
-def test_the_wheel_holds_every_file() -> None:
-    wheel = pytest.importorskip("hatchling.builders.wheel")
-    if not (ROOT / "pyproject.toml").is_file():
-        pytest.skip("not in a checkout")
-    builder = wheel.WheelBuilder(str(ROOT))
-    shipped = {file.distribution_path for file in builder.recurse_included_files()}
-    assert {f"dmax/serving/web/{name}" for name in NAMES} <= shipped

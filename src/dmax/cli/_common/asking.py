@@ -8,48 +8,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import CommandError, needs_extra, note, user_errors
-from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.errors import CommandError, at_least, needs_extra, note, user_errors
+from dmax.cli._common.options import ModelOptions, in_panel
 from dmax.cli._common.session import decoding_rule, load_llm
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer
     from dmax.evaluation.runner import Standing, TaskData
 
-_ASKING = "What is asked"
+_asked = in_panel("What is asked")
 
 
 @dataclass(frozen=True)
 class AskingOptions:
     """Which rows of which tasks, and how many at a time."""
 
-    tasks: Annotated[str, typer.Option(help="Names, parted by commas.", rich_help_panel=_ASKING)] = "gsm-symbolic"
-    limit: Annotated[
-        int | None, typer.Option(help="Only the first so many rows of each task.", rich_help_panel=_ASKING)
-    ] = None
+    tasks: Annotated[str, _asked(help="Names, parted by commas.")] = "gsm-symbolic"
+    limit: Annotated[int | None, _asked(help="Only the first so many rows of each task.")] = None
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        _asked(
             metavar="[TASK=]FILE",
             help="A local file in place of the Hub's; name the task where there are several. Repeatable.",
-            rich_help_panel=_ASKING,
         ),
     ] = None
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.", rich_help_panel=_ASKING)
-    ] = False
-    batch_size: Annotated[int, typer.Option(help="Prompts in flight together.", rich_help_panel=_ASKING)] = 16
+    skip_bad: Annotated[bool, _asked("--skip-bad", help="Leave malformed rows out instead of stopping.")] = False
+    batch_size: Annotated[int, _asked(help="Prompts in flight together.")] = 16
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise CommandError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        at_least(self, limit=1, batch_size=1)
 
 
 def load_tasks(asking: AskingOptions, decoding: DecodingOptions) -> list[TaskData]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -119,3 +120,25 @@ def choose(what: str, value: str, choices: Sequence[str]) -> str:
     nearest = get_close_matches(value.lower(), choices, n=1, cutoff=0.4)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise CommandError(f"{what} {value!r} is unknown; choose from {', '.join(choices)}.{hint}")
+
+
+def at_least(options: object, **least: int) -> None:
+    """Check options of a group by their least values; None is let through.
+
+    Raises:
+        CommandError: one is below.
+    """
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise CommandError(f"--{name.replace('_', '-')} is {value}; it must be at least {lowest}.")
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say after Ctrl-C that the same command goes on with what is in the folder, and end with exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"Stopped; the same command goes on with what is in {folder}.")
+        raise typer.Exit(130) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -14,8 +14,15 @@ import typer
 from dmax.cli._common.decoding import DecodingOptions
 
 _CONTEXT = "_context"
-_MODEL = "Model"
-_INPUT = "Input and output"
+
+
+def in_panel(title: str) -> Callable[..., Any]:
+    """Return ``typer.Option`` for options that the help shows under a title."""
+    return partial(typer.Option, rich_help_panel=title)
+
+
+_of_model = in_panel("Model")
+_of_input = in_panel("Input and output")
 
 
 @dataclass(frozen=True)
@@ -24,17 +31,13 @@ class ModelOptions:
 
     model: Annotated[
         str,
-        typer.Option(help="A folder, a Hugging Face id, nano or nano-base.", rich_help_panel=_MODEL),
+        _of_model(help="A folder, a Hugging Face id, nano or nano-base."),
     ] = "nano"
     dtype: Annotated[
         str,
-        typer.Option(
-            help="float32, bfloat16, float16, or auto: float32 on a CPU, as stored elsewhere.", rich_help_panel=_MODEL
-        ),
+        _of_model(help="float32, bfloat16, float16, or auto: float32 on a CPU, as stored elsewhere."),
     ] = "auto"
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.", rich_help_panel=_MODEL)
-    ] = "auto"
+    device: Annotated[str, _of_model(help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.")] = "auto"
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,11 @@ class InputOptions:
     ] = None
     prompt_ids: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help='Token ids in place of text, as "[1, 2, 3]".', rich_help_panel=_INPUT),
+        _of_input(metavar="JSON", help='Token ids in place of text, as "[1, 2, 3]".'),
     ] = None
     input: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.jsonl",
-            help="A batch: each line has a prompt, messages or prompt_ids.",
-            rich_help_panel=_INPUT,
-        ),
+        _of_input(metavar="FILE.jsonl", help="A batch: each line has a prompt, messages or prompt_ids."),
     ] = None
 
 
@@ -64,20 +63,18 @@ class OutputOptions:
 
     output: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.jsonl",
-            help="Answers of a batch; lines already there are kept and only the rest is run.",
-            rich_help_panel=_INPUT,
+        _of_input(
+            metavar="FILE.jsonl", help="Answers of a batch; lines already there are kept and only the rest is run."
         ),
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_INPUT)] = False
+    json: Annotated[bool, _of_input("--json", help="Print one JSON object.")] = False
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write every pass as JSON, one line a prompt.", rich_help_panel=_INPUT),
+        _of_input(metavar="FILE", help="Write every pass as JSON, one line a prompt."),
     ] = None
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Prompts of a batch decoded together; 8 if not given.", rich_help_panel=_INPUT),
+        _of_input(help="Prompts of a batch decoded together; 8 if not given."),
     ] = None
 
 

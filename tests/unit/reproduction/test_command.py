@@ -1,0 +1,33 @@
+"""``python -m benchmarks.reproduction`` and what it finds in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.reproduction.__main__ import RECIPE, app
+
+pytest.importorskip("yaml")
+
+
+def test_its_recipe_lies_in_the_repository_wherever_it_is_called() -> None:
+    assert RECIPE.is_absolute() and RECIPE.is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--recipe", "nothing.yaml"), "nothing.yaml is no recipe that can be read"),
+        (("--notes", "nothing.yaml"), "nothing.yaml cannot be read as YAML"),
+        (("--jobs", "0"), "--jobs"),
+        (("--dtype", "float8"), "float8"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(
+    options: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        app([*options, "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.count("\n") == 1 and said in error
