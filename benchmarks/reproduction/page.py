@@ -48,7 +48,7 @@ def write_page(results: Results, page: Path, notes: Mapping[str, str] | None = N
 
 
 def to_markdown(results: Results, notes: Mapping[str, str]) -> str:
-    """The whole page."""
+    """Write the whole page as Markdown."""
     record = results.record
     scale, hardware = record["scale"], record["hardware"]
     hours = sum(cost["hours"] for cost in record["trainings"].values())

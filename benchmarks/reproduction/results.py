@@ -83,15 +83,15 @@ class Results:
         self.gsm8k = _by_method(gsm8k)
 
     def curve(self, method: str) -> list[Point]:
-        """All points of a method, by falling threshold."""
+        """List all points of a method, by falling threshold."""
         return self.methods[method]
 
     def point(self, method: str, threshold: float) -> Point:
-        """One point of a method."""
+        """Find one point of a method."""
         return next(point for point in self.methods[method] if point.threshold == threshold)
 
     def accuracy_at(self, method: str, tpf: float) -> float | None:
-        """A method's accuracy in percent at a speed, along its curve; None where it is never so fast."""
+        """Find a method's accuracy in percent at a speed, along its curve; None where it is never so fast."""
         points = sorted((point.tpf, point.accuracy) for point in self.methods[method])
         if tpf <= points[0][0]:
             return points[0][1]

@@ -31,7 +31,7 @@ OnStep = Callable[[str], None]
 
 
 def _say_nothing(step: str) -> None:
-    """A function of the module, since processes of their own are given it."""
+    """Say nothing; a function of the module, since processes of their own are given it."""
 
 
 def reproduce(
@@ -130,7 +130,7 @@ def _train_and_measure(
     training: Training | None,
     seed: int | None,
 ) -> None:
-    """One model from its training, which the base model has none of, to the last of its settings."""
+    """Train one model, if it is not the base model, and measure all of its settings."""
     work = Work(plan, recipe, folder, command, on_step)
     if training is not None and seed is not None:
         work.train(training, seed, data)
@@ -158,7 +158,7 @@ def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
 
 
 def _limit_threads(threads: int) -> None:
-    """Of this process, and of those that it starts."""
+    """Limit the threads of this process, and of those that it starts."""
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 

@@ -55,7 +55,7 @@ class Method:
     """A model of the package that is measured in place of one trained here."""
 
     def params(self, threshold: float) -> GenerationParams:
-        """How it decodes at one of its thresholds."""
+        """Tell how it decodes at one of its thresholds."""
         return GenerationParams(
             decoder=self.decoder,
             threshold=threshold,

@@ -72,7 +72,7 @@ class Work:
         self._rows: dict[str, TaskData] = {}
 
     def distil(self) -> Path:
-        """The base model's own right answers, by cautious decoding."""
+        """Make the base model's own right answers, by cautious decoding."""
         folder = self._folder / "distilled"
         if not (folder / "manifest.json").exists():
             self._on_step(f"distil {self._plan.scale.prompts} answers")
@@ -94,7 +94,7 @@ class Work:
         return folder / "train.jsonl"
 
     def train(self, training: Training, seed: int, data: Path) -> None:
-        """One training in processes of its own, taken up from its newest checkpoint."""
+        """Train once, in processes of its own, taken up from the newest checkpoint."""
         name = run_name(training.name, seed)
         output = self._folder / "trained" / name
         if (output / "model" / "config.json").exists():
@@ -114,7 +114,7 @@ class Work:
             raise ReproductionError(f"training {name} failed; its messages are {where}, and the same command goes on.")
 
     def _variant(self, training: Training, seed: int, data: Path) -> dict[str, Any]:
-        """The recipe with another objective, seed and data."""
+        """Return the recipe with another objective, seed and data."""
         same_kind = "kind" not in training.objective
         start = {"start_from": self._plan.base}
         amount = {"steps": self._plan.scale.steps, "accumulation": self._plan.scale.accumulation}
@@ -131,13 +131,13 @@ class Work:
         }
 
     def measure(self, method: Method, threshold: float, seed: int | None) -> Setting:
-        """One setting on the fresh problems."""
+        """Measure one setting on the fresh problems."""
         place = self._folder / "measured" / method.folder_name / f"{threshold:g}"
         folder = place if seed is None else place.with_name(f"{threshold:g}-seed-{seed}")
         return self._setting(method, threshold, seed, folder, TASK)
 
     def measure_gsm8k(self) -> list[Setting]:
-        """The real thing, however low."""
+        """Measure on the real thing, however low."""
         settings = []
         for method in GSM8K_METHODS:
             threshold = GSM8K_THRESHOLDS[method.name]
@@ -147,7 +147,7 @@ class Work:
         return settings
 
     def _setting(self, method: Method, threshold: float, seed: int | None, folder: Path, task: str) -> Setting:
-        """A method on a task, measured into ``folder`` unless it is there."""
+        """Measure a method on a task into ``folder``, unless it is there."""
         if not (folder / RESULTS_FILE).exists():
             self._on_step(f"measure {folder.relative_to(self._folder / 'measured')}")
             answerer = self._answerer(self._model(method, seed), method.params(threshold))
@@ -174,18 +174,18 @@ class Work:
         return LocalAnswerer(llm, params, name, weights)
 
     def _model(self, method: Method, seed: int | None) -> str:
-        """Where the weights of a method are."""
+        """Tell where the weights of a method are."""
         if seed is None:
             return method.embedded or self._plan.base
         return str(self._folder / "trained" / run_name(str(method.training), seed) / "model")
 
     def training_cost(self, training: Training, seed: int) -> dict[str, Any]:
-        """Steps and hours of a training, as its metrics say."""
+        """Read steps and hours of a training from its metrics."""
         metrics = (self._folder / "trained" / run_name(training.name, seed) / "metrics.jsonl").read_text("utf-8")
         last = json.loads(metrics.splitlines()[-1])
         return {"steps": last["step"], "hours": round(last["hours"], 3)}
 
 
 def run_name(training: str, seed: int) -> str:
-    """Of the folder of a training."""
+    """Name the folder of a training."""
     return f"{training}-seed-{seed}"

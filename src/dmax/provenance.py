@@ -27,7 +27,7 @@ def describe_process() -> dict[str, Any]:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, torch's threads, memory in GiB, accelerator and operating system."""
+    """Describe processor, cores this process may use, torch's threads, memory in GiB, accelerator and system."""
     import torch
 
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None

@@ -48,7 +48,7 @@ class BlockState:
 
     @classmethod
     def start(cls, tokens: Tensor, active: Tensor, mask_token_id: int) -> BlockState:
-        """A block before its first pass: masks at the active positions, the prompt's tokens elsewhere.
+        """Make a block before its first pass: masks at the active positions, the prompt's tokens elsewhere.
 
         Args:
             tokens: ``(B, L)`` int64; what stands at active positions does not matter.
@@ -64,13 +64,13 @@ class BlockState:
         )
 
     def after(self, tokens: Tensor, masked: Tensor, passes: Tensor, mix: SoftMix | None) -> BlockState:
-        """The block after a pass; what is not given stays."""
+        """Return the block after a pass; what is not given stays."""
         return BlockState(
             tokens, self.active, masked, passes, self.mask_token_id, mix=mix, fallback=self.fallback, memory=self.memory
         )
 
     def restart(self, rows: Tensor, tokens: Tensor, active: Tensor) -> BlockState:
-        """The same batch with a fresh block in some rows; the others go on where they are.
+        """Return the same batch with a fresh block in some rows; the others go on where they are.
 
         Args:
             rows: ``(B,)`` bool, the rows that begin a new block.

@@ -15,7 +15,7 @@ from dmax.decoding.prediction import Prediction
 
 
 def pass_quota(total: int | Tensor, steps: int, passes: Tensor) -> Tensor:
-    """Tokens due in the next pass when ``total`` are spread over ``steps`` passes, the first ones taking the remainder.
+    """Count tokens due in the next pass when ``steps`` passes share ``total``, the first ones taking the remainder.
 
     Args:
         total: tokens in all, or ``(B,)`` int64 with the number for each row.

@@ -104,7 +104,7 @@ def _check_tensor(wanted: _Wanted, device: torch.device, name: str) -> None:
 
 
 def tokens_or_none(state: BlockState, vocab_size: int) -> Tensor:
-    """The tokens of checked blocks, ``(B, L)`` int64, or -1 all along a row whose embeddings could not be read.
+    """Return the tokens of checked blocks, ``(B, L)`` int64; -1 along a row whose embeddings could not be read.
 
     Args:
         state: after a pass, of shapes that :func:`check_result` has let through.

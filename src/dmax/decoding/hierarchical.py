@@ -38,7 +38,7 @@ class HierarchicalDecoder(PredictedDecoder):
 
 
 def best_of_run(rank_BL: Tensor, masked_BL: Tensor) -> Tensor:
-    """Masks that no other mask of their run outranks; True means nothing at positions that are not masks.
+    """Find masks that no other mask of their run outranks; True means nothing at positions that are not masks.
 
     Args:
         rank_BL: ``(B, L)`` int64, 0 the most confident, masks before everything else.

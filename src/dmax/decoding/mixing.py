@@ -16,7 +16,7 @@ _TINY = 1e-12
 
 
 def input_embeddings(state: BlockState, embedding_table: Tensor) -> Tensor:
-    """What the next pass reads: every position's own embedding, or its mix where the state holds one.
+    """Compute what the next pass reads: every position's own embedding, or its mix where the state holds one.
 
     Args:
         state: a block of B rows and L positions.
@@ -40,7 +40,7 @@ def input_embeddings(state: BlockState, embedding_table: Tensor) -> Tensor:
 def soften(
     tokens_N: Tensor, where_N: Tensor, candidates_N: Tensor, weights_N: Tensor, table_VD: Tensor, *, mask_token_id: int
 ) -> Tensor:
-    """What N positions read that mix one token each with the mask: :func:`mix_embeddings` in fewer operations.
+    """Compute what N positions read that mix one token each with the mask; :func:`mix_embeddings` in fewer steps.
 
     A position that reads its own token is one that mixes it with weight 1, which changes no bit of the embedding.
 
@@ -68,7 +68,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def mix_embeddings(mix: SoftMix, embedding_table: Tensor, mask_token_id: int) -> Tensor:
-    """The weighted mean of the mixed tokens' embeddings and the mask embedding, at every position.
+    """Compute the weighted mean of the mixed tokens' embeddings and the mask embedding, at every position.
 
     With ``renormalize`` the mean is stretched to the weighted mean of the norms: embeddings of different tokens are
     close to orthogonal, so a plain mean is much shorter than anything the model has been trained to read.

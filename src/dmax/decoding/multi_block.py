@@ -46,7 +46,7 @@ class MultiBlockRule:
         options.check_options(self)
 
     def may_start_next(self, slots: Sequence[SlotView]) -> bool:
-        """Whether one more block may become active behind these, which are at least one."""
+        """Tell whether one more block may become active behind these, which are at least one."""
         last = slots[-1]
         return (
             len(slots) < self.buffer_size
@@ -56,7 +56,7 @@ class MultiBlockRule:
         )
 
     def may_fall_back(self, decoded: Sequence[float]) -> list[bool]:
-        """Which active blocks promote a mask even where none is confident: the first, and those behind enough.
+        """Tell which active blocks promote a mask even where none is confident: the first, and those behind enough.
 
         Args:
             decoded: share of every active block that is decoded, first block first.
@@ -65,7 +65,7 @@ class MultiBlockRule:
 
     @staticmethod
     def final(slots: Sequence[SlotView]) -> int:
-        """How many blocks, from the first, are final: converged, and every block before them too."""
+        """Tell how many blocks, from the first, are final: converged, and every block before them too."""
         count = 0
         while count < len(slots) and slots[count].converged:
             count += 1

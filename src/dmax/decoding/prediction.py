@@ -92,7 +92,7 @@ def predict(
 
 
 def most_probable(logits: Tensor, mask_token_id: int, top_k: int = 1) -> tuple[Tensor, Tensor]:
-    """The k most probable tokens but for the mask, and their probabilities: ``(..., V)`` -> ``(..., k)`` each.
+    """Find the k most probable tokens but for the mask, and their probabilities: ``(..., V)`` -> ``(..., k)`` each.
 
     ``torch.topk`` leaves the order of ties open, and bfloat16 logits tie often; ``max`` gives the lowest index.
     """

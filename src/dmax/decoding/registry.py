@@ -35,13 +35,13 @@ BUILT_IN: dict[str, Callable[..., Decoder]] = {
 
 
 def decoder_names() -> list[str]:
-    """All decoders there are: this package's first, then those of other packages in alphabetical order."""
+    """List all decoders: this package's first, then those of other packages in alphabetical order."""
     others = {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}
     return [*BUILT_IN, *sorted(others - BUILT_IN.keys())]
 
 
 def decoder_options(name: str) -> dict[str, Any]:
-    """The options of a decoder with their defaults.
+    """Return the options of a decoder with their defaults.
 
     Raises:
         DecoderError: there is no such decoder, or the package that registers it is broken.
@@ -50,7 +50,7 @@ def decoder_options(name: str) -> dict[str, Any]:
 
 
 def described_options(name: str) -> tuple[Option, ...]:
-    """The options of a decoder with their kinds, bounds and help.
+    """Return the options of a decoder with their kinds, bounds and help.
 
     Raises:
         DecoderError: there is no such decoder, or the package that registers it is broken.
@@ -59,7 +59,7 @@ def described_options(name: str) -> tuple[Option, ...]:
 
 
 def about(name: str) -> str:
-    """The first sentence of what a decoder's class says of itself; empty where it says nothing.
+    """Return the first sentence of what a decoder's class says of itself; empty where it says nothing.
 
     Raises:
         DecoderError: there is no such decoder, or the package that registers it is broken.
@@ -69,12 +69,12 @@ def about(name: str) -> str:
 
 
 def sound_decoders() -> list[str]:
-    """Those of :func:`decoder_names` that can be built; a broken package's are left out."""
+    """List those of :func:`decoder_names` that can be built; a broken package's are left out."""
     return [name for name in decoder_names() if _is_sound(name)]
 
 
 def all_options() -> dict[str, Option]:
-    """Every option that any decoder has, by name.
+    """Collect every option that any decoder has, by name.
 
     Where decoders have options of one name, the first decoder's words are taken, and the bounds that all agree on.
     """
@@ -118,7 +118,7 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
 
 
 def is_built_in(decoder: Decoder) -> bool:
-    """Whether a decoder is one of this package's own, whose results need no check."""
+    """Tell whether a decoder is one of this package's own, whose results need no check."""
     return type(decoder) in BUILT_IN.values()
 
 
@@ -130,7 +130,7 @@ def reads_predictions(decoder: Decoder) -> TypeGuard[PredictedDecoder]:
 
 
 def _factory(name: str) -> Callable[..., Decoder]:
-    """The callable that builds the decoder of that name. This package's own names cannot be taken over."""
+    """Find the callable that builds the decoder of that name. This package's own names cannot be taken over."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     found = tuple(entry_points(group=ENTRY_POINT_GROUP, name=name))

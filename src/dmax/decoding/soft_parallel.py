@@ -57,7 +57,7 @@ class SoftParallelDecoder(PredictedDecoder):
         return self.temperature == 0 and self.top_k == 1 and self.soft and self.contiguous and self.revise
 
     def after(self, found: Decision, state: BlockState) -> StepResult:
-        """The result of a pass over ``state`` that was decided elsewhere."""
+        """Make the result of a pass over ``state`` that was decided elsewhere."""
         mix = SoftMix(found.candidates.unsqueeze(-1), found.confidence.unsqueeze(-1), found.mixed, self.renormalize)
         return StepResult(
             state=state.after(found.tokens, found.masked, found.passes, mix),
@@ -95,7 +95,7 @@ class SoftParallelDecoder(PredictedDecoder):
         )
 
     def _promote(self, confident_BL: Tensor, confidence_BL: Tensor, state: BlockState) -> Tensor:
-        """Which masks become tokens (algorithm.md#promote): at least one in every row that has any and falls back."""
+        """Choose the masks that become tokens (algorithm.md#promote): at least one in every row that falls back."""
         masked_BL = state.masked
         if self.contiguous:
             promoted_BL = masked_BL & leading_run(confident_BL, masked_BL)
@@ -106,7 +106,7 @@ class SoftParallelDecoder(PredictedDecoder):
         return promoted_BL
 
     def _converged(self, doubtful_BL: Tensor, masked_BL: Tensor, changed_BL: Tensor, passes_B: Tensor) -> Tensor:
-        """Which rows are done (algorithm.md#converge), none with a mask left."""
+        """Tell which rows are done (algorithm.md#converge), none with a mask left."""
         incomplete_B = masked_BL.any(-1)
         if not self.revise:
             return ~incomplete_B  # nothing can change any more
@@ -114,7 +114,7 @@ class SoftParallelDecoder(PredictedDecoder):
         return ~(incomplete_B | (doubtful_BL.any(-1) & changed_BL.any(-1) & may_go_on_B))
 
     def _mix(self, prediction: Prediction, previous: SoftMix | None, written_BL: Tensor, where_BL: Tensor) -> SoftMix:
-        """What decoded positions feed back, hard tokens once converged (algorithm.md#soft-embeddings)."""
+        """Mix what decoded positions feed back, hard tokens once converged (algorithm.md#soft-embeddings)."""
         token_ids_BLk, weights_BLk = prediction.candidates, prediction.probabilities
         if self.temperature > 0:
             token_ids_BLk = _led_by(prediction.tokens, token_ids_BLk)
@@ -125,7 +125,7 @@ class SoftParallelDecoder(PredictedDecoder):
 
 
 def leading_run(confident_BL: Tensor, masked_BL: Tensor) -> Tensor:
-    """The masks, from the left, up to the first that is not confident; if that is the first of all, it alone.
+    """Find the masks, from the left, up to the first that is not confident; if that is the first of all, it alone.
 
     Args:
         confident_BL: ``(B, L)`` bool.

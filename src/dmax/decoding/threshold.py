@@ -39,7 +39,7 @@ class ThresholdDecoder(PredictedDecoder):
 
 
 def confident_masks(state: BlockState, confidence: Tensor, threshold: float, steps: int | None) -> Tensor:
-    """Masks above the threshold, together with the quota's most confident ones.
+    """Find masks above the threshold, together with the quota's most confident ones.
 
     The union is the rule: the masks above the threshold are the most confident ones, so whichever of the two sets is
     larger holds the other.

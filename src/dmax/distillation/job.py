@@ -58,7 +58,7 @@ class Workers(Protocol):
     """Those who answer shards."""
 
     def answer(self, job: Job, shards: Iterable[Shard]) -> Iterator[AnsweredShard]:
-        """The shards answered, each as soon as it is done, in any order."""
+        """Yield the shards answered, each as soon as it is done, in any order."""
         ...
 
 

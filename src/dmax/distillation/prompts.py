@@ -47,7 +47,7 @@ def load_prompts(
     *,
     skip_bad: bool = False,
 ) -> Prompts:
-    """The prompts of a source.
+    """Load the prompts of a source.
 
     Args:
         source: how rows are asked.
@@ -76,7 +76,7 @@ def load_prompts(
 
 
 def _without_duplicates(source: PromptSource, rows: Iterable[Row]) -> Iterator[Item]:
-    """The first of all rows that ask the same, white space apart."""
+    """Keep the first of all rows that ask the same, white space apart."""
     seen = set()
     for index, row in enumerate(rows):
         turns = source.turns(row)

@@ -181,7 +181,7 @@ def _training_line(record: Mapping[str, Any]) -> bytes:
 
 
 def _add_up(prompts: Prompts, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Every row of the data, under what became of it."""
+    """Count every row of the data under what became of it."""
     malformed = len(prompts.malformed)
     return {
         "prompts": len(prompts.items) + prompts.duplicates + malformed,

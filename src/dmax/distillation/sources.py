@@ -48,11 +48,11 @@ class PromptSource(RowForm, Protocol):
         ...
 
     def turns(self, row: Row) -> Turns:
-        """The conversation that the model is to answer; its last turn is the user's."""
+        """Return the conversation that the model is to answer; its last turn is the user's."""
         ...
 
     def row_id(self, row: Row, index: int) -> str:
-        """What the training set calls the row, which is row ``index`` of its data."""
+        """Tell what the training set calls the row, which is row ``index`` of its data."""
         ...
 
 
@@ -61,7 +61,7 @@ class GradedSource(PromptSource, Protocol):
     """A source whose answers can be graded."""
 
     def grade(self, row: Row, text: str) -> bool:
-        """Whether an answer is right. May be called from several threads."""
+        """Tell whether an answer is right. May be called from several threads."""
         ...
 
 
@@ -70,7 +70,7 @@ class DrawnSource(PromptSource, Protocol):
     """A source whose rows can be drawn here."""
 
     def generate(self, index: int, seed: int) -> Row:
-        """Row ``index`` of those of a seed, none of which any evaluation reaches.
+        """Draw row ``index`` of those of a seed, none of which any evaluation reaches.
 
         Raises:
             TaskError: something it needs is not installed.
@@ -195,7 +195,7 @@ class ReasoningGym:
 
 
 def find_source(name: str | None, column: str | None = None) -> PromptSource:
-    """The source of a name.
+    """Find the source of a name.
 
     Args:
         name: of a task, or of a ``reasoning-gym`` data set with ``reasoning-gym:`` before it; None for plain prompts.

@@ -71,7 +71,7 @@ class RayActors:
 
 
 def _first_cause(tracebacks: str) -> str:
-    """The last line of the first traceback: Ray puts its own exceptions behind the one that an actor raised."""
+    """Find the last line of the first traceback: Ray puts its own errors behind the one that an actor raised."""
     first = tracebacks.partition("\n\nThe above exception was")[0]
     return first.strip().rpartition("\n")[2].rstrip(".")
 

@@ -51,7 +51,7 @@ def run_experts(
     shared: Stack | None = None,
     tiles: tuple[Tile, Tile] | None = None,
 ) -> Tensor:
-    """Weighted sum of each token's routed experts, plus the shared experts: ``(N, D)`` in the dtype of ``x_ND``.
+    """Compute the weighted sum of each token's routed experts, plus the shared ones: ``(N, D)`` in x's dtype.
 
     Args:
         x_ND: tokens, contiguous.
@@ -90,13 +90,13 @@ def run_experts(
 
 
 def _grid(experts: int, rows: int, num_tokens: int, tile: Tile) -> tuple[int, int]:
-    """Strips of every expert, by programs that share an expert's tokens where there are many."""
+    """Return the grid: strips of every expert, by programs that share an expert's tokens where there are many."""
     return experts * triton.cdiv(rows, tile.block_w), min(tile.shares, triton.cdiv(num_tokens, tile.block_m))
 
 
 @triton.jit
 def _rows_of(place, expert, load, slots_ptr, num_tokens, A: tl.constexpr, X: tl.constexpr, BLOCK_M: tl.constexpr):
-    """BLOCK_M tokens of a routed expert, from ``place`` in its list: slots, rows handed on, and which of them exist."""
+    """Load BLOCK_M tokens of a routed expert, from ``place`` in its list: slots, rows, and which of them exist."""
     place_M = place + tl.arange(0, BLOCK_M)
     has_M = place_M < load
     slot_M = tl.load(slots_ptr + expert.to(tl.int64) * num_tokens + place_M, mask=has_M, other=0)
@@ -105,7 +105,7 @@ def _rows_of(place, expert, load, slots_ptr, num_tokens, A: tl.constexpr, X: tl.
 
 @triton.jit
 def _shared_rows(token, index, num_tokens, A: tl.constexpr, X: tl.constexpr, BLOCK_M: tl.constexpr):
-    """BLOCK_M tokens, from ``token`` on, of a shared expert: tokens, rows handed on, and which of them exist."""
+    """Take BLOCK_M tokens, from ``token`` on, of a shared expert: tokens, rows, and which of them exist."""
     token_M = token + tl.arange(0, BLOCK_M)
     has_M = token_M < num_tokens
     token_M = tl.where(has_M, token_M, 0)
@@ -114,7 +114,7 @@ def _shared_rows(token, index, num_tokens, A: tl.constexpr, X: tl.constexpr, BLO
 
 @triton.jit
 def _dot(x_MK, weight_WK, acc, TOKENS_FIRST: tl.constexpr):
-    """``acc`` plus tokens times weights: (M, W), or (W, M) where the weights are the left operand."""
+    """Add tokens times weights to ``acc``: (M, W), or (W, M) where the weights are the left operand."""
     weight_WK = weight_WK.to(x_MK.dtype)
     if TOKENS_FIRST:
         acc = tl.dot(x_MK, tl.trans(weight_WK), acc, input_precision="ieee")
@@ -129,7 +129,7 @@ def _gate_up_tile(
     D: tl.constexpr, F: tl.constexpr, SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr, TOKENS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """SwiGLU of one strip of one expert for BLOCK_M tokens."""
+    """Compute SwiGLU of one strip of one expert for BLOCK_M tokens."""
     strip_W = strip * BLOCK_W + tl.arange(0, BLOCK_W)
     row_W = tl.minimum(strip_W, F - 1)
     k_K = tl.arange(0, BLOCK_K)
@@ -168,7 +168,7 @@ def _gate_up(
     SCALED: tl.constexpr, SHARED_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """``silu(x gate^T) * (x up^T)``; the shared experts, which have every token, come first."""
+    """Compute ``silu(x gate^T) * (x up^T)``; the shared experts, which have every token, come first."""
     strips: tl.constexpr = (F + BLOCK_W - 1) // BLOCK_W
     strip = tl.program_id(0) % strips
     expert = tl.program_id(0) // strips - X
@@ -210,7 +210,7 @@ def _down_tile(
     D: tl.constexpr, F: tl.constexpr, SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr, TOKENS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """One strip of one expert's down projection for BLOCK_M rows, times their combination weights."""
+    """Compute a strip of one expert's down projection for BLOCK_M rows, times their combination weights."""
     strip_W = strip * BLOCK_W + tl.arange(0, BLOCK_W)
     row_W = tl.minimum(strip_W, D - 1)
     k_K = tl.arange(0, BLOCK_K)
@@ -243,7 +243,7 @@ def _down(
     SCALED: tl.constexpr, SHARED_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Each row's expert output, weighted; the shared experts come first and weigh 1."""
+    """Compute each row's expert output, weighted; the shared experts come first and weigh 1."""
     strips: tl.constexpr = (D + BLOCK_W - 1) // BLOCK_W
     strip = tl.program_id(0) % strips
     expert = tl.program_id(0) // strips - X

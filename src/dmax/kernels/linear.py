@@ -14,7 +14,7 @@ MOST_TOKENS = 256
 
 
 def scaled_linear(x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
-    """``x (weight * scale)^T``, summed in float32: ``(..., I)`` -> ``(..., O)`` in the dtype of ``x``.
+    """Compute ``x (weight * scale)^T``, summed in float32: ``(..., I)`` -> ``(..., O)`` in the dtype of ``x``.
 
     Args:
         x: contiguous.

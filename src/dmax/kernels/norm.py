@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, y: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x + y`` and its :func:`rms_norm`; both contiguous, ``(..., D)``."""
+    """Compute ``x + y`` and its :func:`rms_norm`; both contiguous, ``(..., D)``."""
     total, out = torch.empty_like(x), torch.empty_like(x)
     size = x.shape[-1]
     _rms_norm[(x.numel() // size,)](x, y, total, weight_D, out, size, eps, D=size, ADD=True, **_launch(size))

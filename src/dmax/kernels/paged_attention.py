@@ -35,7 +35,7 @@ def paged_attention(
     page_length: int,
     parts: int = 1,
 ) -> Tensor:
-    """Softmax attention of every segment, scaled by C^-0.5, to all that its sequence has up to the segment's end.
+    """Attend from every segment, scaled by C^-0.5, to all that its sequence has up to the segment's end.
 
     Args:
         q_NHC: float queries, segment by segment, channels contiguous.
@@ -78,7 +78,7 @@ def paged_attention(
 
 
 def parts_for(segments: int, kv_heads: int, longest: int, processors: int) -> int:
-    """Into how many parts to cut the keys so that a GPU has work for all its processors.
+    """Tell into how many parts to cut the keys so that a GPU has work for all its processors.
 
     Args:
         segments, kv_heads: of the forward.
@@ -90,7 +90,7 @@ def parts_for(segments: int, kv_heads: int, longest: int, processors: int) -> in
 
 
 def _key_tile(dtype: torch.dtype) -> int:
-    """Keys that a program reads at a time; float32 ones take twice the shared memory."""
+    """Tell how many keys a program reads at a time; float32 ones take twice the shared memory."""
     return 64 if dtype.itemsize == 2 else 32
 
 
@@ -102,7 +102,7 @@ def _attend_kernel(
     TILES: tl.constexpr, QUERY_TILE: tl.constexpr, KEY_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One program: queries of a segment that share a key/value head, and one part of the keys they see.
+    """Attend from queries of a segment that share a key/value head to one part of their keys: a program each.
 
     Without ``SPLIT`` it writes the result to ``mixed``; with it, its part's mean of values, and to ``weight`` the
     base-2 logarithm of the part's sum of exponentials.
@@ -158,7 +158,7 @@ def _join_kernel(
     mixed, weight, out, parts,
     CHANNELS: tl.constexpr, PART_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
-    """One program: a query head of a position; the first part is never empty."""
+    """Join the parts of a query head of a position: a program each; the first part is never empty."""
     query = tl.program_id(0).to(tl.int64)
     part, channel = tl.arange(0, PART_TILE), tl.arange(0, CHANNEL_TILE)
     channels_here = channel < CHANNELS

@@ -64,7 +64,7 @@ def normalize_and_rotate(
 
 @triton.jit
 def _rotated(x_ptr, weight_ptr, cos_ptr, sin_ptr, eps, C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """One head, normed and rotated, in float32 but for the rounding of the norm's quotient."""
+    """Norm and rotate one head, in float32 but for the rounding of the norm's quotient."""
     c_C = tl.arange(0, BLOCK_C)
     has_C = c_C < C
     turns_C = c_C < R
@@ -89,7 +89,7 @@ def _normalize_and_rotate(
     keys_ptr, values_ptr, writes_ptr, cache_head_stride, cache_slot_stride,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, R: tl.constexpr, CACHE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One head of one token."""
+    """Norm and rotate one head of one token."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     c_C = tl.arange(0, BLOCK_C)

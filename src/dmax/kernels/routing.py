@@ -89,7 +89,7 @@ def _score_parts(
     D: tl.constexpr, E: tl.constexpr, PART: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Logits of BLOCK_N tokens for BLOCK_E experts, over one part of the channels; and empty the experts' lists."""
+    """Score BLOCK_N tokens for BLOCK_E experts, over one part of the channels; and empty the experts' lists."""
     e_E = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     part = tl.program_id(1)
     n_N = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -117,7 +117,7 @@ def _choose(
     S: tl.constexpr, E: tl.constexpr, A: tl.constexpr, G: tl.constexpr, P: tl.constexpr, KEPT: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """One token: its experts, their weights, and its place in their lists."""
+    """Choose for one token its experts, their weights, and its place in their lists."""
     token = tl.program_id(0)
     g_G = tl.arange(0, BLOCK_G)
     p_P = tl.arange(0, BLOCK_P)

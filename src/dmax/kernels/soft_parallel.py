@@ -76,7 +76,7 @@ def decide(
 
 @lru_cache(maxsize=64)
 def thresholds_on(device: torch.device, threshold: float, acceptance_threshold: float) -> Tensor:
-    """Both thresholds of :func:`decide`; they lie in memory, so that a graph which reads them serves any."""
+    """Put both thresholds of :func:`decide` into memory, so that a graph which reads them serves any."""
     return torch.tensor([threshold, acceptance_threshold], dtype=torch.float32, device=device)
 
 
@@ -99,7 +99,7 @@ def soft_embeddings(
     mask_token_id: int,
     renormalize: bool,
 ) -> Tensor:
-    """Every position's own embedding, or the mean of several and the mask embedding (algorithm.md#soft-embeddings).
+    """Compute each position's own embedding, or the mean of several and the mask's (algorithm.md#soft-embeddings).
 
     Args:
         tokens: ``(B, L)`` int64.
@@ -130,7 +130,7 @@ def _read_kernel(
     logits, highest, total, best, token, mask_token,
     VOCABULARY: tl.constexpr, PART: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One program: a part of the vocabulary at a position. Every lane keeps its own account until the end."""
+    """Read a part of the vocabulary at a position: a program each. Every lane keeps its own account until the end."""
     position = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     lane_T = tl.arange(0, TILE)
@@ -165,7 +165,7 @@ def _decide_kernel(
     new_tokens, still, new_passes, confidence, candidates, promoted, revised, mixed, converged,
     LENGTH: tl.constexpr, PARTS: tl.constexpr, FALLBACK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One program: a row. Positions that only fill up the tile are neither active nor masks, and never change."""
+    """Decide a row: a program each. Positions that only fill up the tile are neither active nor masks, nor change."""
     row = tl.program_id(0).to(tl.int64)
     offset_L = tl.arange(0, TILE)
     here_L = offset_L < LENGTH
@@ -226,7 +226,7 @@ def _mix_kernel(
     tokens, mixed, candidates, weights, table, out, mask_token,
     HIDDEN: tl.constexpr, CANDIDATES: tl.constexpr, RENORMALIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One program: the input embedding of a position."""
+    """Compute the input embedding of a position: a program each."""
     position = tl.program_id(0).to(tl.int64)
     channel_D = tl.arange(0, TILE)
     here_D = channel_D < HIDDEN

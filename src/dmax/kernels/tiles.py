@@ -27,7 +27,7 @@ class Tile:
     """Most programs that divide the tokens of one strip of an expert among them."""
 
     def options(self) -> dict[str, int | bool]:
-        """The launch options of a kernel."""
+        """Return the launch options of a kernel."""
         return {
             "BLOCK_M": self.block_m,
             "BLOCK_W": self.block_w,
@@ -39,7 +39,7 @@ class Tile:
 
 
 def tiles_for(num_tokens: int, num_experts: int, per_token: int, dtype: torch.dtype) -> tuple[Tile, Tile]:
-    """Tiles for the gate and up projection, and for the down projection.
+    """Choose tiles for the gate and up projection, and for the down projection.
 
     Args:
         num_tokens: of the call.

@@ -97,7 +97,7 @@ def _spread(seconds: list[float]) -> dict[str, float]:
 
 
 def _shares(model: LLaDA2, cost: Cost, seconds: float) -> dict[str, Any]:
-    """Bytes and operations of the pass, and which share of the machine's peaks it reaches with them."""
+    """Count bytes and operations of the pass, and which share of the machine's peaks it reaches with them."""
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     bandwidth, peak = copy_bandwidth(model.device), matmul_peak(model.device, model.dtype)

@@ -46,7 +46,7 @@ class Cost:
 
 
 def weights_by_part(config: ModelConfig, touched_experts: float | None = None) -> dict[str, float]:
-    """Weights that one pass reads, without norms and the embedding table.
+    """Count the weights that one pass reads, without norms and the embedding table.
 
     Args:
         config: the model's.
@@ -75,7 +75,7 @@ def weights_by_part(config: ModelConfig, touched_experts: float | None = None) -
 
 
 def count_pass(config: ModelConfig, shape: PassShape, itemsize: int, touched_experts: float | None) -> Cost:
-    """What a pass costs.
+    """Count what a pass costs.
 
     Args:
         config: the model's.
@@ -97,7 +97,7 @@ def count_pass(config: ModelConfig, shape: PassShape, itemsize: int, touched_exp
 
 
 def count_flops(config: ModelConfig, positions: int, decoded: int, attended: int) -> dict[str, int]:
-    """Floating-point operations of the matrix products of any number of forwards, by part.
+    """Count floating-point operations of the matrix products of any number of forwards, by part.
 
     A weight that is active for a token takes two: a product and a sum. Norms, rotary embedding, softmax and choosing
     among logits are left out, as is whatever is computed in vain (padding, masked keys, experts without a token).
@@ -115,7 +115,7 @@ def count_flops(config: ModelConfig, positions: int, decoded: int, attended: int
 
 
 def uniform_experts(config: ModelConfig, tokens: int) -> float:
-    """Experts of a layer that get at least one of ``tokens`` tokens, expected where every expert is as likely."""
+    """Estimate how many experts get at least one of ``tokens`` tokens, where every expert is as likely."""
     if config.num_experts is None:
         return 0.0
     missed = (1 - config.num_experts_per_tok / config.num_experts) ** tokens

@@ -95,7 +95,7 @@ class PassDriver:
         self._running: set[str] = set()
 
     def apart(self, wrap: Callable[[Decoder], Decoder] | None = None) -> PassDriver:
-        """The same passes in an engine of their own, every module called by itself."""
+        """Make the same passes in an engine of their own, every module called by itself."""
         shape = self.shape
         return PassDriver(
             self.model,
@@ -163,7 +163,7 @@ class PassDriver:
                 self._engine.add(sequence)
 
     def _step(self) -> tuple[int, int, float]:
-        """Positions of the step, prompt positions among them, and seconds from call to return."""
+        """Run a step; return its positions, prompt positions among them, and seconds from call to return."""
         before = self._engine.stats()
         started = time.perf_counter()
         updates = self._engine.step()
@@ -178,7 +178,7 @@ class PassDriver:
 
 
 def _tick(device: torch.device) -> torch.cuda.Event | None:
-    """Now, by the GPU's clock. Nothing is waited for: an engine that launches ahead goes on doing so."""
+    """Mark now on the GPU's clock. Nothing is waited for: an engine that launches ahead goes on doing so."""
     if device.type != "cuda":
         return None
     tick = torch.cuda.Event(enable_timing=True)

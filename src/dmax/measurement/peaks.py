@@ -12,7 +12,7 @@ _MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
 
 
 def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:
-    """Bytes per second of a large copy within the device's memory, read and written bytes both counted."""
+    """Measure bytes per second of a large copy within the device's memory, read and written bytes both counted."""
     size = _COPY_BYTES.get(device.type, 2**28)
     if device.type == "cuda":
         size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
@@ -22,7 +22,7 @@ def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
-    """Floating-point operations per second of a large square matrix product."""
+    """Measure floating-point operations per second of a large square matrix product."""
     size = _MATMUL_SIZE.get(device.type, 2048)
     generator = torch.Generator(device).manual_seed(0)
     left, right = torch.randn(2, size, size, device=device, generator=generator).to(dtype)
@@ -31,7 +31,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> 
 
 
 def best_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The shortest of several runs, after one that is not counted; on a GPU by its own clock."""
+    """Time several runs, after one that is not counted, and return the shortest; on a GPU by its own clock."""
     work()
     times: list[float] = []
     for _ in range(repeats):

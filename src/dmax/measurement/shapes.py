@@ -44,7 +44,7 @@ class MeasurementError(ValueError):
 def random_model(
     shape: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0, layers: int | None = None
 ) -> LLaDA2:
-    """A model of a published shape whose weights, router included, are drawn on ``device``; nothing is copied there.
+    """Make a model of a published shape whose weights, router included, are drawn on ``device``.
 
     Args:
         shape: a key of :data:`SHAPES`.

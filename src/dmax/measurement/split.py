@@ -41,7 +41,7 @@ class Timeline:
         self._marks: list[tuple[str, Mark]] = []
 
     def mark(self, part: str) -> None:
-        """From now on the time belongs to ``part``."""
+        """Let the time from now on belong to ``part``."""
         if self._on_gpu:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -54,7 +54,7 @@ class Timeline:
         self._marks.clear()
 
     def steps(self) -> list[dict[str, float]]:
-        """Seconds by part of every step; a step begins where ``inputs`` does and ends at a pause."""
+        """Return seconds by part of every step; a step begins where ``inputs`` does and ends at a pause."""
         found: list[dict[str, float]] = []
         for (part, started), (_, ended) in pairwise(self._marks):
             if part == PARTS[0]:
@@ -87,7 +87,7 @@ class _ClockedDecoder:
 
 
 def split_passes(driver: PassDriver, count: int) -> dict[str, float]:
-    """Median seconds of every part of a pass, over ``count`` passes.
+    """Measure the median seconds of every part of a pass, over ``count`` passes.
 
     A router or a shared expert that runs together with the experts has 0, and its time is in theirs.
     """
@@ -117,7 +117,7 @@ def _clocked(model: LLaDA2, timeline: Timeline) -> Iterator[None]:
 
 
 def _parts(model: LLaDA2) -> Iterator[tuple[nn.Module, str, str]]:
-    """Modules, the part each is, and the part around it."""
+    """List modules, the part each is, and the part around it."""
     yield model.model, "norms", "host"
     yield model.lm_head, "head", "host"
     for module in model.modules():
@@ -133,7 +133,7 @@ def _parts(model: LLaDA2) -> Iterator[tuple[nn.Module, str, str]]:
 
 
 def touched_experts(driver: PassDriver, count: int = 4) -> float | None:
-    """Experts of a layer that get at least one position of a pass: the mean over sparse layers and ``count`` passes.
+    """Count experts of a layer that get a position of a pass: the mean over sparse layers and ``count`` passes.
 
     None for a model without experts.
     """

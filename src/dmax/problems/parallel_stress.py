@@ -34,7 +34,7 @@ _WORDS = _NOUNS.split()
 
 
 def stress_problem(split: Split, index: int, seed: int = 0, kind: str | None = None) -> dict[str, str]:
-    """Problem ``index`` of a split: ``kind``, ``words``, ``question``, ``solution`` and ``old`` / ``new`` (or empty).
+    """Draw problem ``index`` of a split: ``kind``, ``words``, ``question``, ``solution``, ``old``, ``new`` (or empty).
 
     Kinds take turns where none is asked for. The solution is one that is right; of a shuffled list there are others.
     """
@@ -62,7 +62,7 @@ def stress_problem(split: Split, index: int, seed: int = 0, kind: str | None = N
 
 
 def keeps_to_the_rule(row: dict[str, str], text: str) -> bool:
-    """Whether an answer, a list parted by commas, is right for a row of :func:`stress_problem`."""
+    """Tell whether an answer, a list parted by commas, is right for a row of :func:`stress_problem`."""
     words = row["words"].split()
     given = [word.strip() for word in text.strip().rstrip(".").split(",")]
     if row["kind"] == "shuffle":

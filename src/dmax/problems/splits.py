@@ -18,7 +18,7 @@ class SeedError(ValueError):
 
 
 def first_number(split: Split, seed: int) -> int:
-    """The number in ``reasoning-gym`` of a split's first problem under a seed. No two pairs of them ever meet.
+    """Return the number in ``reasoning-gym`` of a split's first problem under a seed; no two of them ever meet.
 
     Raises:
         SeedError: the split has no such seed; only that of tests has any number of them.

@@ -45,7 +45,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def problem(split: Split, index: int, seed: int = 0) -> dict[str, str]:
-    """Problem ``index`` of a split: ``question`` (without the trailing instruction), ``solution`` and ``answer``.
+    """Draw problem ``index`` of a split: ``question`` (without the trailing instruction), ``solution`` and ``answer``.
 
     Raises:
         SeedError: the split has no such seed.
@@ -88,7 +88,7 @@ class Equation(NamedTuple):
 
 
 def equations(text: str) -> list[Equation]:
-    """The true steps of a worked solution; those that state anything else are left out.
+    """Find the true steps of a worked solution; those that state anything else are left out.
 
     The expression is the longest run of text before the equals sign whose numbers and operators, read past currency
     signs and units, have the value of the number, or, where that is whole, its value with the decimals cut off.
@@ -113,7 +113,7 @@ def equations(text: str) -> list[Equation]:
 
 
 def show_working(solution: str) -> str:
-    """A worked solution with the small steps of every equation written out, and every sign between spaces.
+    """Write a worked solution with the small steps of every equation, and every sign between spaces.
 
     Nothing is stated before it is worked out: *A because B* becomes *Since B: A*. Decimals of many places become
     fractions, or are cut to two.
@@ -128,7 +128,7 @@ def show_working(solution: str) -> str:
 
 
 def _shortened(decimal: re.Match[str]) -> str:
-    """The whole number that it misses by a rounding error, a simple fraction that is less than 1, or two places."""
+    """Write a decimal as the whole number or simple fraction that it misses by a rounding error, else with two places."""
     value = float(decimal[0])
     fraction = Fraction(value).limit_denominator(LARGEST_DENOMINATOR)
     near = abs(fraction - value) < 1e-9
@@ -136,7 +136,7 @@ def _shortened(decimal: re.Match[str]) -> str:
 
 
 def _spelt(tokens: list[str], percent: bool) -> str:
-    """As Python spells it; where the result is a percentage, so are the operands."""
+    """Spell an expression as Python does; where the result is a percentage, so are the operands."""
     spelling = _SPELLING | {"%": ""} if percent else _SPELLING
     joined = "".join(spelling.get(token, token.replace(",", "")) for token in tokens)
     return re.sub(r"(?<=[\d)])\(", "*(", joined)

@@ -27,7 +27,7 @@ class _TooHard(Exception):
 
 
 def working(expression: str) -> list[str]:
-    """The steps between an expression and its value, both left out.
+    """Return the steps between an expression and its value, both left out.
 
     Args:
         expression: numbers, ``+ - * /`` and parentheses.
@@ -58,7 +58,7 @@ def _parsed(node: ast.expr) -> Expression:
 
 
 def _next(expression: Expression) -> Expression:
-    """The expression with a small step taken on either side, or where both sides are numbers between them."""
+    """Take a small step on either side of an expression, or where both sides are numbers between them."""
     assert not isinstance(expression, Fraction)
     sign, left, right = expression
     if sign == "*" and isinstance(right, Fraction) and not isinstance(left, Fraction) and left[0] == "/":
@@ -79,7 +79,7 @@ def _next(expression: Expression) -> Expression:
 
 
 def _without_zeros(a: Fraction, b: Fraction, power: Fraction) -> Expression | None:
-    """``a * b / power`` with the zeros that both sides end in left out; None where there are none."""
+    """Leave out the zeros that both sides of ``a * b / power`` end in; None where there are none."""
     left = power
     factors: list[Fraction] = []
     for factor in (a, b):
@@ -139,7 +139,7 @@ def _divide(a: Fraction, b: Fraction) -> Expression:
 
 
 def _sum(terms: Sequence[Expression]) -> Expression:
-    """Summed by halves, so that neighbours can be added in one step."""
+    """Sum by halves, so that neighbours can be added in one step."""
     middle = (len(terms) + 1) // 2
     return terms[0] if len(terms) == 1 else ("+", _sum(terms[:middle]), _sum(terms[middle:]))
 
@@ -151,12 +151,12 @@ def _value(number: Fraction) -> Fraction:
 
 
 def _is_decimal(number: Fraction) -> bool:
-    """Whether some power of ten makes it whole."""
+    """Tell whether some power of ten makes it whole."""
     return _POWERS_OF_TEN[-1] % number.denominator == 0
 
 
 def _scale(number: Fraction) -> int:
-    """The smallest power of ten that makes it whole."""
+    """Return the smallest power of ten that makes it whole."""
     for scale in _POWERS_OF_TEN:
         if scale % number.denominator == 0:
             return scale
@@ -164,7 +164,7 @@ def _scale(number: Fraction) -> int:
 
 
 def _places(number: Fraction) -> list[Fraction]:
-    """What each of its digits but zeros stands for, the greatest first: 206 -> 200, 6."""
+    """Tell what each of its digits but zeros stands for, the greatest first: 206 -> 200, 6."""
     scale = _scale(number)
     digits = str(number.numerator * (scale // number.denominator))
     return [

@@ -35,7 +35,7 @@ class BatchShape:
 
 
 def saved_bytes(config: ModelConfig, shape: BatchShape, item: int, device: str, *, recompute: bool) -> int:
-    """Everything kept from the embeddings to the final norm.
+    """Count bytes of everything kept from the embeddings to the final norm.
 
     Args:
         config: of the model.
@@ -51,12 +51,12 @@ def saved_bytes(config: ModelConfig, shape: BatchShape, item: int, device: str, 
 
 
 def loss_bytes(config: ModelConfig, shape: BatchShape) -> int:
-    """Logits, their log-softmax, and the gradients of both: four float32 tables."""
+    """Count bytes of logits, their log-softmax, and the gradients of both: four float32 tables."""
     return 4 * _FLOAT * shape.supervised * config.vocab_size
 
 
 def working_bytes(config: ModelConfig, shape: BatchShape, item: int, device: str) -> int:
-    """The largest gradients that are there together inside a layer's backward pass, less what it has let go by then."""
+    """Count bytes of the largest gradients at one time in a layer's backward pass, less what it has let go."""
     if device == "cpu":  # of the softmax's output and input; all that came after attention is gone
         pairs = shape.rows * config.num_attention_heads * shape.length**2
         gone = _feed_forward(config, shape, item, config.is_moe_layer(config.num_hidden_layers - 1))
@@ -72,7 +72,7 @@ def _layer(config: ModelConfig, shape: BatchShape, item: int, device: str, is_sp
 
 
 def _norm(size: int, item: int) -> int:
-    """The input in float32 and the scaled input; in float32 the input is the residual stream itself."""
+    """Count the input in float32 and the scaled input; in float32 the input is the residual stream itself."""
     return size * (_FLOAT + item)
 
 

@@ -63,7 +63,7 @@ class Batches:
 
     @classmethod
     def of(cls, recipe: Recipe, source: Source, eos_token_id: int) -> Batches:
-        """The batches of a recipe's run."""
+        """Make the batches of a recipe's run."""
         return cls(
             source,
             get_objective(recipe.objective),
@@ -75,7 +75,7 @@ class Batches:
         )
 
     def batch(self, number: int) -> Batch:
-        """The batch of forward pass ``number``."""
+        """Return the batch of forward pass ``number``."""
         lengths = self.objective.options.block_lengths_at(number // self.passes_per_step)
         block_length = lengths[number % len(lengths)]
         pool_number, place = divmod(number, POOL)
@@ -106,7 +106,7 @@ class Batches:
 
 
 def stream(batches: Batches, first: int, stride: int, workers: int) -> Iterator[Batch]:
-    """The batches of forward passes ``first``, ``first + stride`` and so on, without end.
+    """Yield the batches of forward passes ``first``, ``first + stride`` and so on, without end.
 
     Args:
         batches: of the run.
@@ -138,7 +138,7 @@ class _Shares(Dataset[list[Batch]]):
         return [self._batches.batch(number) for number in self.numbers(share)]
 
     def numbers(self, share: int) -> range:
-        """The forward passes of a share; the first share may begin in the middle of a pool."""
+        """Yield the forward passes of a share; the first share may begin in the middle of a pool."""
         pool = self._first // POOL + share
         begin = max(pool * POOL, self._first)
         begin += (self._first - begin) % self._stride
@@ -146,6 +146,6 @@ class _Shares(Dataset[list[Batch]]):
 
 
 def exact_layouts(examples: Sequence[Example], rows: int, eos_token_id: int) -> Iterator[Layout]:
-    """Layouts with blocks of one token, in which a fully masked noisy half is greedy left-to-right decoding."""
+    """Return layouts with blocks of one token, in which a fully masked noisy half is greedy left-to-right decoding."""
     for start in range(0, len(examples), rows):
         yield lay_out(examples[start : start + rows], 1, eos_token_id, SHAPE_MULTIPLE)

@@ -179,7 +179,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Iterable[torch.o
 
 
 def load_state(folder: Path) -> RunState:
-    """The run state of a complete checkpoint."""
+    """Load the run state of a complete checkpoint."""
     values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     del values["files"]
     return RunState(**values)
@@ -190,12 +190,12 @@ def checkpoint_folder(output: Path, step: int) -> Path:
 
 
 def complete_checkpoints(output: Path) -> list[Path]:
-    """Checkpoints of a run whose files are all there and of their length, oldest first."""
+    """List checkpoints of a run whose files are all there and of their length, oldest first."""
     return sorted(folder for folder in (output / "checkpoints").glob(f"{_PREFIX}*") if _is_complete(folder))
 
 
 def newest_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint of a run; None where no checkpoint was ever finished.
+    """Find the newest complete checkpoint of a run; None where no checkpoint was ever finished.
 
     Raises:
         ResumeError: there are finished checkpoints, but none of them is whole any more.

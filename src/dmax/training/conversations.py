@@ -57,7 +57,7 @@ class Conversations:
             self._hold_out(validation_share)
 
     def __len__(self) -> int:
-        """Examples in an epoch."""
+        """Count the examples of an epoch."""
         return len(self._kept)
 
     @property
@@ -103,7 +103,7 @@ class Conversations:
 def load_conversations(
     section: JsonlSection | HubSection, tokenizer: Tokenizer, context: int, seed: int, validation_share: float = 0.0
 ) -> Conversations:
-    """The source that a recipe's ``data`` section describes.
+    """Load the source that a recipe's ``data`` section describes.
 
     Raises:
         DataError: the data cannot be had or read, or a row is no conversation.
@@ -113,7 +113,7 @@ def load_conversations(
 
 
 def read_rows(section: JsonlSection | HubSection) -> Dataset:
-    """The raw rows; nothing that a data set ships is run.
+    """Read the raw rows; nothing that a data set ships is run.
 
     Raises:
         DataError: there is no such data, or it cannot be read.
@@ -132,7 +132,7 @@ def read_rows(section: JsonlSection | HubSection) -> Dataset:
 
 
 def conversation_texts(section: JsonlSection | HubSection, count: int) -> Iterator[str]:
-    """The first conversations of a source as plain text, to train a tokenizer on."""
+    """Yield the first conversations of a source as plain text, to train a tokenizer on."""
     rows = read_rows(section)
     for row in rows.select(range(min(count, len(rows)))):
         yield "\n".join(text_of(turn.get("content")) for turn in _messages(row) or ())
@@ -149,7 +149,7 @@ def _jsonl_files(path: str) -> list[str]:
 
 
 def tokenized(rows: Dataset, tokenizer: Tokenizer, name: str) -> Dataset:
-    """Columns ``token_ids`` (prompt, response, EOS), ``prompt_length``, ``length`` and ``answered``, one row a chat.
+    """Make columns ``token_ids`` (prompt, response, EOS), ``prompt_length``, ``length`` and ``answered``, a row a chat.
 
     The result is kept in the cache of ``datasets``, under a key of the rows and of all that the tokenizer does, and
     read from there the next time. Of several processes on a machine one does the work, the others wait for it.
@@ -192,7 +192,7 @@ def _lock_file(rows: Dataset, fingerprint: str) -> str:
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """A row as chat turns, the last of them the assistant's; None where it is no conversation."""
+    """Read a row as chat turns, the last of them the assistant's; None where it is no conversation."""
     if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
         return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
     turns = row.get("messages")
@@ -237,7 +237,7 @@ def _encode(
 
 
 def _closing(rendered: str, prompt: str, answer: str) -> str:
-    """What the template puts behind an answer; nothing where it does not write the answer as it is."""
+    """Return what the template puts behind an answer; nothing where it does not write the answer as it is."""
     for text in (answer, answer.strip()):
         if rendered.startswith(prompt + text):
             return rendered[len(prompt) + len(text) :]

@@ -32,7 +32,7 @@ class Source(Protocol):
     """An endless or finite stream of examples, addressed by index."""
 
     def example(self, index: int) -> Example:
-        """The example at ``index``; the same index always gives the same example."""
+        """Return the example at ``index``; the same index always gives the same example."""
         ...
 
 
@@ -50,7 +50,7 @@ class ChatEncoder(Protocol):
 
 
 def conversation_example(tokenizer: ChatEncoder, turns: Sequence[tuple[str, str]]) -> Example:
-    """Turns of a conversation, each a request and its answer; the last answer and what closes it are supervised."""
+    """Make an example of turns, each a request and its answer; the last answer and what closes it are supervised."""
     *before, (request, answer) = turns
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer names no EOS token, so no answer could end; add eos_token to its settings.")
@@ -109,7 +109,7 @@ class Mixture:
         return self.sources[choice].example(position)
 
     def _draw_round(self, number: int) -> list[tuple[int, int]]:
-        """For each place of a round, a source and the position to read in it."""
+        """Draw for each place of a round a source and the position to read in it."""
         slots = [(i, number * quota + j) for i, quota in enumerate(self.quotas) for j in range(quota)]
         order = torch.randperm(ROUND, generator=generator_for(self.seed, number)).tolist()
         return [slots[i] for i in order]
@@ -120,7 +120,7 @@ ROUND = 1000
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:
-    """Whole shares of a round, in proportion to the weights; what rounding leaves goes to the largest rests."""
+    """Compute whole shares of a round, in proportion to the weights; the largest rests get what rounding leaves."""
     shares = [weight / sum(weights) * ROUND for weight in weights]
     quotas = [int(share) for share in shares]
     by_rest = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i])
@@ -134,7 +134,7 @@ def _quotas(weights: Sequence[float]) -> list[int]:
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A CPU generator whose stream is a function of ``key`` alone, e.g. (seed, example index, purpose).
+    """Make a CPU generator whose stream is a function of ``key`` alone, e.g. (seed, example index, purpose).
 
     Keys are folded with the splitmix64 finaliser, so that neighbouring keys give unrelated streams.
     """

@@ -42,7 +42,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine."""
+    """Return the number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -68,7 +68,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 
 def passes_of_a_process(accumulation: int) -> int:
-    """How many of a step's forward passes each process runs.
+    """Tell how many of a step's forward passes each process runs.
 
     Raises:
         RecipeError: they cannot be shared out evenly.
@@ -120,7 +120,7 @@ def scatter_weights(model: nn.Module, whole: nn.Module | None) -> None:
 
 
 def gather_weights(model: LLaDA2) -> LLaDA2 | None:
-    """A whole copy of a sharded model in the first process's CPU memory; None in the others."""
+    """Gather a whole copy of a sharded model in the first process's CPU memory; None in the others."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
     if rank():

@@ -38,12 +38,12 @@ class ForwardFlops:
         return cls(2.0 * weights, 4.0 * attention * layers, 2.0 * config.hidden_size * config.vocab_size)
 
     def of_pass(self, rows: int, length: int, supervised: int) -> float:
-        """A forward pass over ``rows`` of ``length`` positions, with logits for ``supervised`` of them in all."""
+        """Count a forward pass over ``rows`` of ``length`` positions, with logits for ``supervised`` of them in all."""
         return rows * length * (self.per_token + length * self.per_pair) + supervised * self.per_logit_row
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations a second that a device can do in bfloat16; None where that is not known."""
+    """Return operations a second that a device can do in bfloat16; None where that is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -37,17 +37,17 @@ class Layout:
     block_length: int
 
     def mask(self) -> Tensor:
-        """``(B, M + N, M + N)`` bool, True where a query may attend to a key; made where the positions are."""
+        """Return ``(B, M + N, M + N)`` bool, True where a query may attend to a key; made where the positions are."""
         return noisy_clean_mask(
             self.noisy_positions, self.clean_positions, self.block_length, group_starts=self.group_starts
         )
 
     def positions(self) -> Tensor:
-        """``(B, M + N)`` int64 position ids of ``[noisy | clean]``, padding at 0."""
+        """Return ``(B, M + N)`` int64 position ids of ``[noisy | clean]``, padding at 0."""
         return torch.cat([self.noisy_positions, self.clean_positions], 1).clamp(min=0)
 
     def to(self, device: torch.device) -> Layout:
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "block_length"}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
@@ -65,7 +65,7 @@ class Batch:
     """Supervised positions of all rows."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         return replace(self, layout=self.layout.to(device), hidden=self.hidden.to(device, non_blocking=True))
 
 
@@ -98,7 +98,7 @@ def lay_out(examples: Sequence[Example], block_length: int, pad_token_id: int, m
 
 
 def _cut(example: Example, block_length: int) -> tuple[Tensor, int]:
-    """Positions of the noisy half, and how many clean tokens the last noisy block looks back at."""
+    """Return positions of the noisy half, and how many clean tokens the last noisy block looks back at."""
     supervised = torch.tensor(example.supervised)
     assert supervised.any() and len(supervised) % block_length == 0
     has_loss = supervised.view(-1, block_length).any(1)

@@ -99,7 +99,7 @@ def draw_cut(blocks_M: Tensor, settings: GroupSection, seed: int, index: int) ->
 
 
 def choose_cut(settings: GroupSection, seed: int, index: int) -> tuple[int, int] | None:
-    """Size and shift of an example's groups, or None where sizes are random.
+    """Choose size and shift of an example's groups, or None where sizes are random.
 
     The systematic cuts are every size from 2 to the largest in every shift (0 to size - 1). As many consecutive
     examples as there are cuts have each of them once, in an order drawn anew every time; the published code gives every
@@ -116,7 +116,7 @@ def choose_cut(settings: GroupSection, seed: int, index: int) -> tuple[int, int]
 
 
 def systematic_cut(num_blocks: int, size: int, shift: int) -> Tensor:
-    """Groups of ``size`` blocks, the first whole one beginning at block ``shift``: ``(K,)`` bool, where groups open.
+    """Cut groups of ``size`` blocks, the first whole one from block ``shift``: ``(K,)`` bool, where groups open.
 
     The blocks before ``shift`` are a group too, and so is what remains at the end; both may be smaller.
     """
@@ -126,7 +126,7 @@ def systematic_cut(num_blocks: int, size: int, shift: int) -> Tensor:
 
 
 def random_cut(num_blocks: int, largest: int, generator: torch.Generator) -> Tensor:
-    """Groups of random sizes in random order: ``(K,)`` bool, where groups open.
+    """Cut groups of random sizes in random order: ``(K,)`` bool, where groups open.
 
     Sizes are uniform on 2 to ``largest``, but for one on 1 to ``largest`` (without it, groups of two would always pair
     the same blocks of an example) and one that is what remains.
@@ -143,7 +143,7 @@ def random_cut(num_blocks: int, largest: int, generator: torch.Generator) -> Ten
 
 
 def group_starts(blocks_K: Tensor, opens_K: Tensor) -> Tensor:
-    """The first block of every block's group: ``(K,)`` int64.
+    """Return the first block of every block's group: ``(K,)`` int64.
 
     A group also ends where the next noisy block is not the next block of the sequence: blocks in flight are
     consecutive.
@@ -219,7 +219,7 @@ def mask_ratios(
 
 
 def _chain(groups: list[int], draws: list[float], first_draws: list[float]) -> Tensor:
-    """Rising numbers from 0 to 1 within every group: each uniform between the one before it and 1."""
+    """Draw rising numbers from 0 to 1 within every group: each uniform between the one before it and 1."""
     ratios: list[float] = []
     for place, (group, draw) in enumerate(zip(groups, draws, strict=True)):
         opens = place == 0 or groups[place - 1] != group

@@ -44,7 +44,7 @@ class StackedMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient once."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
@@ -68,7 +68,7 @@ class StackedMuon(torch.optim.Optimizer):
             here.add_(_own_part(part, parameter), alpha=-rate)
 
     def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov momentum of the whole matrices that this process updates a part of: ``(N, R, C)``."""
+        """Compute Nesterov momentum of the whole matrices that this process updates a part of: ``(N, R, C)``."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
@@ -88,12 +88,12 @@ class StackedMuon(torch.optim.Optimizer):
 
 
 def _here(tensor: Tensor) -> Tensor:
-    """This process's part, sharing the tensor's memory."""
+    """Return this process's part, sharing the tensor's memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _own_part(update_NRC: Tensor, parameter: nn.Parameter) -> Tensor:
-    """What of an update applies to this process's part of the parameter."""
+    """Return what of an update applies to this process's part of the parameter."""
     if parameter.ndim == 3:
         return update_NRC
     if not isinstance(parameter, DTensor):
@@ -104,7 +104,7 @@ def _own_part(update_NRC: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 def orthogonalize(matrices_NRC: Tensor) -> Tensor:
-    """Each matrix with its singular values driven to about one: ``(N, R, C)`` -> the same shape, bfloat16."""
+    """Drive the singular values of each matrix to about one: ``(N, R, C)`` -> the same shape, bfloat16."""
     x = matrices_NRC.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:

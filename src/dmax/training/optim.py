@@ -31,12 +31,12 @@ class OptimizerSection(Section):
     """Step by which a router's expert bias moves against an expert's overload; 0 freezes it."""
 
     def warmup_steps(self, steps: int) -> int:
-        """Steps of warm-up in a run of ``steps``."""
+        """Count the steps of warm-up in a run of ``steps``."""
         return self.warmup if isinstance(self.warmup, int) else round(self.warmup * steps)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters for Muon (2-D and stacked expert matrices of the layers) and for AdamW (the rest)."""
+    """Split parameters: for Muon (2-D and stacked expert matrices of the layers) and for AdamW (the rest)."""
     experts = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -86,7 +86,7 @@ class Optimizer:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str, decay: float) -> float:
-    """Share of the peak learning rate at ``step`` (counted from 0).
+    """Return the share of the peak learning rate at ``step`` (counted from 0).
 
     Args:
         step: the step about to be taken.

@@ -91,11 +91,11 @@ class Predictor:
         self.sharded = True
 
     def whole_model(self) -> LLaDA2 | None:
-        """The model in one piece, in the first process; to be called in all of them."""
+        """Return the model in one piece, in the first process; to be called in all of them."""
         return gather_weights(self.model) if self.sharded else self.model
 
     def finished_model(self) -> LLaDA2 | None:
-        """:meth:`whole_model` with its adapters merged; nothing can be predicted afterwards."""
+        """Return :meth:`whole_model` with its adapters merged; nothing can be predicted afterwards."""
         return self.whole_model() if self._adapters is None else self._adapters.merge()
 
     def __call__(self, noisy_ids: Tensor, layout: Layout, mix: SoftMix | None = None) -> Tensor:

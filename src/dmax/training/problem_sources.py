@@ -178,7 +178,7 @@ class Arithmetic:
         return Example(tuple(token_ids), tuple(supervised))
 
     def _drill(self, solution: str, equation: Equation, bare: bool) -> tuple[str, str]:
-        """What is given of an equation, and what is asked for."""
+        """Tell what is given of an equation, and what is asked for."""
         result = solution[equation.result : equation.end]
         if bare:
             steps = working(equation.expression) if self.worked else []

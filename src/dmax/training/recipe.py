@@ -225,7 +225,7 @@ class Recipe(Section):
         return self
 
     def of_length(self, examples: int) -> Recipe:
-        """The same recipe with its epochs of so many examples, if it has any, as steps."""
+        """Return the same recipe with its epochs of so many examples, if it has any, as steps."""
         if self.train.epochs is None:
             return self
         rows = self.train.epochs * examples * get_objective(self.objective).rows_per_example
@@ -271,7 +271,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 
 def _fields_at(location: tuple[int | str, ...], values: Mapping[str, Any]) -> list[str]:
-    """Names of the fields of the section at a location inside the recipe."""
+    """List names of the fields of the section at a location inside the recipe."""
     section: type[BaseModel] = Recipe
     for place, part in enumerate(location):
         if part == "objective":
@@ -284,7 +284,7 @@ def _fields_at(location: tuple[int | str, ...], values: Mapping[str, Any]) -> li
 
 
 def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
-    """The sections that a field may hold."""
+    """Yield the sections that a field may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):

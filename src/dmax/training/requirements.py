@@ -79,7 +79,7 @@ class Requirements:
 
 
 def largest_batch(batches: Batches) -> BatchShape:
-    """The shape of the batch with most positions among the first ones of a run."""
+    """Find the shape of the batch with most positions among the first ones of a run."""
     shapes = []
     for number in range(POOLS_READ * POOL):
         batch = batches.batch(number)
@@ -134,7 +134,7 @@ def _whole(recipe: Recipe, model: LLaDA2, activations: int, device: str) -> Memo
 
 
 def _sharded(recipe: Recipe, model: LLaDA2, activations: int, share: int, device: str) -> Memory:
-    """What is kept is cut ``share`` times; what a pass gathers is not."""
+    """Count memory where what is kept is cut ``share`` times; what a pass gathers is not."""
     matrices, others = _by_optimizer(recipe, model)
     total, item = _count(model.parameters()), getattr(torch, recipe.train.dtype).itemsize
     layers = [_count(layer.parameters()) for layer in model.model.layers]
@@ -151,7 +151,7 @@ def _sharded(recipe: Recipe, model: LLaDA2, activations: int, share: int, device
 
 
 def _with_adapters(recipe: Recipe, section: LoraSection, model: LLaDA2, activations: int) -> tuple[int, Memory]:
-    """A pass puts the adapters of stacks together with their weights, a layer at a time where it is recomputed."""
+    """Count memory with adapters: a pass adds those of stacks to their weights, by layer where it is recomputed."""
     item = getattr(torch, recipe.train.dtype).itemsize
     adapters = _adapter_parameters(model, section)
     stacks = [sum(p.numel() for p in layer.parameters() if p.ndim == 3) for layer in model.model.layers]
@@ -167,7 +167,7 @@ def _with_adapters(recipe: Recipe, section: LoraSection, model: LLaDA2, activati
 
 
 def device_memory(device: torch.device, processes: int) -> int:
-    """Bytes that each process has on this machine."""
+    """Return the bytes that each process has on this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
@@ -182,7 +182,7 @@ def _by_optimizer(recipe: Recipe, model: LLaDA2) -> tuple[list[nn.Parameter], li
 
 
 def _update_bytes(matrices: list[nn.Parameter], others: list[nn.Parameter], share: int, device: str) -> int:
-    """AdamW takes all parameters at once on a GPU, one at a time on a CPU; Muon all matrices of a shape."""
+    """Count an update: AdamW takes all parameters at once on a GPU, one at a time on a CPU; Muon all of a shape."""
     sizes = [p.numel() for p in others]
     adamw = 4 * (sum(sizes) // share if device == "cuda" else max(sizes, default=0))
     by_shape: dict[torch.Size, int] = {}

@@ -131,7 +131,7 @@ def show_rows(
 
 
 def _prepared_to_look_at(recipe: Recipe, output: Path | None, data: Mapping[str, str] | None) -> Prepared:
-    """What a recipe names, with a tokenizer of the run's folder or a quickly trained one."""
+    """Prepare what a recipe names, with a tokenizer of the run's folder or a quickly trained one."""
     folder = (Path("runs") / recipe.name if output is None else output) / "tokenizer"
     with tempfile.TemporaryDirectory() as scratch:
         if not (folder / "tokenizer.json").exists():
@@ -175,12 +175,12 @@ def _run(
 
 
 def _is_worked(recipe: Recipe) -> bool:
-    """Whether the model is taught to carry out equations in small steps."""
+    """Tell whether the model is taught to carry out equations in small steps."""
     return any(section.source == "gsm-symbolic" and section.worked for section in recipe.data)
 
 
 def _predictor(recipe: Recipe, config: ModelConfig, device: torch.device) -> Predictor:
-    """The model, whole or cut over the processes; only the first of them reads or draws the weights."""
+    """Make the model, whole or cut over the processes; only the first of them reads or draws the weights."""
     dtype, recompute = getattr(torch, recipe.train.dtype), recipe.parallel.recompute
     if recipe.lora is not None:
         return _adapted_predictor(recipe, recipe.lora, config, device)
@@ -196,7 +196,7 @@ def _predictor(recipe: Recipe, config: ModelConfig, device: torch.device) -> Pre
 
 
 def _adapted_predictor(recipe: Recipe, section: LoraSection, config: ModelConfig, device: torch.device) -> Predictor:
-    """A model in the dtype of the computation, with adapters to train."""
+    """Make a model in the dtype of the computation, with adapters to train."""
     if dist.is_initialized():
         raise RecipeError("lora trains in one process: start the run with dmax train, without torchrun.")
     from dmax.training.adapters import Adapters

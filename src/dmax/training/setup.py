@@ -137,7 +137,7 @@ def _tokenizer(recipe: Recipe, sections: list[DataSection], folder: Path) -> Tok
 
 
 def _texts(sources: list[DataSection], count: int) -> Iterator[str]:
-    """The first rows of a recipe's sources, as they are read and written; the others consist of the same words."""
+    """Yield the first rows of a recipe's sources, as they are read and written; the others have the same words."""
     for section in sources:
         if isinstance(section, JsonlSection | HubSection):
             yield from conversation_texts(section, count)

@@ -29,7 +29,7 @@ class Tally:
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def totals(self, **counts: float) -> dict[str, float]:
-        """The step's metrics over all processes: the mean loss of a pass, and the mean of everything else.
+        """Return the step's metrics over all processes: the mean loss of a pass, and the mean of everything else.
 
         Args:
             counts: numbers of this process, given back as sums over all of them.

@@ -63,7 +63,7 @@ class Service:
 
 
 def open_trackers(recipe: Recipe, folder: Path, step: int) -> list[Tracker]:
-    """The trackers that a recipe names, for a run that goes on after ``step``.
+    """Open the trackers that a recipe names, for a run that goes on after ``step``.
 
     Raises:
         RecipeError: one of them is not installed.

@@ -147,7 +147,7 @@ class Trainer:
         barrier()
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns its metrics.
+        """Take one optimiser step and return its metrics.
 
         Raises:
             TrainingDiverged: a loss or the gradient is not finite; the weights are those before the step.
@@ -180,13 +180,13 @@ class Trainer:
         return {"step": self.step, **metrics, "grad_norm": norm, "lr_factor": factor}
 
     def _speed(self, tokens: float, flops: float, elapsed: float) -> dict[str, float]:
-        """Throughput over all processes; ``mfu`` is the share of their GPUs' peak, where that is known."""
+        """Measure throughput over all processes; ``mfu`` is the share of their GPUs' peak, where that is known."""
         speed = {"tokens_per_second": tokens / elapsed, "hours": self.seconds / 3600}
         peak = peak_flops(self.predict.device)
         return speed if peak is None else speed | {"mfu": flops / elapsed / (peak * world_size())}
 
     def _pass(self, number: int) -> tuple[Batch, Iterator[LossPart]]:
-        """The batch of a forward pass and the losses to run backward on it."""
+        """Return the batch of a forward pass and the losses to run backward on it."""
         if self._upcoming is None:
             self._upcoming = stream(self.batches, number, world_size(), self.recipe.train.workers)
         batch = next(self._upcoming).to(self.predict.device)
@@ -209,7 +209,7 @@ class Trainer:
 
     @torch.no_grad()
     def validation_metrics(self) -> dict[str, float]:
-        """Teacher-forced share of whole answers right, greedy left to right; and generated accuracy, if injected."""
+        """Measure the share of whole answers right, greedy left to right, and generated accuracy, if injected."""
         train = self.recipe.train
         self.model.eval()
         examples = [self.inputs.validation_source.example(i) for i in range(train.validation_rows)]
@@ -228,7 +228,7 @@ class Trainer:
         return metrics
 
     def _rows_right(self, layout: Layout) -> list[torch.Tensor]:
-        """Per row, which supervised tokens are the argmax when all of them are masked."""
+        """Tell per row which supervised tokens are the argmax when all of them are masked."""
         masked = layout.noisy_ids.masked_fill(layout.supervised, self.model.config.mask_token_id)
         right = self.predict(masked, layout).argmax(-1) == layout.noisy_ids[layout.supervised]
         return list(right.split(layout.supervised.sum(1).tolist()))

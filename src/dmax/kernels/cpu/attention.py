@@ -44,7 +44,7 @@ class PagedSpan(Protocol):
 
 
 def serves(head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether the kernel is written for heads of this width, in this dtype."""
+    """Tell whether the kernel is written for heads of this width, in this dtype."""
     return head_dim % LANES == 0 and dtype in DTYPES
 
 

@@ -21,24 +21,24 @@ _PANEL = 64
 
 
 def serves(hidden: int, width: int, shared_width: int, dtype: torch.dtype) -> bool:
-    """Whether the kernel is written for experts of this shape, in this dtype."""
+    """Tell whether the kernel is written for experts of this shape, in this dtype."""
     return dtype in DTYPES and hidden % LANES == 0 and width % LANES == 0 and shared_width % width == 0
 
 
 def in_panels(matrices_XOI: Tensor) -> Tensor:
-    """Matrices as the kernels read them: panel behind panel of some outputs, words by outputs: ``(X, numbers)``."""
+    """Lay matrices out as the kernels read them: panel behind panel of some outputs, words by outputs."""
     per_word = 4 // matrices_XOI.element_size()
     panels = (panel.unflatten(-1, (-1, per_word)) for panel in matrices_XOI.split(_PANEL, 1))
     return torch.cat([panel_XOWP.permute(0, 2, 1, 3).flatten(1) for panel_XOWP in panels], 1)
 
 
 def gate_up_in_panels(gates_WD: Tensor, ups_WD: Tensor, width: int) -> Tensor:
-    """Gates and ups of experts that lie side by side, each ``width`` wide: :func:`in_panels` of ``(X, 2 F, D)``."""
+    """Lay out gates and ups of experts side by side, each ``width`` wide: :func:`in_panels` of ``(X, 2 F, D)``."""
     return in_panels(torch.cat([matrix.unflatten(0, (-1, width)) for matrix in (gates_WD, ups_WD)], 1))
 
 
 def down_in_panels(down_DW: Tensor, width: int) -> Tensor:
-    """Downs of experts that lie side by side, each ``width`` wide: :func:`in_panels` of ``(X, D, F)``."""
+    """Lay out downs of experts side by side, each ``width`` wide: :func:`in_panels` of ``(X, D, F)``."""
     return in_panels(down_DW.unflatten(1, (-1, width)).transpose(0, 1))
 
 

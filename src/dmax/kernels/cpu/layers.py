@@ -52,7 +52,7 @@ class LayersSize(NamedTuple):
 
 
 def serves(size: LayersSize, dtype: torch.dtype) -> bool:
-    """Whether the kernel is written for such a model, in this dtype."""
+    """Tell whether the kernel is written for such a model, in this dtype."""
     widths = (size.hidden, size.channels, *(part.width for part in size.feed_forwards))
     return (
         dtype in DTYPES
@@ -62,13 +62,13 @@ def serves(size: LayersSize, dtype: torch.dtype) -> bool:
 
 
 def padded(weight_E: Tensor) -> Tensor:
-    """float32, with zeros behind up to a whole number of lanes."""
+    """Pad with zeros up to a whole number of lanes, in float32."""
     missing = -weight_E.shape[0] % LANES
     return torch.cat([weight_E.float(), torch.zeros(missing, *weight_E.shape[1:])])
 
 
 def one_behind_the_other(tensors: Sequence[Tensor]) -> Tensor:
-    """The bytes of tensors, in one."""
+    """Join the bytes of tensors."""
     return torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors])
 
 
@@ -111,7 +111,7 @@ class CpuLayers:
         self, size: LayersSize, weights: Tensor, num_positions: int, spans: SpanAttention,
         angles: tuple[Tensor, Tensor], pool: tuple[Tensor, Tensor],
     ) -> LayersPass:  # fmt: skip
-        """What passes over the same spans call.
+        """Prepare what passes over the same spans call.
 
         Args:
             size: of the model.

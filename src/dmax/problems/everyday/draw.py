@@ -132,7 +132,7 @@ def _sensible_results(scenario: Scenario, numbers: Mapping[str, Fraction]) -> tu
 
 @cache
 def _parsed(expression: str) -> ast.expr:
-    """The expression of a result; there are a few thousand, each drawn many times."""
+    """Parse the expression of a result; there are a few thousand, each drawn many times."""
     return ast.parse(expression, mode="eval").body
 
 

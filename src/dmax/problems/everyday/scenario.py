@@ -194,7 +194,7 @@ def _scenario(table: Mapping[str, Any], theme: str) -> Scenario:
 
 
 def _choices(value: Any, where: str) -> Sequence[Fraction]:
-    """``[lowest, highest]``, ``[lowest, highest, step]`` or ``"5|10|25"``."""
+    """Read ``[lowest, highest]``, ``[lowest, highest, step]`` or ``"5|10|25"``."""
     if isinstance(value, str):
         return tuple(Fraction(part.strip()) for part in value.split("|"))
     if not isinstance(value, list) or len(value) not in (2, 3):

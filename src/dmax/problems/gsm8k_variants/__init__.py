@@ -56,11 +56,11 @@ class Gsm8kVariants:
         return len(self._templates)
 
     def plain(self, index: int) -> dict[str, str]:
-        """Row ``index`` as it is: ``question``, ``solution`` without calculator notes, and ``answer``."""
+        """Return row ``index`` as it is: ``question``, ``solution`` without calculator notes, and ``answer``."""
         return dict(self._plain[index])
 
     def problem(self, split: Split, index: int, seed: int = 0, variants_only: bool = False) -> dict[str, str]:
-        """Problem ``index`` of a split: ``question``, ``solution`` (without calculator notes) and ``answer``.
+        """Draw problem ``index`` of a split: ``question``, ``solution`` (without calculator notes) and ``answer``.
 
         Every run of ``total`` (or ``qualified``) problems has each row once, in an order of its own. Rows without
         variants are given as they are, in all splits alike; of the others, splits and seeds have different draws.

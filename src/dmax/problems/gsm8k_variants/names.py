@@ -42,7 +42,7 @@ _NAMES_MATTER = re.compile(r"\b(?:names?|letters?|alphabet\w*|spell\w*)\b|(?<!['
 
 
 def changeable_names(question: str, body: str) -> tuple[str, ...]:
-    """The names of a question that can be others."""
+    """Find the names of a question that can be others."""
     known = set(_SURNAMED.findall(f"{question} {body}"))
     found = dict.fromkeys(match[1] for match in _NAME.finditer(question))
     names = [name for name in found if name in GENDER and name not in known]

@@ -17,7 +17,7 @@ _SIGN_BETWEEN = re.compile(r"(?<=[\d)%]) ?([-+*/x=]) ?(?=[$€£¥]?[\d(])")
 
 
 def plain_row(row: Mapping[str, str]) -> dict[str, str]:
-    """A row with calculator notes made part of the text, times signs as ``*`` and equations spaced."""
+    """Make calculator notes part of a row's text, with times signs as ``*`` and equations spaced."""
     body, _, answer = row["answer"].partition("####")
     lines = [_spaced(_without_notes(_tidy(line))) for line in body.strip().splitlines()]
     answer = answer.strip().replace(",", "").lstrip("$")
@@ -32,7 +32,7 @@ def _tidy(line: str) -> str:
 
 
 def _without_notes(line: str) -> str:
-    """The line with each note's expression left out where the text has it, and written out where it has not."""
+    """Leave each note's expression out of a line where the text has it, and write it out where it has not."""
     text, at = "", 0
     for note in _NOTE.finditer(line):
         text += line[at : note.start()]
@@ -51,7 +51,7 @@ def _bare(text: str) -> str:
 
 
 def _ends_in(text: str, expression: str, result: str) -> bool:
-    """Whether the text ends in an equation with this result."""
+    """Tell whether the text ends in an equation with this result."""
     if _bare(text[-3 * len(expression) - 20 :]).endswith(_bare(expression) + "="):
         return True
     whole = _BARE_DECIMAL.sub("0.", text + result)
@@ -60,7 +60,7 @@ def _ends_in(text: str, expression: str, result: str) -> bool:
 
 
 def _lead(text: str, expression: str) -> str:
-    """What is missing between a text and the result of an expression."""
+    """Tell what is missing between a text and the result of an expression."""
     space = "" if not text or text[-1] in " ($" else " "
     if _bare(text).endswith(_bare(expression)):
         return f"{space}= "
@@ -68,7 +68,7 @@ def _lead(text: str, expression: str) -> str:
 
 
 def _spaced(line: str) -> str:
-    """The line with a space on either side of every sign of its equations."""
+    """Put a space on either side of every sign of a line's equations."""
     for equation in reversed(equations(line)):
         start, end = equation.start, equation.result
         spaced = _SIGN_BETWEEN.sub(r" \1 ", line[start : end + 1])[:-1]

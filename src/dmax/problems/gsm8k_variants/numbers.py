@@ -63,7 +63,7 @@ def numbers_in(text: str) -> list[Written]:
 
 
 def decimals_of(value: Number) -> int:
-    """How many decimals it has.
+    """Count its decimals.
 
     Raises:
         Unfit: they do not end.

@@ -82,7 +82,7 @@ class Variable:
 
 
 def question_numbers(question: str) -> tuple[list[Variable], set[Number]]:
-    """The numbers of a question that may become others, by value, and the constants that its fractions bring in."""
+    """Find the numbers of a question that may change, by value, and the constants that its fractions bring in."""
     constants, spans = _constant_spans(question)
     told_apart = bool(_TOLD_APART.search(question.lower()))
     variables: dict[Number, Variable] = {}
@@ -132,7 +132,7 @@ def _stays(number: Written, before: str, after: str, spelled: bool) -> bool:
 
 
 def _constant_spans(question: str) -> tuple[set[Number], list[tuple[int, int]]]:
-    """The fractions and long number words of a question: constants, and where they stand."""
+    """Find the fractions and long number words of a question: constants, and where they stand."""
     question = question.lower()
     constants: set[Number] = set()
     spans = []
@@ -164,7 +164,7 @@ def _parts_of_fraction(numerator: int, denominator: int, whole: int) -> set[Numb
 
 
 def _parts_of_run(words: Sequence[str]) -> set[Number]:
-    """The value of number words such as three hundred and five, and those of its words."""
+    """Return the value of number words such as three hundred and five, and those of its words."""
     total = current = 0
     parts: set[Number] = set()
     for word in words:
@@ -179,7 +179,7 @@ def _parts_of_run(words: Sequence[str]) -> set[Number]:
 
 
 def range_of(variable: Variable) -> Range:
-    """What a number is drawn from: about half to twice of it, as round as it is."""
+    """Tell what a number is drawn from: about half to twice of it, as round as it is."""
     scale = 1 if isinstance(variable.value, int) else 10**variable.places
     value = int(variable.value * scale)
     step = _step(value, scale)
@@ -197,7 +197,7 @@ def range_of(variable: Variable) -> Range:
 
 
 def _step(value: int, scale: int) -> int:
-    """The roundness of a number, and of those that may take its place."""
+    """Return the roundness of a number, and of those that may take its place."""
     if scale > 1:
         return next(step for step in (25, 10, 5, 1) if value % step == 0)
     for least, round_to, step in ((10_000, 1000, 500), (1000, 100, 100), (200, 50, 25), (100, 10, 10), (15, 5, 5)):

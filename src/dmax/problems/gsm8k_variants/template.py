@@ -59,7 +59,7 @@ class Template:
     names: tuple[str, ...]
 
     def drawn(self, random: Random) -> list[Number]:
-        """Values in place of the original's, as far as sensible ones were found."""
+        """Draw values in place of the original's, as far as sensible ones are found."""
         values = list(self.values)
         free = list(self.ranges)
         for _ in range(SWEEPS):
@@ -73,7 +73,7 @@ class Template:
         return values
 
     def _redrawn(self, indices: tuple[int, ...], values: list[Number], random: Random) -> list[Number]:
-        """The values with others at some places; as they are where no draw is sensible."""
+        """Draw the values anew at some places; they stay where no draw is sensible."""
         steps = self.steps[indices[0]] if len(indices) == 1 else self.all_steps
         for _ in range(TRIES):
             changed = values.copy()
@@ -89,7 +89,7 @@ class Template:
         return scaled if scale == 1 else Fraction(scaled, scale)
 
     def _is_in_place(self, index: int, values: list[Number]) -> bool:
-        """Whether a number is another than the original's, of its kind, and in order."""
+        """Tell whether a number is another than the original's, of its kind, and in order."""
         value = values[index]
         if value == self.values[index] or (value.denominator == 1) != (self.ranges[index].scale == 1):
             return False
@@ -106,7 +106,7 @@ class Template:
         return all(values[less] < values[more] for less, more in self.order)
 
     def renamed(self, random: Random) -> list[str]:
-        """New names, each of the gender of the one that it takes the place of."""
+        """Draw new names, each of the gender of the one that it takes the place of."""
         taken = set(self.names)
         names = []
         for name in self.names:

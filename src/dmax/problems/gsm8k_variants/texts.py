@@ -76,5 +76,5 @@ def shown_number(value: Number, places: int = 0, commas: bool = False) -> str:
 
 
 def with_articles(text: str) -> str:
-    """The text with *a* or *an* as the number after it wants."""
+    """Return the text with *a* or *an* as the number after it wants."""
     return _ARTICLE.sub(lambda match: match[1] + ("n" if _VOWEL.match(match[3]) else ""), text)

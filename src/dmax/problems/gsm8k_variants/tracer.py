@@ -56,7 +56,7 @@ _CLAIM = re.compile(rf"\d\)? ?[-+*/] ?[$€£¥(]*{DIGITS}[)%]* ?= ?[$€£¥]?(
 
 
 def template_of(question: str, solution: str, answer: str) -> Template:
-    """The template of a row whose notes are part of its text.
+    """Make the template of a row whose notes are part of its text.
 
     Raises:
         Unfit: its numbers cannot be followed.
@@ -176,7 +176,7 @@ class _Tracer:
         return clash
 
     def _related(self, value: Number) -> set[int]:
-        """The free numbers of the question that a number may be worked out from in the head."""
+        """Find the free numbers of the question that a number may be worked out from in the head."""
         free = {i: v.value for i, v in enumerate(self.variables) if not v.fixed}
         related = {i for i, a in free.items() if value in (a - 1, a + 1, 2 * a, Fraction(a) / 2)}
         for (i, a), (j, b) in permutations(free.items(), 2):
@@ -185,7 +185,7 @@ class _Tracer:
         return related
 
     def _restated(self, used: Mapping[int, int]) -> set[int]:
-        """The free numbers that must be fixed, since the question also says what is worked out from them."""
+        """Find the free numbers that must be fixed, since the question also says what is worked out from them."""
         related: set[int] = set()
         for i, variable in enumerate(self.variables):
             if variable.value > 1 and not used.get(i, 0):
@@ -195,7 +195,7 @@ class _Tracer:
         return related
 
     def _derivations(self, value: Number) -> list[int]:
-        """What is ``value`` as a part of a hundred, such as 0.2 or 0.8 or 1.2 for 20%."""
+        """Find what is ``value`` as a part of a hundred, such as 0.2 or 0.8 or 1.2 for 20%."""
         if isinstance(value, int):
             return []
         found = []
@@ -232,7 +232,7 @@ class _Tracer:
         return index
 
     def _kept(self, value: Value) -> int:
-        """The place of a value, added if it is not there yet."""
+        """Return the place of a value, added if it is not there yet."""
         for index, other in enumerate(self.values):
             if other.fingerprint == value.fingerprint and other.value == value.value:
                 return index
@@ -254,7 +254,7 @@ class _Tracer:
         return set()
 
     def _final(self) -> int:
-        """The place of the answer among the values."""
+        """Return the place of the answer among the values."""
         last = self.sources[self._result_start(self.found[-1])]
         if self.values[last].value == self.answer:
             return last
@@ -335,7 +335,7 @@ class _Tracer:
         return (below[1],) if below else (), (above[1],) if above else ()
 
     def _order(self) -> tuple[tuple[int, int], ...]:
-        """Which numbers of the question and results are less than which others; percentages left out."""
+        """Tell which numbers of the question and results are less than which others; percentages left out."""
         shown = [i for i in range(len(self.variables)) if self.variables[i].kind != "percent"]
         shown += [i for i, value in enumerate(self.values) if value.node is not None and i not in self.derived]
         by_size: dict[Number, list[int]] = {}
@@ -345,18 +345,18 @@ class _Tracer:
 
 
 def _needed(variable: Variable) -> int:
-    """How often a number must be an operand, so that no occurrence may say something else, such as how many steps."""
+    """Tell how often a number must be an operand, so that none may say something else, such as how many steps."""
     small = isinstance(variable.value, int) and variable.value <= LARGEST_UNEXPLAINED
     return len(variable.occurrences) if small else 1
 
 
 def _too_often(variable: Variable, used: int) -> bool:
-    """Whether a number so small is an operand so often that one of them may be another number of the story."""
+    """Tell whether a number so small is an operand so often that one of them may be another number of the story."""
     return variable.value <= LARGEST_SHARED and used > len(variable.occurrences)
 
 
 def _operands(body: str, equation: Equation, written: Sequence[Written]) -> list[Written | Number]:
-    """The numbers of an equation's expression, in order: those that the text has, and those that signs stand for."""
+    """List the numbers of an equation's expression, in order: those of the text, and those that signs stand for."""
     percent = body[equation.end : equation.end + 1] == "%"
     found: list[Written | Number] = []
     marks = [m.start() for m in re.finditer(r"half(?= \*)", body[equation.start : equation.result])]
@@ -376,7 +376,7 @@ def _operands(body: str, equation: Equation, written: Sequence[Written]) -> list
 
 
 def _bounds(value: Number) -> tuple[Number, Number]:
-    """The least and the most that a result may become.
+    """Return the least and the most that a result may become.
 
     Raises:
         Unfit: it is not positive.

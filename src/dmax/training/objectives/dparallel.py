@@ -34,7 +34,7 @@ class DParallel(Objective[DParallelOptions]):
 
 
 def dparallel_loss(predict: Predict, layout: Layout, hidden: Tensor, mask_token_id: int, beta: float) -> LossPart:
-    """dParallel's certainty-forcing (arXiv 2509.26488): masked cross-entropy plus ``beta`` times an entropy.
+    """Compute dParallel's certainty-forcing (arXiv 2509.26488): masked cross-entropy plus ``beta`` times an entropy.
 
     The entropy, in nats, is the mean over the masked positions whose argmax is already right.
     """

@@ -69,7 +69,7 @@ def masked_loss(
     mask_token_id: int,
     smoothing: Tensor | None = None,
 ) -> LossPart:
-    """Cross-entropy on the masked positions only (plain masked training).
+    """Compute cross-entropy on the masked positions only (plain masked training).
 
     Args:
         predict: the model.
@@ -89,7 +89,7 @@ def masked_loss(
 
 
 def far_ahead(layout: Layout, hidden: Tensor, near: int, eos_token_id: int) -> Tensor:
-    """The hidden positions behind the first ``near`` of their block, ``(B, M)`` bool, but for an answer's padding.
+    """Find hidden positions behind the first ``near`` of their block, ``(B, M)`` bool, but for an answer's padding.
 
     Tokens far ahead of what is decoded are easily foretold and hard to place: where they stand depends on everything
     between. Smoothed labels keep a model from being sure of them, so that decoding by confidence begins with what is

@@ -113,7 +113,7 @@ def oput_losses(
     sample: Callable[[Tensor], Tensor],
     which: tuple[str, ...] = ("mask", "pred"),
 ) -> Iterator[LossPart]:
-    """On-Policy Uniform Training: one loss on the masked input, one on the model's own prediction of it.
+    """Compute the losses of OPUT: one on the masked input, one on the model's own prediction of it.
 
     Both are cross-entropy over every supervised position, corrupted or not. The rollout fills the masks with what the
     current weights predict, without gradient. Nothing in the model is random, so where both losses are asked for, the
@@ -194,7 +194,7 @@ def oput_mixed_loss(
     mask_token_id: int,
     sample: Callable[[Tensor], Tensor],
 ) -> LossPart:
-    """Both losses of On-Policy Uniform Training in one pass, each row taking part in one of them.
+    """Compute both losses of OPUT in one pass, each row taking part in one of them.
 
     This is the published form, which reads every example twice, once a loss. The rollout runs on all rows, whether
     they need it or not: processes that share one model have to run the same passes.

@@ -39,7 +39,7 @@ def random_tokens(batch: Batch, seed: int, vocab_size: int) -> Tensor:
 
 
 def uniform_loss(predict: Predict, layout: Layout, hidden: Tensor, random_ids: Tensor) -> LossPart:
-    """Uniform diffusion training, the paper's baseline: OPUT's second loss on random tokens instead of predictions.
+    """Compute the loss of uniform diffusion training, the paper's baseline: OPUT's second loss on random tokens.
 
     Args:
         predict: the model.
