@@ -72,11 +72,11 @@ def _dmax(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """DMax diffusion language models: text decoded many tokens at a time."""
+    """Run DMax diffusion language models: text decoded many tokens at a time."""
 
 
 def main() -> None:
-    """Entry point of the ``dmax`` console script."""
+    """Run the ``dmax`` console script."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows a substitute; it is no reason to fail after the work is done.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -173,7 +173,7 @@ def _workers(model: ModelOptions, decoding: DecodingOptions, work: WorkOptions) 
 
 
 def _generator(model: ModelOptions, decoding: DecodingOptions) -> dict[str, Any]:
-    """Who answers, and how, told without loading the weights."""
+    """Tell who answers, and how, without loading the weights."""
     from dmax.engine.requests import decoder_settings
     from dmax.evaluation.answerers import weights_hash
 

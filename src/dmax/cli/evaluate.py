@@ -171,7 +171,7 @@ def _server(
 
 
 def _request_fields(decoding: DecodingOptions) -> dict[str, Any]:
-    """The decoding options that were given, under the names that ``dmax serve`` has for them.
+    """Return the decoding options that were given, under the names that ``dmax serve`` has for them.
 
     Those that were not are the server's to choose, whatever their defaults here. Length and temperature are fields of
     every request already, and the seed is that of its row.
@@ -216,7 +216,7 @@ def _table(results: dict[str, Any]) -> Table:
 
 
 def _failures(results: dict[str, Any], folder: Path) -> Iterator[str]:
-    """What went wrong where answers are missing, which otherwise only lowers the accuracy."""
+    """Tell what went wrong where answers are missing, which otherwise only lowers the accuracy."""
     from dmax.evaluation.report import read_samples
 
     for name, task in results["tasks"].items():

@@ -76,7 +76,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _by_dtype(sizes: dict[str, int], times: int) -> str:
-    """Sizes in every dtype; dtypes of one size share an entry."""
+    """Write sizes in every dtype; dtypes of one size share an entry."""
     by_size: dict[int, list[str]] = {}
     for dtype, size in sizes.items():
         by_size.setdefault(size * times, []).append(dtype)

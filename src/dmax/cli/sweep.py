@@ -68,7 +68,7 @@ def sweep(
 
 
 def _settings(over: list[str], model: ModelOptions, decoding: DecodingOptions, thresholds: str) -> list[Setting]:
-    """Every point, its decoder and threshold checked before anything is loaded."""
+    """List every point, its decoder and threshold checked before anything is loaded."""
     from dmax.evaluation.sweep import Setting
 
     settings = []
@@ -92,7 +92,7 @@ def _threshold(value: str, given: str) -> float:
 
 
 def _shared(tasks: list[TaskData], decoding: DecodingOptions, batch_size: int, model: ModelOptions) -> dict[str, Any]:
-    """Everything that is the same for all points; the length of an answer is the task's."""
+    """Return everything that is the same for all points; the length of an answer is the task's."""
     decoded = {
         name: value
         for name, value in decoding.values.items()

@@ -66,7 +66,7 @@ def train(
 
 
 def _local_data(given: list[str]) -> dict[str, str]:
-    """The paths that stand for data sets, by their ids."""
+    """Read the paths that stand for data sets, by their ids."""
     pairs = [pair.partition("=") for pair in given]
     for name, equals, path in pairs:
         if not (name and equals and path):

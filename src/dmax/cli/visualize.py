@@ -79,7 +79,7 @@ def visualize(
 
 
 def _other(decoding: DecodingOptions, text: str) -> DecodingOptions:
-    """The options of a decoder to compare with: what is its own is as given here, or its default."""
+    """Return the options of a decoder to compare with: what is its own is as given here, or its default."""
     name, equals, value = text.partition("=")
     try:
         threshold = float(value) if equals else None
@@ -125,7 +125,7 @@ def _check_traces(traces: Sequence[Path], output: Path, given: Sequence[str], de
 
 
 def _recorded(path: Path, model: str | None) -> Iterator[dict[str, Any]]:
-    """The runs in a file of traces.
+    """Read the runs in a file of traces.
 
     Args:
         path: what ``dmax generate --trace`` wrote.
@@ -152,7 +152,7 @@ def _recorded(path: Path, model: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _with_texts(run: dict[str, Any], model: str | None) -> dict[str, Any]:
-    """A run as it was recorded, with the text of its tokens."""
+    """Return a run as it was recorded, with the text of its tokens."""
     from dmax.serving.replay import pieces_of
 
     name = model or run.get("model")

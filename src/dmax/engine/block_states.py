@@ -11,7 +11,7 @@ from dmax.decoding import BlockState, SoftMix
 
 
 def select_rows(state: BlockState, rows: Tensor) -> BlockState:
-    """The state of some rows, in the order of ``rows``, a ``(B',)`` int64 tensor of row indices."""
+    """Return the state of some rows, in the order of ``rows``, a ``(B',)`` int64 tensor of row indices."""
     mix = state.mix
     if mix is not None:
         mix = SoftMix(mix.token_ids[rows], mix.weights[rows], mix.where[rows], mix.renormalize)
@@ -27,7 +27,7 @@ def select_rows(state: BlockState, rows: Tensor) -> BlockState:
 
 
 def join_rows(first: BlockState, second: BlockState) -> BlockState:
-    """The rows of two batches of one decoder, those of ``second`` behind those of ``first``.
+    """Join the rows of two batches of one decoder, those of ``second`` behind those of ``first``.
 
     A batch before its first pass has no mix and no memory; beside one that has, its rows get zeros, which is what
     decoders find in rows without a pass.

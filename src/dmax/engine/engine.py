@@ -146,7 +146,7 @@ class LLMEngine:
         return True
 
     def has_requests(self) -> bool:
-        """Whether any request is unfinished."""
+        """Tell whether any request is unfinished."""
         return bool(self._sequences)
 
     @torch.inference_mode()

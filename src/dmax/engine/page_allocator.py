@@ -49,7 +49,7 @@ class PagePool:
         return len(self._page_of)
 
     def take(self, after: int | None = None) -> int:
-        """A page for new contents, the one behind ``after`` if that is free: neighbours are read without copying.
+        """Take a page for new contents, the one behind ``after`` if that is free: neighbours need no copy to be read.
 
         Raises:
             IndexError: no page is available.
@@ -105,7 +105,7 @@ class PagePool:
 
 
 def page_keys(tokens: Sequence[int], page_length: int, block_length: int, before: Key | None = None) -> Iterator[Key]:
-    """Keys of the whole pages of ``tokens``, one after another.
+    """Yield keys of the whole pages of ``tokens``, one after another.
 
     Args:
         tokens: from position 0, or from where the page of ``before`` ends.

@@ -70,15 +70,15 @@ class Scheduler:
         self._release(sequence)
 
     def busy(self) -> bool:
-        """Whether any sequence is here."""
+        """Tell whether any sequence is here."""
         return bool(self.waiting or self.admitted)
 
     def settled(self) -> bool:
-        """Whether all sequences decode."""
+        """Tell whether all sequences decode."""
         return not self.waiting and not self._prefilling
 
     def pages_for(self, positions: int) -> int:
-        """Pages that hold so many positions."""
+        """Count pages that hold so many positions."""
         return -(-positions // self._page_length)
 
     def schedule(self) -> SchedulerOutput:
@@ -143,11 +143,11 @@ class Scheduler:
             growing += self._grows(sequence)
 
     def _grows(self, sequence: Sequence) -> bool:
-        """Whether a sequence may come to need more pages than it holds."""
+        """Tell whether a sequence may come to need more pages than it holds."""
         return len(sequence.pages) < self.pages_for(sequence.furthest_end)
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
-        """Keys of the whole pages before the current block."""
+        """Return keys of the whole pages before the current block."""
         if not self._shares(sequence):
             return []
         return list(page_keys(sequence.tokens[: sequence.block_start], self._page_length, sequence.block_length))

@@ -128,7 +128,7 @@ def show_working(solution: str) -> str:
 
 
 def _shortened(decimal: re.Match[str]) -> str:
-    """Write a decimal as the whole number or simple fraction that it misses by a rounding error, else with two places."""
+    """Write a decimal as the whole number or simple fraction that it misses by rounding, else with two places."""
     value = float(decimal[0])
     fraction = Fraction(value).limit_denominator(LARGEST_DENOMINATOR)
     near = abs(fraction - value) < 1e-9

@@ -44,7 +44,7 @@ class AskingOptions:
 
 
 def load_tasks(asking: AskingOptions, decoding: DecodingOptions) -> list[TaskData]:
-    """The tasks with their rows.
+    """Load the tasks with their rows.
 
     Raises:
         CommandError: there is no such task, or its rows cannot be had.
@@ -84,7 +84,7 @@ def _paths(files: list[str], wanted: list[str]) -> dict[str, Path]:
 
 
 def local_answerer(options: ModelOptions, decoding: DecodingOptions, batch_size: int) -> LocalAnswerer:
-    """A model, loaded, as one who answers.
+    """Load a model as one who answers.
 
     Raises:
         CommandError: there is no such model, or a decoding option is out of range.
@@ -99,14 +99,14 @@ def local_answerer(options: ModelOptions, decoding: DecodingOptions, batch_size:
 
 @contextmanager
 def evaluation_errors() -> Iterator[None]:
-    """Bad input in one sentence, and a missing extra named."""
+    """Turn bad input into one sentence, and name a missing extra."""
     with needs_extra("eval", "this"), user_errors():
         yield
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[Standing], None]]:
-    """A bar a task, with the accuracy and the TPF so far."""
+    """Show a bar a task, with the accuracy and the TPF so far."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

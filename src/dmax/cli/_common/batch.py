@@ -34,7 +34,7 @@ class Item:
     prompt: Prompt
 
     def params(self, shared: GenerationParams) -> GenerationParams:
-        """The batch's params with the seed of this line, which is the same however the batch is cut or resumed."""
+        """Return the batch's params with this line's seed, which is the same however the batch is cut or resumed."""
         return replace(shared, seed=shared.seed + self.line - 1)
 
 
@@ -62,7 +62,7 @@ class Batch:
         self.refused.append(line)
 
     def encoded(self, llm: LLM, items: Sequence[Item], gen_length: int) -> Iterator[tuple[Item, list[int]]]:
-        """The token ids of every prompt that the model can take."""
+        """Encode every prompt that the model can take."""
         for item in items:
             try:
                 yield item, encode(llm, item.prompt, gen_length)
@@ -101,7 +101,7 @@ def run_batch(source: Path, rule: Rule, model: ModelOptions, sink: OutputOptions
 def _resumed(
     answers: LineFile, traces: LineFile | None, batch: Batch, rule: Rule, model: ModelOptions, source: Path
 ) -> set[int]:
-    """Input lines that are answered already, once it is sure that those answers belong to this run."""
+    """Find input lines that are answered already, once it is sure that those answers belong to this run."""
     done = answers.records.keys()
     strangers = done - {item.line for item in batch.items}
     if strangers:
@@ -125,7 +125,7 @@ def _resumed(
 
 
 def _difference(record: dict[str, Any], line: int, rule: Rule, model: ModelOptions) -> str | None:
-    """The first setting in which an answer was made otherwise than this run would make it."""
+    """Find the first setting in which an answer was made otherwise than this run would make it."""
     params = Item(line, "").params(rule.params)
     settings: dict[str, tuple[Any, Any]] = {
         "model": (record["model"], model.model),

@@ -36,7 +36,7 @@ class Decodes(Protocol):
 
 
 def printable(text: str) -> str:
-    """``text`` without the control characters that could steer a terminal."""
+    """Strip ``text`` of the control characters that could steer a terminal."""
     return text.translate(_CONTROLS)
 
 
@@ -47,7 +47,7 @@ def shade(confidence: float) -> Style:
 
 
 def pieces(tokenizer: Decodes | None, token_ids: list[int]) -> list[str]:
-    """The text that each token adds to those before it; a character spread over tokens belongs to its last one."""
+    """List the text that each token adds to those before; a character spread over tokens belongs to its last one."""
     if tokenizer is None:
         return [f"{token_id} " for token_id in token_ids]
     texts: list[str] = []
@@ -103,13 +103,13 @@ class Canvas:
         return min(len(self._answer(self._settled + decided) if ended else self._settled + decided), self._gen_length)
 
     def text(self, now: float) -> Text:
-        """The whole answer as it stands at time ``now``."""
+        """Return the whole answer as it stands at time ``now``."""
         picture = Text(self._settled_text)
         self._draw_tail(picture, now)
         return picture
 
     def lines(self, console: Console, width: int, now: float) -> tuple[list[Text], int]:
-        """The answer wrapped to ``width``, and how many of its first lines no later pass can change."""
+        """Wrap the answer to ``width``, and tell how many of its first lines no later pass can change."""
         paragraphs, newline, last = self._settled_text.rpartition("\n")
         # Wrapping is most of the work, and finished paragraphs wrap the same every time.
         if (paragraphs, width) != self._wrapped_for:

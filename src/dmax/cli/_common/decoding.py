@@ -117,7 +117,7 @@ class DecodingOptions:
 
 
 def decoder_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """The values of ``--decoder-option``, read as JSON where they are JSON and as text elsewhere.
+    """Read the values of ``--decoder-option``, as JSON where they are JSON and as text elsewhere.
 
     Raises:
         CommandError: one has no name or no value.
@@ -201,12 +201,12 @@ def _of_command(option: Option, defaults: Mapping[str, Any], helps: Mapping[str,
 
 
 def _with_bounds(option: Option) -> str:
-    """The help with the range, where the option is a probability that has no default to show it."""
+    """Return the help with the range, where the option is a probability that has no default to show it."""
     return f"{option.help.removesuffix('.')}, {option.bounds}." if option.of_decoder else option.help
 
 
 def _with_default(option: Option) -> str:
-    """The help with the decoder's default: on the command line, None stands for what is not given."""
+    """Return the help with the decoder's default: on the command line, None stands for what is not given."""
     return option.help if option.default is None else f"{option.help.removesuffix('.')}; {option.default} if not given."
 
 

@@ -75,7 +75,7 @@ def user_errors() -> Iterator[None]:
 
 
 def _with_flags(message: str) -> str:
-    """The message with options named as the command line has them: ``--gen-length``, not ``gen_length``.
+    """Name options in a message as the command line has them: ``--gen-length``, not ``gen_length``.
 
     A name of one word is an option only where the sentence begins with it; elsewhere it may be a word like any other.
     """
@@ -110,7 +110,7 @@ def note(message: str) -> None:
 
 
 def choose(what: str, value: str, choices: Sequence[str]) -> str:
-    """``value`` where it is one of ``choices``.
+    """Return ``value`` where it is one of ``choices``.
 
     Raises:
         CommandError: it is not; the message names the nearest choice and all of them.

@@ -19,7 +19,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Everything ``dmax info`` shows, as plain values; sizes in bytes.
+    """Return everything ``dmax info`` shows, as plain values; sizes in bytes.
 
     Raises:
         CheckpointError: there is no such checkpoint, the Hub cannot give its configuration, or its configuration,
@@ -46,7 +46,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _backend() -> str:
-    """What would compute the passes on this machine, by default."""
+    """Tell what would compute the passes on this machine, by default."""
     device = torch.device(pick_device(AUTO))
     return backend_name(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
 
@@ -81,7 +81,7 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
 
 
 def _count(model: LLaDA2) -> tuple[int, int]:
-    """Parameters in all, and those active for one token: everything but the routed experts it is not sent to."""
+    """Count parameters in all, and those active for one token: all but the routed experts it is not sent to."""
     config = model.config
     total = sum(parameter.numel() for parameter in model.parameters())
     routed = sum(parameter.numel() for experts in expert_stacks(model) for parameter in experts.parameters())
@@ -101,7 +101,7 @@ def _special_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[st
 
 
 def _weights(folder: Path) -> dict[str, Any] | None:
-    """How the weights are stored; None where there are none.
+    """Tell how the weights are stored; None where there are none.
 
     Where only the index of the weights is there, as for a model on the Hub, it tells what it can.
     """

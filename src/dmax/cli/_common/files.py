@@ -33,7 +33,7 @@ def check_writable(path: Path) -> None:
 
 
 def to_json(record: dict[str, Any]) -> str:
-    """One line of JSON, text readable as it is; a value that JSON lacks (of a third-party decoder) as its name."""
+    """Write one line of JSON, text as it is; a value that JSON lacks (of a third-party decoder) as its name."""
     return json.dumps(record, ensure_ascii=False, default=str)
 
 

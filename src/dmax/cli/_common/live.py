@@ -67,7 +67,7 @@ def _no_echo() -> Iterator[None]:
 
 
 def _in_foreground() -> bool:
-    """Whether the terminal on stdin is ours to change: a process in the background would be stopped for trying."""
+    """Tell whether the terminal on stdin is ours to change: a background process would be stopped for trying."""
     try:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except OSError:  # a terminal, but not the one that controls this process
@@ -75,7 +75,7 @@ def _in_foreground() -> bool:
 
 
 def answer_text(output: GenerationOutput) -> str:
-    """An answer as text, or as its token ids where the model has no tokenizer."""
+    """Return an answer as text, or as its token ids where the model has no tokenizer."""
     return " ".join(map(str, output.token_ids)) if output.text is None else output.text
 
 
@@ -88,7 +88,7 @@ def print_answer(output: GenerationOutput) -> None:
 
 
 def summary(output: GenerationOutput) -> Text:
-    """The closing line: what the answer cost."""
+    """Write the closing line: what the answer cost."""
     cells = [
         f"{output.num_tokens} tokens",
         f"{output.nfe} NFE",
@@ -128,7 +128,7 @@ class LiveView:
         self._stop()
 
     def on_pass(self, row: int, record: PassRecord) -> None:
-        """Callback for ``LLM.generate``; costs the decode loop one append."""
+        """Take a pass from ``LLM.generate``; costs the decode loop one append."""
         self._pending.append(record)
 
     def finish(self, output: GenerationOutput) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # needs the train extra, which not every command has
 
 
 def plan_table(plan: Requirements, available: int) -> Table:
-    """A run's shapes and the memory of one device, as a table."""
+    """Write a run's shapes and the memory of one device as a table."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(justify="right")

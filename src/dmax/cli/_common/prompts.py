@@ -19,7 +19,7 @@ _KINDS = ("prompt", "messages", "prompt_ids")
 
 
 def single_prompt(options: InputOptions) -> Prompt:
-    """The prompt of a command that answers one: ``--prompt-ids``, PROMPT, or stdin.
+    """Read the prompt of a command that answers one: ``--prompt-ids``, PROMPT, or stdin.
 
     An empty text is refused, since it is nearly always a mistake; ``--prompt-ids "[]"`` asks for it.
     """
@@ -36,7 +36,7 @@ def single_prompt(options: InputOptions) -> Prompt:
 
 
 def prompt_of_line(line: bytes) -> Prompt:
-    """The prompt in one line of a batch; keys other than the three that may hold it are the user's own.
+    """Read the prompt in one line of a batch; keys other than the three that may hold it are the user's own.
 
     Raises:
         CommandError: the line is not a JSON object with exactly one of ``prompt``, ``messages`` and ``prompt_ids``.
@@ -57,7 +57,7 @@ def prompt_of_line(line: bytes) -> Prompt:
 
 
 def encode(llm: LLM, prompt: Prompt, gen_length: int) -> list[int]:
-    """Token ids of a prompt. Text becomes a user's turn where the model has a chat template.
+    """Encode a prompt. Text becomes a user's turn where the model has a chat template.
 
     Raises:
         CommandError: the model has no tokenizer for it, does not know a token, or has no room for it.
@@ -110,7 +110,7 @@ def _text(value: object, what: str) -> str:
 
 
 def _unicode(text: str, what: str) -> str:
-    """``text``, which half a surrogate pair (from a JSON escape, or from bytes in an argument) would spoil."""
+    """Check ``text``, which half a surrogate pair (from a JSON escape, or from bytes in an argument) would spoil."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

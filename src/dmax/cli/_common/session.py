@@ -30,7 +30,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def own_command() -> list[str]:
-    """The command line as results quote it, without the place where dmax is installed."""
+    """Return the command line as results quote it, without the place where dmax is installed."""
     return ["dmax", *sys.argv[1:]]
 
 
@@ -42,7 +42,7 @@ class Rule:
     decoder: Decoder
 
     def on(self, model: str) -> Rule:
-        """The rule with what the checkpoint says of its decoder where nothing was asked for."""
+        """Return the rule with what the checkpoint says of its decoder where nothing was asked for."""
         from dmax.models import load_config
 
         params = self.params.with_defaults(load_config(model))
@@ -83,7 +83,7 @@ def load_llm(options: ModelOptions) -> LLM:
 
 
 def check_placement(device: str, dtype: str) -> tuple[str, str]:
-    """The names of a device and a dtype, where there are such, before torch is imported.
+    """Check the names of a device and a dtype before torch is imported, and return them.
 
     Raises:
         CommandError: there are not.
@@ -94,7 +94,7 @@ def check_placement(device: str, dtype: str) -> tuple[str, str]:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` is a CUDA GPU if there is one, to each process of a machine its own, else the CPU."""
+    """Pick a device: ``auto`` is a CUDA GPU if there is one, to each process of a machine its own, else the CPU."""
     import torch
 
     if name != AUTO:
@@ -139,5 +139,5 @@ def decode(
 
 
 def at_terminal(console: Console) -> bool:
-    """Whether a person watches ``console`` on stdout; an environment that forces colour does not make it so."""
+    """Tell whether a person watches ``console`` on stdout; an environment that forces colour makes none."""
     return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal

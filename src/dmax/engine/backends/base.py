@@ -36,7 +36,7 @@ class PassInput:
     """What the backend that decided the pass before keeps of it; nobody else looks at it."""
 
     def with_fallback(self, fallback: Tensor | None) -> PassInput:
-        """The same blocks, some of which promote only what is confident; see :attr:`BlockState.fallback`."""
+        """Return the same blocks, some of which promote only what is confident; see :attr:`BlockState.fallback`."""
         if self.state.fallback is fallback:
             return self
         return PassInput(replace(self.state, fallback=fallback), self.embeds_BLD)

@@ -91,12 +91,12 @@ class LayerStack:
 
 
 def _called_in(model: LLaDA2) -> tuple[nn.Module, ...]:
-    """The modules that a pass through the layers calls."""
+    """List the modules that a pass through the layers calls."""
     return model, *model.model.modules()
 
 
 def _present(places: Iterable[tuple[Mapping[str, Tensor | None], str]]) -> list[Tensor]:
-    """What stands at the places of a model that have anything."""
+    """List what stands at the places of a model that have anything."""
     found = (place[name] for place, name in places)
     return [tensor for tensor in found if tensor is not None]
 
@@ -114,7 +114,7 @@ def _feed_forward_size(layer: nn.Module) -> FeedForwardSize:
 
 
 def _arrays(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
-    """A layer's weights in the order in which the kernel reads them."""
+    """Yield a layer's weights in the order in which the kernel reads them."""
     assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.attention, layer.mlp
     yield layer.input_layernorm.weight

@@ -160,11 +160,11 @@ class Blocks:
 
     @staticmethod
     def bytes_of(size: int, length: int, hidden: int, dtype: torch.dtype) -> int:
-        """Of the memory."""
+        """Count the bytes of the memory."""
         return sum(_part_sizes(size, length, hidden, dtype))
 
     def copy(self) -> Blocks:
-        """The same in memory of its own."""
+        """Copy it into memory of its own."""
         return Blocks(self.memory.clone(), self.size, *self._rest)
 
     def load(self, state: BlockState) -> None:
@@ -183,7 +183,7 @@ class Blocks:
             self.fallback[:blocks].copy_(state.fallback)
 
     def first(self, blocks: int, decoder: SoftParallelDecoder, state: BlockState) -> tuple[StepResult, Tensor, Tensor]:
-        """What a pass over ``state`` did to the first blocks: the result, their embeddings, and the host's part."""
+        """Return what a pass over ``state`` did to the first blocks: result, embeddings, and the host's part."""
         if blocks == self.size:
             return decoder.after(self.decision, state), self.embeds_BLD, self.for_host_BW
         decision = Decision(*(part[:blocks] for part in self.decision))
@@ -191,7 +191,7 @@ class Blocks:
 
 
 def _part_sizes(size: int, length: int, hidden: int, dtype: torch.dtype) -> list[int]:
-    """Bytes of tokens and candidates; the host's part; passes; confidences; five flags; two flags; embeddings."""
+    """Count bytes: tokens and candidates; the host's part; passes; confidences; five flags; two flags; embeddings."""
     positions = size * length
     parts = (
         16 * positions, 8 * size * (2 * length + 2), 8 * size, 4 * positions, 5 * positions, 2 * size,

@@ -26,13 +26,13 @@ Segment = tuple[int, int, int]
 
 
 def captured_size(segments: int) -> int:
-    """The size a forward is filled up to: exact up to 8 segments, then in four steps an octave."""
+    """Return the size a forward is filled up to: exact up to 8 segments, then in four steps an octave."""
     step = 1 << max(segments.bit_length() - 3, 0)
     return segments if segments <= 8 else -(-segments // step) * step
 
 
 def captured_sizes(limit: int) -> list[int]:
-    """All sizes up to that of ``limit``, the largest first, so that the smaller ones find its memory."""
+    """List all sizes up to that of ``limit``, the largest first, so that the smaller ones find its memory."""
     return sorted({captured_size(count) for count in range(1, limit + 1)}, reverse=True)
 
 
@@ -71,7 +71,7 @@ class PagedStore:
         """``(1, N)`` int64."""
 
     def slots(self, layer: int) -> CacheSlots:
-        """The places of all positions."""
+        """Return the places of all positions."""
         return CacheSlots(self._cache.keys[layer], self._cache.values[layer], self._places_N)
 
     def attend(self, layer: int, q_1HNC: Tensor, k_1KNC: Tensor, v_1KNC: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class StaticForwards:
         self._processors = _processors(model.device)
 
     def run(self, segments: list[Segment], embeds: list[Tensor]) -> Tensor:
-        """One forward.
+        """Run one forward.
 
         Args:
             segments: at least one.
@@ -169,7 +169,7 @@ class StaticForwards:
             memory.loaded = filled
 
     def _graph(self, size: int) -> torch.cuda.CUDAGraph:
-        """The graph of a size, captured over what its inputs hold now."""
+        """Return the graph of a size, captured over what its inputs hold now."""
         if size not in self._graphs:
             self._graphs[size] = capture(
                 lambda: self._forward(self._memory, size), self._model.device, self._memory_pool
@@ -186,5 +186,5 @@ class StaticForwards:
 
 
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; elsewhere kernels run for their results alone."""
+    """Count multiprocessors of a GPU; elsewhere kernels run for their results alone."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -77,7 +77,7 @@ class TorchBackend:
         return torch.cat([hidden_ND[start:end] for start, end in kept] or [hidden_ND[:0]])
 
     def over(self, spans: list[Span]) -> Layers:
-        """The layers over these spans, which passes that refine the same blocks share."""
+        """Return the layers over these spans, which passes that refine the same blocks share."""
         if self._planned is None or self._planned[0] != spans:
             self._planned = spans, self._plan(spans)
         return self._planned[1]
