@@ -22,7 +22,7 @@ class Problems:
         self.seed = seed
 
     def point(self, name: str, llm: LLM, params: GenerationParams) -> dict[str, Any]:
-        """Accuracy (with a 95 % bootstrap interval), TPF and tokens per second of a model under these params."""
+        """Measure accuracy (with a 95 % bootstrap interval), TPF and tokens/s of a model under these params."""
         started = time.perf_counter()
         outputs = answer(llm, self.rows, params)
         seconds = time.perf_counter() - started
@@ -41,7 +41,7 @@ class Problems:
         return record
 
     def alone(self, llm: LLM, params: GenerationParams, count: int) -> float:
-        """Tokens per second over the first problems, one at a time; the one that warms up is not counted."""
+        """Measure tokens per second over the first problems, one at a time; the one that warms up is not counted."""
         chats = [LLM.chat_prompt(row["question"]) for row in self.rows[: count + 1]]
         llm.generate(chats[:1], params)
         started = time.perf_counter()

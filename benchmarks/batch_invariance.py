@@ -26,7 +26,7 @@ def share_that(differ: list[bool]) -> float:
 
 
 def compare(alone: list[GenerationOutput], batched: list[GenerationOutput]) -> dict[str, Any]:
-    """Shares of rows that differ, and what the differences cost or save."""
+    """Count shares of rows that differ, and what the differences cost or save."""
     pairs = list(zip(alone, batched, strict=True))
     nfe_alone, nfe_batched = (sum(output.nfe for output in outputs) for outputs in (alone, batched))
     return {

@@ -41,7 +41,7 @@ TURNS = 5
 
 
 def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
-    """Median milliseconds of a bare forward of so many blocks behind a context, as the engine that has run runs it."""
+    """Time a bare forward of so many blocks behind a context, as the engine runs it: median milliseconds."""
     end = CONTEXT + blocks * LENGTH
     backend = CpuBackend(model)
     backend.open(end // LENGTH, LENGTH, 1)
@@ -59,7 +59,7 @@ def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
 
 
 def times(llm: LLM, problems: Problems, alone: int) -> list[dict[str, float]]:
-    """Of every number of blocks: tokens per second of one prompt after another, and the forward's milliseconds."""
+    """Time every number of blocks: tokens per second of one prompt after another, and the forward's milliseconds."""
     rates: dict[int, list[float]] = {blocks: [] for blocks in BUFFER_SIZES}
     forwards: dict[int, list[float]] = {blocks: [] for blocks in BUFFER_SIZES}
     for _ in range(TURNS):

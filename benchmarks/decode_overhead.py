@@ -64,7 +64,7 @@ class RecordingBackend(CpuBackend):
 
 
 def random_model(seed: int) -> LLaDA2:
-    """A dense model of about 6 million parameters."""
+    """Make a dense model of about 6 million parameters."""
     config = ModelConfig(
         vocab_size=1536, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=4, head_dim=64, mask_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -73,7 +73,7 @@ def random_model(seed: int) -> LLaDA2:
 
 
 def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | None = None) -> tuple[float, int]:
-    """Seconds from the end of the prefill to the answer, and passes."""
+    """Decode: seconds from the end of the prefill to the answer, and passes."""
     row = RequestReader(llm.model.config, llm.tokenizer).read("0", prompt, params, time.perf_counter())
     pages = row.furthest_end // LENGTH
     engine = LLMEngine(
@@ -95,7 +95,7 @@ def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | N
 
 
 def record(llm: LLM, prompt: Any, params: GenerationParams) -> list[tuple[Layers, Tensor]]:
-    """The forwards of the passes of one decoding, without those of the prefill."""
+    """Record the forwards of the passes of one decoding, without those of the prefill."""
     backend = RecordingBackend(llm.model)
     _, passes = decode(llm, prompt, params, backend)
     return backend.forwards[-passes:]
@@ -103,7 +103,7 @@ def record(llm: LLM, prompt: Any, params: GenerationParams) -> list[tuple[Layers
 
 @torch.inference_mode()
 def time_bare(model: LLaDA2, forwards: list[tuple[Layers, Tensor]]) -> float:
-    """Seconds of these forwards, one after another; the model is that whose modules the engine calls."""
+    """Time these forwards, one after another, in seconds; the model is that whose modules the engine calls."""
     started = time.perf_counter()
     for forward, embeds_ND in forwards:
         model.head(forward(embeds_ND)[None, -LENGTH:])

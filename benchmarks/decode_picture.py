@@ -26,7 +26,7 @@ LEGEND = (
 
 
 def kind(record: PassRecord, offset: int, mask_token_id: int) -> str:
-    """Which colour a cell has."""
+    """Tell which colour a cell has."""
     if record.tokens[offset] == mask_token_id:
         return "mask"
     if offset in record.revised:
@@ -37,7 +37,7 @@ def kind(record: PassRecord, offset: int, mask_token_id: int) -> str:
 
 
 def draw(output: GenerationOutput, text_of: Callable[[int], str], mask_token_id: int, eos_token_id: int) -> str:
-    """The SVG; a cell is as wide as the widest token its position ever showed."""
+    """Draw the SVG; a cell is as wide as the widest token its position ever showed."""
     assert output.trace is not None
     parts: list[str] = []
     y, width = MARGIN, 0.0
@@ -69,7 +69,7 @@ def draw(output: GenerationOutput, text_of: Callable[[int], str], mask_token_id:
 
 
 def svg(parts: Sequence[str], width: float, height: float) -> str:
-    """A whole picture."""
+    """Write a whole picture."""
     style = (
         "text{fill:#111827;white-space:pre}.t{font:11px ui-monospace,monospace}"
         ".n{font:11px ui-monospace,monospace;fill:#6b7280}.l{font:12px sans-serif;fill:#374151}"
@@ -81,17 +81,17 @@ def svg(parts: Sequence[str], width: float, height: float) -> str:
 
 
 def box(x: float, y: float, width: float, height: float, colour: str) -> str:
-    """A cell."""
+    """Draw a cell."""
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2" fill="{colour}"/>'
 
 
 def text(x: float, y: float, style: str, content: str) -> str:
-    """A label; styles are t (token), n (number) and l (legend)."""
+    """Draw a label; styles are t (token), n (number) and l (legend)."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(content)}</text>'
 
 
 def _is_padding(final: PassRecord, offset: int, eos_token_id: int) -> bool:
-    """Whether a position lies behind the block's first EOS, where nothing is answer."""
+    """Tell whether a position lies behind the block's first EOS, where nothing is answer."""
     return eos_token_id in [final.tokens[o] for o in final.active if o < offset]
 
 

@@ -20,7 +20,7 @@ STORED = "#e6f7ec"
 
 
 def draw(output: GenerationOutput, left: float, top: float, mask_token_id: int) -> tuple[list[str], float, float]:
-    """The panel of one decoding; its right and lower edge."""
+    """Draw the panel of one decoding; return its right and lower edge."""
     assert output.trace is not None
     first = min(record.start + record.active[0] for record in output.trace)
     blocks = sorted({record.block for record in output.trace})

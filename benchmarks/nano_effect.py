@@ -30,7 +30,7 @@ def by_threshold(value: float | None, decoder: str) -> GenerationParams:
 
 
 def base_as_fast_as(tpf: float, problems: Problems, llm: LLM, tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """The base model with its threshold lowered, by bisection, until its TPF is that of the other."""
+    """Lower the base model's threshold, by bisection, until its TPF is that of the other."""
     low, high = 0.0, 0.95
     closest = min(tried, key=lambda p: abs(p["tpf"] - tpf))
     for _ in range(SEARCH_STEPS):
@@ -72,7 +72,7 @@ ROWS = {
 
 
 def to_markdown(table: dict[str, Any]) -> str:
-    """The table as README shows it."""
+    """Write the table as README shows it."""
     lines = ["| | threshold | problems | accuracy [95 %] | TPF, mean over problems | TPF, all tokens by all forwards |"]
     lines.append("|---|---|---|---|---|---|")
     for name, title in ROWS.items():

@@ -87,7 +87,7 @@ class PartialDecoding:
         return Answer(answer[: answer.index(eos)] if eos in answer else answer, nfe, positions)
 
     def _block(self, tokens: list[int], stored: int) -> tuple[list[int], int, int]:
-        """All tokens with the next block's, passes and computed positions."""
+        """Decode the next block: all tokens with it, passes and computed positions."""
         begin = len(tokens) // LENGTH * LENGTH
         given = len(tokens) - begin
         state = BlockState.start(

@@ -147,12 +147,12 @@ def _decimal(value: Fraction, group: str = "") -> str:
 
 
 def _plus_one(number: re.Match[str]) -> str:
-    """As many digits as before, so that 3:09 becomes 3:10."""
+    """Add one with as many digits as before, so that 3:09 becomes 3:10."""
     return str(int(number[0]) + 1).zfill(len(number[0]))
 
 
 def _others(answer: str, formula: str) -> list[str]:
-    """The other answers that a comparison could have had."""
+    """List the other answers that a comparison could have had."""
     contrary = {"yes": ["No"], "no": ["Yes"]}.get(answer.lower())
     named = re.findall(r"(?<=\S)\(([^()]*[A-Za-z][^()]*)\)", formula)
     return contrary or [name for name in named if name != answer]

@@ -65,13 +65,13 @@ def load(url: str, users: int, seconds: int, seed: int) -> dict[str, Any]:
 
 
 def _reason(error: str) -> str:
-    """What a user gave as the reason of a failure, without the exception that locust puts around it."""
+    """Return what a user gave as the reason of a failure, without the exception that locust puts around it."""
     wrapped = re.fullmatch(r"CatchResponseError\((['\"])(.*)\1\)", error, re.DOTALL)
     return wrapped[2] if wrapped else error
 
 
 def overload(model: str, seconds: int, seed: int) -> dict[str, Any]:
-    """Far more users than a short queue takes, then one."""
+    """Send far more users than a short queue takes, then one."""
     with server(model, "--max-queue", "2", "--max-batch-size", "4") as served:
         crowded = load(served.url, OVERLOAD_USERS, seconds, seed)
         calm = load(served.url, 1, seconds, seed)
@@ -84,7 +84,7 @@ def overload(model: str, seconds: int, seed: int) -> dict[str, Any]:
 
 
 def not_possible_here() -> dict[str, str]:
-    """The checks that are left out, each with the reason."""
+    """List the checks that are left out, each with the reason."""
     if find_spec("ray") is None:
         return {"killed_replica": "ray is not installed: pip install 'dmax-llm[ray]'"}
     return {}

@@ -54,7 +54,7 @@ def _read_to_some_text(reply: httpx.Response) -> None:
 
 
 def vanishing_clients(model: str, times: int) -> dict[str, Any]:
-    """Clients that leave in the middle of a stream free what they held."""
+    """Check that clients which leave in the middle of a stream free what they held."""
     with server(model) as served:
         expected = _text(_ask(served.url, 0))
         for index in range(times):
@@ -68,7 +68,7 @@ def vanishing_clients(model: str, times: int) -> dict[str, Any]:
 
 
 def failing_request(model: str) -> dict[str, Any]:
-    """A request whose decoder raises is told so; those decoded beside it get their answers."""
+    """Check that a request whose decoder raises is told so, and those decoded beside it get their answers."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder)
         (package / "failing_decoder.py").write_text(_FAILING_DECODER, encoding="utf-8")
@@ -88,7 +88,7 @@ def failing_request(model: str) -> dict[str, Any]:
 
 
 def sigterm(model: str) -> dict[str, Any]:
-    """A server that is told to stop finishes what it has."""
+    """Check that a server that is told to stop finishes what it has."""
     with server(model) as served, ThreadPoolExecutor(QUESTIONS) as pool:
         expected = [_text(_ask(served.url, index)) for index in range(QUESTIONS)]
         answers = [pool.submit(_ask, served.url, index) for index in range(QUESTIONS)]
@@ -102,7 +102,7 @@ def sigterm(model: str) -> dict[str, Any]:
 
 
 def killed_replica(model: str, load: Callable[[str], dict[str, Any]], after: float) -> dict[str, Any]:
-    """Two replicas on Ray Serve under load, of which one is killed after so many seconds."""
+    """Put two replicas on Ray Serve under load, and kill one after so many seconds."""
     with _two_replicas(model) as (url, application):
         expected = [_text(_ask(url, index)) for index in range(QUESTIONS)]
         killed: list[int] = []

@@ -19,19 +19,19 @@ __all__ = ["compile_first", "describe_model", "describe_run", "parse_arguments",
 
 
 def describe_run() -> dict[str, Any]:
-    """The command, the machine, the versions and the commit of this process."""
+    """Return the command, the machine, the versions and the commit of this process."""
     arguments = [_without_place(argument) for argument in sys.argv]
     return {"command": " ".join([Path(sys.executable).name, *arguments]), **describe_process()}
 
 
 def _without_place(argument: str) -> str:
-    """A path outside the checkout says nothing to others: only its last part is kept."""
+    """Keep only the last part of a path outside the checkout: it says nothing to others."""
     path = Path(argument)
     return f"…/{path.name}" if path.is_absolute() or ".." in path.parts else argument
 
 
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line's arguments, with the common options added; sets the number of threads."""
+    """Parse the command line, with the common options added; set the number of threads."""
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if left out")
     parser.add_argument("--json", type=Path, help="write the result to this file")
@@ -42,7 +42,7 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def compile_first(model: LLaDA2) -> None:
-    """What ``dmax compile`` does, so that passes on a CPU are timed as users who care for time run them."""
+    """Do what ``dmax compile`` does, so that passes on a CPU are timed as users who care for time run them."""
     if model.device.type != "cpu":
         return
     try:

@@ -26,7 +26,7 @@ class Served:
     process: subprocess.Popen[bytes]
 
     def resident_mib(self) -> float:
-        """Memory of the process that is in RAM."""
+        """Read the memory of the process that is in RAM."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
         assert found is not None
@@ -35,7 +35,7 @@ class Served:
 
 @contextmanager
 def server(model: str, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """``dmax serve`` with these options, ready for requests; ended as its operator would, by SIGTERM."""
+    """Run ``dmax serve`` with these options, ready for requests; end it as its operator would, by SIGTERM."""
     port = free_port()
     command = [sys.executable, "-m", "dmax", "serve", "--model", model, "--port", str(port), *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **(environment or {})})
@@ -55,7 +55,7 @@ def server(model: str, *options: str, environment: Mapping[str, str] | None = No
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Find a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -69,13 +69,13 @@ def _is_ready(url: str) -> bool:
 
 
 def counters(url: str) -> dict[str, float]:
-    """What ``/metrics`` tells, labelled series left out."""
+    """Read what ``/metrics`` tells, labelled series left out."""
     text = httpx.get(f"{url}/metrics", timeout=60).text
     return {name: float(value) for name, value in re.findall(r"^(dmax_\w+) (\S+)$", text, re.MULTILINE)}
 
 
 def wait_until_idle(url: str, seconds: float = 120) -> bool:
-    """Whether no request waits, runs or holds memory within so many seconds."""
+    """Wait, and tell whether no request waits, runs or holds memory within so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         now = counters(url)

@@ -27,7 +27,7 @@ FLAT_KIB = 1.0
 
 
 def ask(client: httpx.Client, number: int) -> int:
-    """One request, of a kind that its number decides; the status."""
+    """Send one request, of a kind that its number decides; return the status."""
     body: dict[str, Any] = {"prompt": problem("test", number)["question"], "max_tokens": 1 + number % 24}
     match number % 4:
         case 0:
@@ -43,7 +43,7 @@ def ask(client: httpx.Client, number: int) -> int:
 
 
 def sample(served: Served, requests: int, first: int) -> tuple[list[tuple[int, float]], set[int]]:
-    """Size of the process after each share of the requests, and the statuses there were."""
+    """Read the size of the process after each share of the requests, and the statuses there were."""
     step = max(1, requests // SAMPLES)
     sizes, statuses = [], set()
     with httpx.Client(base_url=served.url, timeout=120) as client, ThreadPoolExecutor(CONCURRENCY) as pool:

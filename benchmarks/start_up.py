@@ -23,7 +23,7 @@ from dmax.problems import problem
 
 
 def start(model: str, question: str) -> tuple[float, float]:
-    """Seconds to the first character, and to the end."""
+    """Time the first character, and the end, in seconds."""
     command = [sys.executable, "-m", "dmax", "generate", "--model", model, question]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -26,7 +26,7 @@ from dmax.models.parallel import tensor_parallel
 
 
 def build(arguments: argparse.Namespace, device: torch.device) -> LLM:
-    """This process's share, ready to generate."""
+    """Make this process's share, ready to generate."""
     dtype = getattr(torch, arguments.dtype)
     random = arguments.model == "random"
     model = random_model(arguments.seed).to(dtype) if random else load_model(arguments.model, "cpu", dtype)

@@ -42,7 +42,7 @@ class Repeated:
 
 
 def largest_examples(prepared: Prepared) -> list[Example]:
-    """The examples of the largest of a run's first batches."""
+    """Find the examples of the largest of a run's first batches."""
     batches = Batches.of(prepared.recipe, prepared.source, prepared.config.eos_token_id)
 
     def size(number: int) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def largest_examples(prepared: Prepared) -> list[Example]:
 
 
 def peak_of_training(recipe: Recipe, prepared: Prepared, device: torch.device) -> int:
-    """Bytes that tensors take at most in two steps, the model's own included."""
+    """Measure the bytes that tensors take at most in two steps, the model's own included."""
     source = Repeated(largest_examples(prepared))
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"

@@ -82,7 +82,7 @@ def random_stack(shape: Shape, experts: int, dtype: torch.dtype) -> Stack:
 
 
 def candidates(dtype: torch.dtype, tokens: int, place: int) -> list[Tile]:
-    """Tiles for the first or the second matmul whose loads under way fill neither too little nor too much memory."""
+    """List tiles for a matmul whose loads under way fill neither too little nor too much memory."""
     found = []
     rows = (16,) if tokens <= 128 else (16, 32) if tokens <= 512 else (32, 64)
     widths, matrices = ((32, 64), 2) if place == 0 else ((32, 64, 128), 1)
@@ -123,7 +123,7 @@ def compile_tiles(shape: Shape, dtype: torch.dtype, tokens: int, place: int, til
 
 
 def time_graph(calls: Sequence[Callable[[], Any]], replays: int = 7) -> float:
-    """Median microseconds of one of ``calls``, captured together and replayed."""
+    """Time one of ``calls``, captured together and replayed: median microseconds."""
     for call in calls[:2]:
         call()
     torch.cuda.synchronize()
@@ -155,7 +155,7 @@ class Case:
         self.routings = [routing_of(draw.topk(shape.per_token).indices, weights, shape.experts) for draw in noise]
 
     def time(self, tiles: Tiles) -> float:
-        """Microseconds of the experts, all three kernels; infinite where a tile does not fit."""
+        """Time the experts, all three kernels: microseconds; infinite where a tile does not fit."""
         pairs = zip(self.inputs, self.routings, strict=True)
         try:
             return time_graph([lambda x=x, r=r: run_experts(x, r, self.routed, self.shared, tiles) for x, r in pairs])
@@ -164,12 +164,12 @@ class Case:
             return float("inf")
 
     def touched_bytes(self) -> float:
-        """Weights of the experts with at least one token, the shared one among them; mean over the draws."""
+        """Count weights of the experts with at least one token, the shared one among them; mean over the draws."""
         touched = statistics.mean(int((routing.loads_E > 0).sum()) for routing in self.routings) + 1
         return touched * 3 * self.shape.width * self.shape.hidden * self.dtype.itemsize
 
     def tune(self) -> tuple[Tiles, list[dict[str, Any]]]:
-        """The best pair of tiles and every timing, best first."""
+        """Find the best pair of tiles; return it and every timing, best first."""
         default = tiles_for(self.tokens, self.shape.experts, self.shape.per_token, self.dtype)
         rows: list[dict[str, Any]] = []
         best = default
@@ -185,7 +185,7 @@ class Case:
 
 
 def plain_path(case: Case, routed: Stack) -> float | None:
-    """Microseconds of the model's own PyTorch experts (without the shared one), bfloat16; None if not capturable."""
+    """Time the model's own PyTorch experts (without the shared one), bfloat16: microseconds; None if not capturable."""
     from dmax.models.moe import Experts
 
     with torch.device("meta"):
@@ -204,14 +204,14 @@ def plain_path(case: Case, routed: Stack) -> float | None:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second read and written by a device copy of 2 GiB."""
+    """Measure bytes per second read and written by a device copy of 2 GiB."""
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.nbytes / (time_graph([lambda: target.copy_(source)] * 3) * 1e-6)
 
 
 def time_small_kernels(shape: Shape, tokens: int) -> dict[str, float]:
-    """Microseconds of the other kernels of a layer."""
+    """Time the other kernels of a layer: microseconds."""
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, device="cuda", dtype=torch.bfloat16)

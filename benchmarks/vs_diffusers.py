@@ -52,12 +52,12 @@ class Wrapped(nn.Module):
         self.device, self.dtype = model.device, model.dtype
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> SimpleNamespace:
-        """Logits of whole sequences from position 0; there is no padding that ``attention_mask`` could hide."""
+        """Compute logits of whole sequences from position 0; there is no padding that ``attention_mask`` could hide."""
         return SimpleNamespace(logits=self.inner.logits(input_ids, BLOCK_LENGTH))
 
 
 def without_end(name: str, dtype: torch.dtype) -> LLaDA2:
-    """The model, with the mask token as its EOS: it is never chosen, so every answer has its full length."""
+    """Give the model the mask token as its EOS: it is never chosen, so every answer has its full length."""
     model = load_model(name, torch.device("cpu"), dtype)
     config = replace(model.config, eos_token_id=model.config.mask_token_id, max_position_embeddings=LONGEST)
     with torch.device("meta"):
@@ -97,7 +97,7 @@ def pipeline_over(model: LLaDA2) -> Any:
 def compare(
     llm: LLM, plain: LLaDA2, prompts: list[list[int]], length: int, threshold: float, repeats: int
 ) -> dict[str, Any]:
-    """All, turn by turn, on every prompt; lengths are filled up to the end of a block, where all end alike."""
+    """Run all in turn on every prompt; lengths are filled up to the end of a block, where all end alike."""
     pipelines = {
         "diffusers": pipeline_over(plain),
         "diffusers_with_our_forward": pipeline_over(CpuBackend(llm.model).modules),

@@ -63,7 +63,7 @@ def serve(
         int, typer.Option(min=1, help="Requests decoded together.", rich_help_panel=_ENGINE)
     ] = 32,
     kv_memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory of the key/value pool, such as 512M.", rich_help_panel=_ENGINE)
+        str, typer.Option(metavar="SIZE", help="Memory of the KV cache, such as 512M.", rich_help_panel=_ENGINE)
     ] = "1G",
     prefill_tokens: Annotated[
         int, typer.Option(min=1, help="Prompt positions beside a decoding pass.", rich_help_panel=_ENGINE)

@@ -18,7 +18,7 @@ from dmax.decoding.base import BlockState, SoftMix, StepResult
 
 
 class ContractError(TypeError):
-    """A decoder gave what is no result of a pass: its author's mistake, not that of whoever asked for it."""
+    """A decoder gave what is no result of a pass: its author's mistake, not that of the caller."""
 
 
 @dataclass(frozen=True)

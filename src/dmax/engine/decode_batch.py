@@ -88,7 +88,7 @@ class DecodeBatch:
         self.sequences += sequences
 
     def _begin(self, sequences: list[Sequence]) -> BlockState:
-        """The current blocks of sequences that come for the first time."""
+        """Make the current blocks of sequences that come for the first time."""
         for sequence in sequences:
             if self.decoder.temperature > 0:
                 sequence.seed_generator(self._model.device)
@@ -102,7 +102,7 @@ class DecodeBatch:
         return BlockState.start(torch.tensor(blocks, device=device), torch.tensor(active, device=device), mask)
 
     def _resume(self, sequence: Sequence) -> BlockState:
-        """The blocks of a sequence that was preempted, which gives them back."""
+        """Take back the blocks of a sequence that was preempted."""
         state = sequence.resume()
         self._open += [
             self._open_block(sequence, index, masks) for index, masks in enumerate(state.masked.sum(1).tolist())
@@ -110,7 +110,7 @@ class DecodeBatch:
         return state
 
     def _open_block(self, sequence: Sequence, index: int, masks: int | None = None) -> _OpenBlock:
-        """The ``index``-th block in flight of a sequence; by default all its answer positions are masks."""
+        """Make the ``index``-th block in flight of a sequence; by default all its answer positions are masks."""
         first_active = 0 if index else sequence.first_active
         fresh = self.block_length - first_active
         return _OpenBlock(
@@ -138,7 +138,7 @@ class DecodeBatch:
         return torch.tensor(places, dtype=torch.int64, device=self._model.device)
 
     def embeddings(self) -> Tensor:
-        """``(B, L, D)``, what the next pass reads at the blocks in flight."""
+        """Return ``(B, L, D)``, what the next pass reads at the blocks in flight."""
         blocks = self._current()
         return self._backend.embed(blocks.state) if blocks.embeds_BLD is None else blocks.embeds_BLD
 
@@ -147,7 +147,7 @@ class DecodeBatch:
         return self._blocks
 
     def will_go_on(self) -> bool:
-        """Whether no block is likely to end in the pass that is under way, by what is known of the one before it.
+        """Tell whether no block is likely to end in the pass that is under way, by what is known of the one before.
 
         Half of a block's positions are still masks then. Nothing may depend on how often a pass is computed, as drawn
         tokens do.
@@ -196,7 +196,7 @@ class DecodeBatch:
         return [tokens_BL, result.revised, result.converged[:, None], confidence_B1.view(torch.int32)]
 
     def _fallback(self) -> Tensor | None:
-        """Which blocks promote even what is not confident; None where all do, as with one block a sequence."""
+        """Tell which blocks promote even what is not confident; None where all do, as with one block a sequence."""
         if len(self._open) == len(self.sequences):
             return None
         opened = iter(self._open)
@@ -207,7 +207,7 @@ class DecodeBatch:
         return torch.tensor(falls_back, device=self._model.device)
 
     def _gumbel_noise(self, logits_BLV: Tensor) -> Tensor:
-        """Standard Gumbel noise, every sequence from its own generator, so that no draws depend on the others."""
+        """Draw standard Gumbel noise, every sequence from its own generator, so that no draws depend on the others."""
         noise_BLV = torch.empty_like(logits_BLV, dtype=torch.float32)
         for block, noise_LV in zip(self._open, noise_BLV, strict=True):
             noise_LV.exponential_(generator=block.sequence.generator)
@@ -277,7 +277,7 @@ class DecodeBatch:
     def _take_one(
         self, sequence: Sequence, opened: list[_OpenBlock], host_rows: list[list[int]], records: list[PassRecord | None]
     ) -> tuple[RequestUpdate, list[tuple[_OpenBlock, int]]]:
-        """One sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
+        """Take one sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
         config, length = self._model.config, self.block_length
         ends = sequence.stop_rule.certain_ends
         slots: list[SlotView] = []
@@ -323,7 +323,7 @@ class DecodeBatch:
         self._blocks = PassInput(select_rows(join_rows(state, fresh), self._places(order)))
 
     def _records(self, on_host_BW: Tensor) -> list[PassRecord | None]:
-        """The records that somebody asked for; where nobody did, this costs nothing."""
+        """Make the records that were asked for; where there are none, this costs nothing."""
         length, wanted = self.block_length, self._recorded
         if not any(wanted):
             return [None] * len(wanted)

@@ -71,7 +71,7 @@ class LLM:
 
     @staticmethod
     def chat_prompt(text: str) -> list[dict[str, str]]:
-        """The conversation that consists of one user turn."""
+        """Return the conversation that consists of one user turn."""
         return [{"role": "user", "content": text}]
 
     def generate(
@@ -123,7 +123,7 @@ class LLM:
         page_length = max(sequence.block_length for sequence in sequences)
         needs = sorted((-(-sequence.furthest_end // page_length) for sequence in sequences), reverse=True)
         slots = min(len(sequences), self.max_batch_size)
-        # Whoever runs has taken the backend out, so that calls from several threads never share one.
+        # A call that runs has taken the backend out, so that calls from several threads never share one.
         backend, self._idle_backend = choose_backend(self.model, self._idle_backend), None
         engine = LLMEngine(
             self.model,

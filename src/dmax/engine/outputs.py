@@ -47,7 +47,7 @@ class PassRecord:
     """Whether the block converged in this pass, so that its tokens stay."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as one JSON object."""
+        """Return all fields as one JSON object; ``trace`` is left out where none was recorded."""
         return asdict(self)
 
 
@@ -85,7 +85,7 @@ class GenerationOutput:
     """Every pass in order, where ``GenerationParams.trace`` asked for it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as one JSON object; ``trace`` is left out where none was recorded."""
+        """Return all fields as one JSON object; ``trace`` is left out where none was recorded."""
         values = asdict(self)
         if self.trace is None:
             del values["trace"]

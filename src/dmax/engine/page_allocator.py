@@ -1,4 +1,4 @@
-"""Who holds which page of the key/value pool, and which pages can serve a prompt that begins alike.
+"""Who holds which page of the KV cache, and which pages can serve a prompt that begins alike.
 
 A page is ``free`` (nothing worth keeping), ``held`` (by one or more sequences) or ``idle`` (held by none, but its
 contents are known and may be asked for again). Idle pages are given up, least recently used first, when no free page

@@ -102,7 +102,7 @@ class GenerationParams:
         object.__setattr__(self, "stop", stop)
 
     def blocks_in_flight(self) -> dict[str, Any]:
-        """``buffer_size`` and, where it is above 1, the settings that matter then."""
+        """Return ``buffer_size`` and, where it is above 1, the settings that matter then."""
         names = _IN_FLIGHT if self.buffer_size > 1 else ("buffer_size",)
         return {name: getattr(self, name) for name in names}
 
@@ -133,14 +133,14 @@ class GenerationParams:
             raise GenerationError(f"decoder_defaults.{self.decoder} in the checkpoint's config.json: {error}") from None
 
     def decoder_arguments(self) -> dict[str, Any]:
-        """The options given for the decoder, by name, without those left at their default."""
+        """Return the options given for the decoder, by name, without those left at their default."""
         given = {name: value for name in _DECODER_FIELDS if (value := getattr(self, name)) is not None}
         if self.temperature > 0:  # a decoder that can only be greedy need not know the option
             given["temperature"] = self.temperature
         return {**given, **self.decoder_options}
 
     def build_decoder(self) -> Decoder:
-        """The decoder with the options given for it.
+        """Build the decoder with the options given for it.
 
         Raises:
             DecoderError: there is no such decoder or option.
@@ -159,7 +159,7 @@ _DECODER_FIELDS = tuple(name for name, option in PARAMS.items() if option.of_dec
 
 
 def params_of(given: Mapping[str, Any], further: Mapping[str, Any] | None = None, **fields: Any) -> GenerationParams:
-    """Params of settings by name, each either a field or an option of the decoder.
+    """Make params of settings by name, each either a field or an option of the decoder.
 
     Args:
         given: names of :data:`PARAMS`, and names that only the decoder has.

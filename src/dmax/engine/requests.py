@@ -33,7 +33,7 @@ class RequestReader:
     tokenizer: Tokenizer | None
 
     def read(self, request_id: str, prompt: Prompt, params: GenerationParams, started: float) -> Sequence:
-        """The sequence of a request.
+        """Read a request into a sequence.
 
         Args:
             request_id: names the request; messages call the prompt by it.
@@ -74,7 +74,7 @@ class RequestReader:
             warn_once(f"{text}: expect poor answers and many passes.")
 
     def encode(self, request_id: str, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt.
+        """Encode a prompt.
 
         Raises:
             GenerationError: the prompt cannot be used.
@@ -155,7 +155,7 @@ def problem_with_ids(token_ids: abc.Sequence[int], config: ModelConfig) -> str |
 
 
 def output_of(sequence: Sequence) -> GenerationOutput:
-    """What the caller gets of a sequence that has ended."""
+    """Return what the caller gets of a sequence that has ended."""
     ending, params = sequence.ending, sequence.params
     assert ending is not None
     return GenerationOutput(
@@ -182,7 +182,7 @@ def output_of(sequence: Sequence) -> GenerationOutput:
 
 
 def decoder_settings(decoder: Decoder, params: GenerationParams) -> dict[str, Any]:
-    """Everything that decides how tokens are chosen, as it took effect.
+    """Return everything that decides how tokens are chosen, as it took effect.
 
     The decoder's options (of one that is no dataclass, those that were given), then the settings around it; answer
     length and seed, which may differ between prompts, are not among them.

@@ -64,7 +64,7 @@ class Sequence:
         )
 
     def decoding(self) -> Hashable:
-        """Sequences of which this agrees can step together."""
+        """Return what sequences have to agree in to step together."""
         options = sorted(self.params.decoder_arguments().items())
         return self.params.decoder, repr(options), self.block_length
 

@@ -41,7 +41,7 @@ class StopRule:
         return () if self.min_tokens else self.eos_token_ids
 
     def ending(self, answer_ids: list[int]) -> Ending | None:
-        """The finished answer, or None where decoding has to go on.
+        """Return the finished answer, or None where decoding has to go on.
 
         Args:
             answer_ids: the tokens of all converged blocks, without the prompt.

@@ -53,7 +53,7 @@ class Answer:
 
     @classmethod
     def failed(cls, error: str, seconds: float) -> Answer:
-        """A generation that raised: recorded, and counted as wrong."""
+        """Make the answer of a generation that raised: recorded, and counted as wrong."""
         return cls(None, None, None, None, None, None, seconds, None, error)
 
 
@@ -69,11 +69,11 @@ class Answerer(Protocol):
         ...
 
     def answer(self, prompts: Sequence[Asked], seeds: Sequence[int], gen_length: int) -> list[Answer]:
-        """One answer of at most ``gen_length`` tokens a prompt, in order; each draws with its own seed, if at all."""
+        """Answer each prompt, in order, with at most ``gen_length`` tokens; each draws with its own seed, if at all."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """``model``, ``decoder`` and ``params`` (but for ``gen_length``), as a results file states them."""
+        """Return ``model``, ``decoder`` and ``params`` (but for ``gen_length``), as a results file states them."""
         ...
 
 
@@ -321,12 +321,12 @@ class _Waits:
 
 
 def as_turns(prompt: Asked) -> list[dict[str, str]]:
-    """A prompt as a conversation."""
+    """Read a prompt as a conversation."""
     return LLM.chat_prompt(prompt) if isinstance(prompt, str) else prompt
 
 
 def weights_hash(name: str | Path) -> str:
-    """Fingerprint of a checkpoint's weight files.
+    """Hash a checkpoint's weight files.
 
     ``sha256:`` covers every byte; of more than 4 GiB, ``sha256-headers:`` covers the safetensors headers and sizes.
     """
@@ -366,7 +366,7 @@ def _remote_answer(reply: str, seconds: float) -> Answer:
 
 
 def _model_names(reply: str) -> str:
-    """What a server says it serves, for an error message."""
+    """List what a server says it serves, for an error message."""
     try:
         names = [str(model["id"]) for model in json.loads(reply)["data"]]
     except (KeyError, TypeError, ValueError, RecursionError):

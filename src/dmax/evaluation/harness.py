@@ -67,7 +67,7 @@ class _Row:
     params: GenerationParams
 
     def record(self, output: GenerationOutput) -> dict[str, Any]:
-        """What the statistics file says of the answer; times in seconds."""
+        """Return what the statistics file says of the answer; times in seconds."""
         return {
             "task": self.request.task_name,
             "doc_id": self.request.doc_id,
@@ -116,7 +116,7 @@ class _Cost:
         return f"{self.answers} answers, {self.num_tokens} tokens, {self.nfe} NFE, {means}"
 
     def to_dict(self) -> dict[str, float]:
-        """Counts and means as one JSON object."""
+        """Return counts and means as one JSON object."""
         names = ("answers", "num_tokens", "nfe", "tpf_mean", "tpf_pooled")
         return {name: getattr(self, name) for name in names}
 
@@ -179,7 +179,7 @@ class DMaxLM(LM):  # type: ignore[misc]
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> DMaxLM:
-        """As :meth:`create_from_arg_obj`, from ``key=value,key=value``."""
+        """Make it as :meth:`create_from_arg_obj` does, from ``key=value,key=value``."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -211,7 +211,7 @@ class DMaxLM(LM):  # type: ignore[misc]
         return texts
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Not supported.
+        """Refuse: a masked diffusion model has no exact likelihood.
 
         Raises:
             HarnessError: always.
@@ -219,7 +219,7 @@ class DMaxLM(LM):  # type: ignore[misc]
         raise _no_likelihood(requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Not supported.
+        """Refuse: a masked diffusion model has no exact likelihood.
 
         Raises:
             HarnessError: always.
@@ -227,7 +227,7 @@ class DMaxLM(LM):  # type: ignore[misc]
         raise _no_likelihood(requests)
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the prompt's text.
+        """Write the conversation as the prompt's text.
 
         Args:
             chat_history: messages with ``role`` and ``content``, oldest first.
@@ -251,7 +251,7 @@ class DMaxLM(LM):  # type: ignore[misc]
         raise HarnessError("the chat template changes the beginning of the answer; leave out the task's gen_prefix.")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The template's source, for the results file.
+        """Return the template's source, for the results file.
 
         Raises:
             HarnessError: there is no template, or none of that name.
@@ -320,7 +320,7 @@ class DMaxLM(LM):  # type: ignore[misc]
 
 
 def _with_settings(params: GenerationParams, settings: Mapping[str, Any]) -> GenerationParams:
-    """The params with a request's own generation settings."""
+    """Return the params with a request's own generation settings."""
     temperature = params.temperature
     if settings.get("do_sample") and not temperature:
         temperature = 1.0  # what sampling without a temperature means to the harness' other models
@@ -348,7 +348,7 @@ if "dmax" not in model_registry:  # it is there where the harness has looked at 
 
 
 def main() -> None:
-    """The command ``lm_eval``, in which ``--model dmax`` is this model.
+    """Run the command ``lm_eval``, in which ``--model dmax`` is this model.
 
     Raises:
         SystemExit: with code 2, after one sentence on stderr, where the user asked for something that is not there.

@@ -25,7 +25,7 @@ class HarnessError(ValueError):
 
 
 def generation_params(given: dict[str, Any]) -> GenerationParams:
-    """The params that model arguments ask for.
+    """Return the params that model arguments ask for.
 
     Args:
         given: fields of the params, ``max_gen_toks`` as another name of ``gen_length``, and options of the decoder.
@@ -55,7 +55,7 @@ def generation_params(given: dict[str, Any]) -> GenerationParams:
 
 
 def rows_together(batch_size: int | str, most: int | None) -> int:
-    """Prompts to decode together; HarnessError where ``batch_size`` is neither a count nor ``auto``."""
+    """Return how many prompts to decode together; HarnessError where ``batch_size`` is no count and not ``auto``."""
     if str(batch_size).startswith(AUTO):  # the harness also writes auto:4, how often to measure anew
         batch_size = most or _AUTO_BATCH_SIZE
     try:
@@ -68,7 +68,7 @@ def rows_together(batch_size: int | str, most: int | None) -> int:
 
 
 def new_file(name: str) -> Path:
-    """The path of a file that can be begun; HarnessError where there is one already, or no folder for it."""
+    """Return the path of a file that can be begun; HarnessError where there is one already, or no folder for it."""
     path = Path(name).expanduser()
     if path.exists():
         raise HarnessError(f"stats names {path}, which exists already; choose another file, or remove it.")
@@ -78,14 +78,14 @@ def new_file(name: str) -> Path:
 
 
 def dtype_of(name: str) -> torch.dtype | None:
-    """The dtype of that name, None for ``auto``; HarnessError where a model cannot run in it."""
+    """Return the dtype of that name, None for ``auto``; HarnessError where a model cannot run in it."""
     if name != AUTO and name not in _DTYPES:
         raise HarnessError(f"dtype is {name!r}; it must be one of {', '.join((AUTO, *_DTYPES))}.")
     return None if name == AUTO else getattr(torch, name)
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name, for ``auto`` a CUDA device if there is one; HarnessError where there is none such."""
+    """Find the device of that name, for ``auto`` a CUDA device if there is one; HarnessError where there is none."""
     if name == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

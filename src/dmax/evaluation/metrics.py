@@ -36,7 +36,7 @@ class ResultsError(ValueError):
 def summarize(
     samples: Sequence[Mapping[str, Any]], wall_seconds: float, batch_size: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Metrics of one task from its per-sample rows, as plain values for a results file.
+    """Compute metrics of one task from its per-sample rows, as plain values for a results file.
 
     Accuracy is over all rows: one that raised counts as wrong. Costs are over the rows that were answered; a cost is
     None where one of those lacks the counts, as with a server that does not tell them. Of the two means of TPF,
@@ -83,12 +83,12 @@ def summarize(
 
 
 def right_answers(samples: Sequence[Mapping[str, Any]]) -> Floats:
-    """1 for every row that was answered right and 0 for every other, failed ones included."""
+    """Return 1 for every row that was answered right and 0 for every other, failed ones included."""
     return np.array([float(bool(s["correct"]) and s["error"] is None) for s in samples])
 
 
 def tpf_of_rows(samples: Sequence[Mapping[str, Any]]) -> Floats | None:
-    """Every row's own tokens per forward, NaN where it was not answered; None where an answer lacks the counts."""
+    """Compute every row's own TPF, NaN where it was not answered; None where an answer lacks the counts."""
     answered = np.array([_was_answered(sample) for sample in samples], dtype=bool)
     rows = [sample for sample in samples if _was_answered(sample)]
     tokens, nfe = _column(rows, "num_tokens"), _column(rows, "nfe")
@@ -100,7 +100,7 @@ def tpf_of_rows(samples: Sequence[Mapping[str, Any]]) -> Floats | None:
 
 
 def bootstrap_means(values_NK: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """Means of every column over rows drawn with replacement, shape (resamples, K).
+    """Compute means of every column over rows drawn with replacement, shape (resamples, K).
 
     All columns of a resample see the same rows, so that differences between columns are paired. NaN is left out of a
     mean; a column of which a resample drew nothing else is NaN there.
@@ -122,7 +122,7 @@ def bootstrap_means(values_NK: ArrayLike, seed: int, resamples: int = RESAMPLES)
 
 
 def interval(draws_R: ArrayLike) -> list[float]:
-    """The middle 95 % of bootstrap draws: lower and upper bound."""
+    """Find the middle 95 % of bootstrap draws: lower and upper bound."""
     return [float(bound) for bound in np.quantile(np.asarray(draws_R, dtype=np.float64), (0.025, 0.975))]
 
 
@@ -157,7 +157,7 @@ def pass_at(right_NK: ArrayLike) -> dict[str, float]:
 
 
 def _by_row(samples: Sequence[Mapping[str, Any]], right: Floats) -> Floats | None:
-    """Which answers to every row are right, shape (rows, answers); None where every row has one."""
+    """Tell which answers to every row are right, shape (rows, answers); None where every row has one."""
     if "row" not in samples[0]:
         return None
     rows: dict[int, list[float]] = {}
@@ -202,7 +202,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], seed: int =
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar p-value: how likely ``gained + lost`` fair coins split at least as unevenly."""
+    """Compute the exact two-sided McNemar p-value: how likely ``gained + lost`` fair coins split as unevenly."""
     discordant, smaller = gained + lost, min(gained, lost)
     term = tail = 1
     for i in range(smaller):
@@ -213,7 +213,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def aup(points: Sequence[tuple[float, float]], best_accuracy: float) -> float:
-    """Accuracy under parallelism of one method's sweep (d3LLM, arXiv 2601.07568; algorithm.md#aup).
+    """Compute accuracy under parallelism of one method's sweep (d3LLM, arXiv 2601.07568; algorithm.md#aup).
 
     The area under accuracy over TPF, in percent times tokens per forward, each accuracy weighted by how far it falls
     behind the best.
@@ -236,7 +236,7 @@ def aup(points: Sequence[tuple[float, float]], best_accuracy: float) -> float:
 
 
 def aup_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that AUP counts, by rising TPF: those at most 5 accuracy points below the slowest.
+    """List the points that AUP counts, by rising TPF: those at most 5 accuracy points below the slowest.
 
     Of points with one TPF the most accurate comes first, so that their order in ``points`` does not matter.
 
@@ -260,7 +260,7 @@ def aup_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
 def aup_intervals(
     methods: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, list[float]]:
-    """95 % bootstrap intervals of every method's AUP.
+    """Compute 95 % bootstrap intervals of every method's AUP.
 
     Rows are drawn once for all points of all methods, and the best accuracy is taken anew in every resample, so the
     interval holds everything that another draw of test rows would change.
@@ -293,7 +293,7 @@ def aup_intervals(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (speed, accuracy) points that no other beats in both, by rising speed; equal points all stay."""
+    """Find the (speed, accuracy) points that no other beats in both: indices, by rising speed; equal points stay."""
     front = [
         index
         for index, (speed, accuracy) in enumerate(points)
@@ -303,7 +303,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _worth(accuracy: float, best: float) -> float:
-    """An accuracy times its weight; all are 0 where the best is."""
+    """Weigh an accuracy; all are 0 where the best is."""
     return accuracy * math.exp(min(0.0, -AUP_PENALTY * (1 - accuracy / best))) if best else 0.0
 
 
@@ -326,7 +326,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> Floats | None:
 
 
 def _ratios(numerator: Floats, denominator: Floats) -> Floats:
-    """Row by row; 0 where a row took no forward, as it has no token either."""
+    """Divide row by row; 0 where a row took no forward, as it has no token either."""
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 

@@ -123,7 +123,7 @@ def draw_tradeoff(panels: Mapping[str, Sequence[Curve]], stem: Path, speed_label
 
 
 def _panels(count: int, names: int) -> tuple[Figure, list[Axes]]:
-    """A figure that has room for so many panels, and above them for so many names."""
+    """Make a figure that has room for so many panels, and above them for so many names."""
     from matplotlib.figure import Figure
 
     columns = min(count, _COLUMNS)
@@ -216,7 +216,7 @@ def _label_spots(axes: Axes, curves: Sequence[Curve], names: Sequence[str]) -> N
 
 
 def _darkened(colour: str) -> tuple[float, ...]:
-    """The colour for thin strokes, which look paler than areas do."""
+    """Darken the colour for thin strokes, which look paler than areas do."""
     from matplotlib.colors import to_rgb
 
     return tuple(0.7 * channel for channel in to_rgb(colour))
@@ -237,7 +237,7 @@ def _label_box(x: float, y: float, shift: tuple[float, float], label: str) -> Bo
 
 
 def _obstacles(curve: Curve, place: Callable[[float, float], tuple[float, float]]) -> Iterator[Box]:
-    """Boxes over a curve's markers, error bars and line."""
+    """List boxes over a curve's markers, error bars and line."""
     centres = [place(spot.speed, spot.accuracy) for spot in curve.spots]
     for spot, (x, y) in zip(curve.spots, centres, strict=True):
         yield x - 4, y - 4, x + 4, y + 4
@@ -250,7 +250,7 @@ def _obstacles(curve: Curve, place: Callable[[float, float], tuple[float, float]
 
 
 def _hidden(box: Box, taken: Sequence[Box], frame: Box) -> float:
-    """Area in square points that a label would cover of what is drawn, or stick out of the frame with."""
+    """Measure the area in square points that a label would cover of what is drawn, or stick out of the frame with."""
     outside = (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)
     return 4 * outside + sum(_overlap(box, other) for other in taken)
 

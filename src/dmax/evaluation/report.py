@@ -79,7 +79,7 @@ class Table:
     """Whether the other columns hold figures, which are set flush right."""
 
     def to_markdown(self) -> str:
-        """The table in the pipe syntax."""
+        """Write it as Markdown."""
         rule = ["---", *["---:" if self.numbers else "---"] * (len(self.header) - 1)]
         return "\n".join(
             "| " + " | ".join(_cell(text) for text in row) + " |" for row in (self.header, rule, *self.rows)
@@ -114,7 +114,7 @@ class Report:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The ``results.json`` of a finished run.
+    """Read the ``results.json`` of a finished run.
 
     Raises:
         ResultsError: there is none, or it is damaged or of another format.
@@ -141,7 +141,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _is_complete(results: Mapping[str, Any]) -> bool:
-    """Whether a results file holds everything that a report needs."""
+    """Tell whether a results file holds everything that a report needs."""
     try:
         _ = results["decoder"], results["params"].items(), results["hardware"].items()
         _ = [results["model"][key] for key in ("name", "dtype", "device")]
@@ -152,7 +152,7 @@ def _is_complete(results: Mapping[str, Any]) -> bool:
 
 
 def read_samples(folder: Path, task: str) -> list[dict[str, Any]]:
-    """The per-sample rows of a task, in order; none where the file is gone.
+    """Read the per-sample rows of a task, in order; none where the file is gone.
 
     Raises:
         ResultsError: the file is damaged.
@@ -170,7 +170,7 @@ def read_samples(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Finished runs, each named by as much of its path as tells it from the others.
+    """Read finished runs, each named by as much of its path as tells it from the others.
 
     Raises:
         ResultsError: a folder is given twice, or holds no finished run.
@@ -190,7 +190,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def compare(runs: Sequence[Run], baseline: str | None = None) -> Report:
-    """Runs side by side, and each against one of them on the rows they share.
+    """Put runs side by side, and each against one of them on the rows they share.
 
     Args:
         runs: one or more.
@@ -213,7 +213,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Report:
 
 
 def to_markdown(report: Report) -> str:
-    """The report as Markdown."""
+    """Write it as Markdown."""
     parts = ["# Evaluation report", report.runs.to_markdown()]
     parts += [f"Same in all runs: {report.same}."] if report.same else []
     for section in report.sections:
@@ -227,7 +227,7 @@ def to_markdown(report: Report) -> str:
 
 
 def to_html(report: Report) -> str:
-    """The report as one page that needs nothing else: light or dark as the reader's system, legible on a phone."""
+    """Write the report as one page that needs nothing else: light or dark as the reader's system, also on a phone."""
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files("dmax.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -236,7 +236,7 @@ def to_html(report: Report) -> str:
 
 
 def measure_cells(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """The metrics of a run as cells under :data:`MEASURES`."""
+    """Write the metrics of a run as cells under :data:`MEASURES`."""
     return (
         accuracy_cell(metrics),
         *(_number(metrics[key], digits) for _, key, digits in _COSTS),
@@ -245,13 +245,13 @@ def measure_cells(metrics: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def accuracy_cell(metrics: Mapping[str, Any]) -> str:
-    """Accuracy with its interval, in percent."""
+    """Write accuracy with its interval, in percent."""
     low, high = metrics["accuracy_ci95"]
     return f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _number(value: float | None, digits: int) -> str:
-    """A figure, or a dash where it is not known."""
+    """Write a figure, or a dash where it is not known."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -276,7 +276,7 @@ def _task_report(task: str, runs: Sequence[Run], first: Run) -> TaskReport:
 
 
 def _shared_rows(base: Mapping[str, Sample], other: Mapping[str, Sample]) -> list[tuple[Sample, Sample]]:
-    """Rows that ask both runs the same."""
+    """Find rows that ask both runs the same."""
     return [(row, other[key]) for key, row in base.items() if key in other and _asks_same(row, other[key])]
 
 
@@ -299,7 +299,7 @@ def _against_row(name: str, pairs: list[tuple[Sample, Sample]]) -> tuple[str, ..
 
 
 def _left_out(task: str, runs: Sequence[Run]) -> list[str]:
-    """Malformed rows that runs were told to do without."""
+    """Name malformed rows that runs were told to do without."""
     counts = {run.name: len(run.tasks[task]["data"].get("left_out", ())) for run in runs}
     said = [f"{name} left out {_rows(count)} that could not be read." for name, count in counts.items() if count]
     for run in runs:
@@ -310,7 +310,7 @@ def _left_out(task: str, runs: Sequence[Run]) -> list[str]:
 
 
 def _differences(task: str, base: Run, others: Sequence[Run]) -> list[str]:
-    """What keeps the accuracies of a task from being compared."""
+    """Yield what keeps the accuracies of a task from being compared."""
     warnings = []
     mine, rows = base.tasks[task], base.samples[task]
     for run in others:
@@ -348,7 +348,7 @@ def _rows(count: int) -> str:
 
 
 def _data_identity(data: Mapping[str, Any]) -> Any:
-    """The fingerprint of the rows where there is one: a path may differ while the rows do not."""
+    """Return the fingerprint of the rows where there is one: a path may differ while the rows do not."""
     return data.get("digest", data)
 
 
@@ -369,7 +369,7 @@ def _speed_differences(task: str, base: Run, others: Sequence[Run]) -> list[str]
 
 
 def _machines(run: Run) -> list[dict[str, Any]]:
-    """What the run's processes ran on; several where it was taken up elsewhere."""
+    """Tell what the run's processes ran on; several where it was taken up elsewhere."""
     machines: list[dict[str, Any]] = []
     for session in run.results.get("sessions", [run.results]):
         if session["hardware"] not in machines:
@@ -378,7 +378,7 @@ def _machines(run: Run) -> list[dict[str, Any]]:
 
 
 def _settings(runs: Sequence[Run]) -> tuple[Table, str]:
-    """What distinguishes the runs as a table, and what they share as a phrase."""
+    """Return what distinguishes the runs as a table, and what they share as a phrase."""
     given = [dict(run.results["params"]) for run in runs]
     first, *others = given
     shared = [name for name in first if others and all(params.get(name) == first[name] for params in others)]
@@ -395,6 +395,6 @@ def _settings(runs: Sequence[Run]) -> tuple[Table, str]:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break a Markdown table or turn into markup."""
+    """Escape text that could break a Markdown table or turn into markup."""
     flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
     return re.sub(r"<(?=\S)", "&lt;", flat)  # "< 0.001" is no tag and stays legible

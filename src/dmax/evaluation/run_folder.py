@@ -56,12 +56,12 @@ def by_id(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
 
 
 def to_json(record: dict[str, Any]) -> str:
-    """The text of a JSON file that people read too."""
+    """Write the text of a JSON file that people read too."""
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All of the file or nothing, also where the process dies meanwhile and where several write the same."""
+    """Write all of the file or nothing, also where the process dies meanwhile and where several write the same."""
     partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial_file.write_text(text, encoding="utf-8")
     partial_file.replace(path)

@@ -76,7 +76,7 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> Share:
-        """As ``torchrun`` and its like describe it: ``RANK`` and ``WORLD_SIZE``."""
+        """Read it as ``torchrun`` and its like describe it: ``RANK`` and ``WORLD_SIZE``."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
@@ -258,7 +258,7 @@ class _TaskRun:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The samples of a file, without a last line that broke off half-written; none where there is no file.
+    """Read the samples of a file, without a last line that broke off half-written; none where there is no file.
 
     Raises:
         RunFolderError: a line is no sample.
@@ -292,7 +292,7 @@ def grade_answer(task: Task, row: Row, answer: Answer) -> tuple[Answer, Verdict]
 
 
 def _join_parts(folder: Path, data: TaskData, world: int) -> bool:
-    """Whether every row is answered; the process that sees the last part complete writes the whole file."""
+    """Tell whether every row is answered; the process that sees the last part complete writes the whole file."""
     whole = _whole(folder, data.task.name)
     parts = [_part(folder, data.task.name, Share(rank, world)) for rank in range(world)]
     stored = read_samples(whole)
@@ -319,7 +319,7 @@ def task_metrics(folder: Path, data: TaskData, batch_size: int, world: int, seed
 
 
 def _failed(sample: dict[str, Any]) -> bool:
-    """Whether a sample has no answer; one that could not be graded has one."""
+    """Tell whether a sample has no answer; one that could not be graded has one."""
     return sample["error"] is not None and sample["text"] is None
 
 

@@ -87,7 +87,7 @@ def run_sweep(
 
 
 def is_finished(folder: Path, setting: Setting) -> bool:
-    """Whether a point's folder holds the results of its setting.
+    """Tell whether a point's folder holds the results of its setting.
 
     Raises:
         ResultsError: it holds those of another setting, or damaged ones.
@@ -96,7 +96,7 @@ def is_finished(folder: Path, setting: Setting) -> bool:
 
 
 def _finished_results(folder: Path, setting: Setting) -> dict[str, Any] | None:
-    """What a point's folder holds, once that is the results of its setting; see :func:`is_finished`."""
+    """Read what a point's folder holds, once that is the results of its setting; see :func:`is_finished`."""
     if not (folder / RESULTS_FILE).is_file():
         return None
     results = read_results(folder)
@@ -117,7 +117,7 @@ def _finished_results(folder: Path, setting: Setting) -> dict[str, Any] | None:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """The finished points of a sweep, one for each task of every setting, in the order of the plan.
+    """Read the finished points of a sweep, one for each task of every setting, in the order of the plan.
 
     Raises:
         ResultsError: the folder holds no sweep, or none of its points is finished.
@@ -164,12 +164,12 @@ def write_sweep(folder: Path, tolerance_points: float = 1.0) -> Path:
 
 
 def _origin(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a point's results say beside its figures: command, machine, versions, model, params."""
+    """Return what a point's results say beside its figures: command, machine, versions, model, params."""
     return {key: value for key, value in results.items() if key not in ("format", "tasks")}
 
 
 def _draw(tasks: Mapping[str, Sequence[Point]], stem: Path, speed: Speed, label: str) -> bool:
-    """Whether there was anything to draw: points whose speed is not known are left out."""
+    """Draw, and tell whether there was anything to draw: points whose speed is not known are left out."""
     panels = {}
     for task, points in tasks.items():
         known = [point for point in points if point.metrics[speed] is not None]
@@ -182,7 +182,7 @@ def _draw(tasks: Mapping[str, Sequence[Point]], stem: Path, speed: Speed, label:
 
 
 def _joined(points: Sequence[Point]) -> list[Point]:
-    """By falling threshold, however the sweep came to them."""
+    """Join points by falling threshold, however the sweep came to them."""
     return sorted(points, key=lambda point: -1.0 if point.threshold is None else point.threshold, reverse=True)
 
 

@@ -85,7 +85,7 @@ class Recommendation:
 
 
 def known_speed(points: Sequence[Point]) -> Speed | None:
-    """TPF where all points have it, else TPS, else None; servers may not tell what they count."""
+    """Return TPF where all points have it, else TPS, else None; servers may not tell what they count."""
     speeds: tuple[Speed, ...] = ("tpf_mean", "tps")
     return next((speed for speed in speeds if all(point.metrics[speed] is not None for point in points)), None)
 
@@ -93,7 +93,7 @@ def known_speed(points: Sequence[Point]) -> Speed | None:
 def recommend(
     points: Sequence[Point], tolerance_points: float, *, speed: Speed = "tpf_mean", baseline: Point | None = None
 ) -> Recommendation:
-    """The fastest point of a task whose accuracy is within a tolerance of the reference's.
+    """Find the fastest point of a task whose accuracy is within a tolerance of the reference's.
 
     Args:
         points: points of one task, all with this speed.
@@ -125,7 +125,7 @@ def recommend(
 
 
 def aup_table(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """AUP of every method on one task, best first; empty where TPF is not known.
+    """Compute AUP of every method on one task, best first; empty where TPF is not known.
 
     Each entry has ``method``, ``aup``, ``ci95`` (None unless all points have samples of the same rows), ``points`` and
     ``left_out`` (how many were too inaccurate to count).
@@ -144,12 +144,12 @@ def aup_table(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def front(points: Sequence[Point], speed: Speed) -> list[Point]:
-    """The points that no other beats in both speed and accuracy, by rising speed."""
+    """List the points that no other beats in both speed and accuracy, by rising speed."""
     return [points[index] for index in pareto_front([(point.metrics[speed], point.accuracy) for point in points])]
 
 
 def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Points by method, in the order in which the methods appear."""
+    """Group points by method, in the order in which the methods appear."""
     methods: dict[str, list[Point]] = {}
     for point in points:
         methods.setdefault(point.method, []).append(point)
@@ -157,7 +157,7 @@ def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def summary(points: Sequence[Point], tolerance_points: float) -> dict[str, Any]:
-    """Everything about one task's points as plain values for ``sweep.json``."""
+    """Return everything about one task's points as plain values for ``sweep.json``."""
     speed = known_speed(points)
     choice = None if speed is None else recommend(points, tolerance_points, speed=speed)
     return {
@@ -172,7 +172,7 @@ def summary(points: Sequence[Point], tolerance_points: float) -> dict[str, Any]:
 def to_markdown(
     tasks: Mapping[str, Sequence[Point]], summaries: Mapping[str, Mapping[str, Any]], pictures: Sequence[str]
 ) -> str:
-    """A sweep as Markdown: for every task the recommended setting, AUP and all points; then the pictures.
+    """Write a sweep as Markdown: for every task the recommended setting, AUP and all points; then the pictures.
 
     Args:
         tasks: the points of every task.
@@ -223,7 +223,7 @@ def _point_cells(points: Sequence[Point], front_of: Sequence[Mapping[str, Any]])
 
 
 def _aup_intervals(methods: Mapping[str, Sequence[Point]]) -> dict[str, list[float]]:
-    """Intervals by method; none unless all points answered the same rows and their samples are still there."""
+    """Compute intervals by method; none unless all points have the same rows and their samples are still there."""
     ids: set[tuple[str, ...]] = set()
     arrays: dict[str, list[tuple[Any, Any]]] = {}
     for method, points in methods.items():
@@ -238,7 +238,7 @@ def _aup_intervals(methods: Mapping[str, Sequence[Point]]) -> dict[str, list[flo
 
 
 def _certainty(best: Point, reference: Point, bar: float) -> str:
-    """What the intervals allow to be said about the loss."""
+    """Tell what the intervals allow to be said about the loss."""
     if best is reference:
         return "It is that setting itself."
     loss, rows = reference.accuracy - best.accuracy, best.metrics["n"]

@@ -28,12 +28,12 @@ class Score:
 
 
 def answer(llm: LLM, rows: Sequence[dict[str, str]], params: GenerationParams) -> list[GenerationOutput]:
-    """Answers to problems as :func:`dmax.problems.problem` gives them, in their order."""
+    """Answer problems as :func:`dmax.problems.problem` gives them, in their order."""
     return llm.generate([LLM.chat_prompt(row["question"]) for row in rows], params)
 
 
 def grade(rows: Sequence[dict[str, str]], outputs: Sequence[GenerationOutput]) -> list[bool]:
-    """Which problems' final numbers are right."""
+    """Tell which problems' final numbers are right."""
     return [same_number(output.text or "", row["answer"]) for row, output in zip(rows, outputs, strict=True)]
 
 
@@ -46,5 +46,5 @@ def score(rows: Sequence[dict[str, str]], outputs: Sequence[GenerationOutput]) -
 
 
 def fresh_problems(split: Split, count: int, seed: int = 0) -> list[dict[str, str]]:
-    """The first ``count`` problems of a split."""
+    """Draw the first ``count`` problems of a split."""
     return [problem(split, index, seed) for index in range(count)]

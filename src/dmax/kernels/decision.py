@@ -1,4 +1,4 @@
-"""What the rule of algorithm.md#spd says of a pass, whoever computes it.
+"""What the rule of algorithm.md#spd says of a pass, by whatever means it is computed.
 
 Shape suffixes: B rows, L block positions.
 """

@@ -1,4 +1,4 @@
-"""Block attention over the pages of a key/value pool.
+"""Block attention over the pages of a KV cache.
 
 The queries of a forward come in *segments*: so many consecutive positions of one sequence, all within one block. Blocks
 see one another causally and themselves whole, so a segment sees its sequence from position 0 up to the end of its block

@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_B1TS: Tensor | None) -> Tensor:
-    """Softmax attention, scaled by C^-0.5, every group of H/K query heads reading one key/value head.
+    """Attend by softmax, scaled by C^-0.5, every group of H/K query heads reading one key/value head.
 
     Args:
         q_BHTC, k_BKSC, v_BKSC: queries, keys and values, of one dtype.
@@ -89,7 +89,7 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_B1TS: Tensor | N
 
 
 def _attend_by_matmul(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_B1TS: Tensor) -> Tensor:
-    """The same by plain matmuls: on a CPU, forward and backward together take a third of the fused kernel's time.
+    """Attend by plain matmuls: on a CPU, forward and backward together take a third of the fused kernel's time.
 
     Scores stay in their dtype: the softmax of a bfloat16 tensor is computed in float32 inside, without the copies.
     """

@@ -54,7 +54,7 @@ _ROTARY_TABLE = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
 def native_name(name: str) -> tuple[str, int | None]:
-    """The model's name for a stored tensor, and which expert of a stack it is (None: a whole tensor)."""
+    """Return the model's name for a stored tensor, and which expert of a stack it is (None: a whole tensor)."""
     match = _EXPERT.fullmatch(name)
     if match is None:
         return name, None
@@ -62,14 +62,14 @@ def native_name(name: str) -> tuple[str, int | None]:
 
 
 def expert_name(stack: str, index: int) -> str:
-    """The separate layout's name for one expert of a stack; the inverse of :func:`native_name`."""
+    """Return the separate layout's name for one expert of a stack; the inverse of :func:`native_name`."""
     experts, _, projection = stack.rpartition(".")
     scale = "_scale" if projection.endswith("_scale") else ""
     return f"{experts}.{index}.{projection.removesuffix(scale)}.weight{scale}"
 
 
 def is_stack(name: str) -> bool:
-    """Whether a native name is a stack of experts."""
+    """Tell whether a native name is a stack of experts."""
     return _STACK.fullmatch(name) is not None
 
 
@@ -107,7 +107,7 @@ def _read_config(folder: Path, values: Mapping[str, Any]) -> ModelConfig:
 
 
 def load_tokenizer(path_or_id: str | Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint, or None where it ships none.
+    """Load the tokenizer of a checkpoint, or None where it ships none.
 
     Its special-token ids are those of ``config.json``, where there is one.
 
@@ -194,7 +194,7 @@ def _hold_what_is_quantized(model: LLaDA2, stored: Mapping[str, StoredTensor]) -
 
 
 def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors in a file.
+    """List names and shapes of a model's tensors in a file.
 
     Args:
         model: on any device.
@@ -246,17 +246,17 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, 
 
 
 def _spreads(name: str, stored: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether scales are stored as one for a whole weight, or as a column: ``()``, ``(1,)`` or ``(out, 1)``."""
+    """Tell whether scales are stored as one for a whole weight, or as a column: ``()``, ``(1,)`` or ``(out, 1)``."""
     return name.endswith("_scale") and stored in ((), (1,), (*expected, 1))
 
 
 def _is_leftover(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tensors that some writers store and no model reads: rotary tables, and the head where it is the embedding."""
+    """Tell what some writers store and no model reads: rotary tables, and the head where it is the embedding."""
     return _ROTARY_TABLE.fullmatch(name) is not None or (name == "lm_head.weight" and name not in expected)
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device of that name, tried out.
+    """Find the device of that name, and try it out.
 
     Raises:
         CheckpointError: this machine or this build of torch cannot use it.

@@ -114,7 +114,7 @@ class ModelConfig:
         return int(self.head_dim * self.partial_rotary_factor)
 
     def is_moe_layer(self, index: int) -> bool:
-        """Whether layer ``index`` routes over experts (the first ``first_k_dense_replace`` layers never do)."""
+        """Tell whether layer ``index`` routes over experts (the first ``first_k_dense_replace`` layers never do)."""
         return self.num_experts is not None and index >= self.first_k_dense_replace
 
     @classmethod
@@ -138,7 +138,7 @@ class ModelConfig:
         return cls(**picked)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ``config.json`` of a checkpoint in the published layout."""
+        """Return the ``config.json`` of a checkpoint in the published layout."""
         values = asdict(self)
         if not self.decoder_defaults:
             del values["decoder_defaults"]

@@ -104,7 +104,7 @@ def convert_checkpoint(
 
 
 def _check_options(layout: str, weights: str | None, parts: Sequence[str]) -> None:
-    """Each has to be one of its literal type."""
+    """Check that each is one of its literal type."""
     asked = [("Layout", layout, ExpertLayout), *(("Part", part, Part) for part in parts)]
     if weights is not None:
         asked.append(("Weight format", weights, WeightFormat))
@@ -116,7 +116,7 @@ def _check_options(layout: str, weights: str | None, parts: Sequence[str]) -> No
 def _reporting(
     tensor_of: Callable[[str], Tensor], specs: Sequence[TensorSpec], progress: Progress | None
 ) -> Callable[[str], Tensor]:
-    """``tensor_of``, telling ``progress`` what it has given so far."""
+    """Return ``tensor_of``, telling ``progress`` what it has given so far."""
     if progress is None:
         return tensor_of
     total = sum(spec.num_bytes for spec in specs)
@@ -144,7 +144,7 @@ class _Quantizer:
         self._squares: dict[tuple[int, Part], list[float]] = {}
 
     def respecify(self, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-        """The tensors to write: 8-bit weights each with its scales, and all others as they were."""
+        """List the tensors to write: 8-bit weights each with its scales, and all others as they were."""
         found = []
         for spec in specs:
             if spec.dtype in QUANTIZED_DTYPES:
@@ -193,7 +193,7 @@ def _layer_of(name: str) -> int:
 
 
 def _pieces(name: str, shape: tuple[int, ...], stored: Mapping[str, StoredTensor]) -> list[str]:
-    """The stored tensors that hold a target one: itself, the experts of a stack, or the stack of an expert."""
+    """List the stored tensors that hold a target one: itself, the experts of a stack, or the stack of an expert."""
     if name in stored:
         return [name]
     if is_stack(name):

@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x`` over its root mean square in the last dimension, computed in float32 and cast back, times ``weight``."""
+    """Divide ``x`` by its root mean square in the last dimension, in float32, cast back, and multiply by ``weight``."""
     x32 = x.float()
     return weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -60,13 +60,13 @@ class RotaryTable(nn.Module):
         self.theta = theta
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, T)`` int64 positions -> cosines and sines, each ``(B, 1, T, R)`` float32."""
+        """Compute ``(B, T)`` int64 positions -> cosines and sines, each ``(B, 1, T, R)`` float32."""
         cos_BTR, sin_BTR = rotary_angles(position_ids, rotary_dim=self.rotary_dim, theta=self.theta)
         return cos_BTR[:, None], sin_BTR[:, None]
 
 
 def rotary_angles(position_ids: Tensor, *, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, ``(B, T, R)`` float32 each, of ``(B, T)`` int64 positions."""
+    """Compute cosines and sines of the rotary angles, ``(B, T, R)`` float32 each, of ``(B, T)`` int64 positions."""
     exponents = torch.arange(0, rotary_dim, 2, device=position_ids.device, dtype=torch.float32)
     frequencies = 1.0 / (theta ** (exponents / rotary_dim))
     angles_BTR = (position_ids[:, :, None].float() * frequencies).repeat(1, 1, 2)

@@ -79,7 +79,7 @@ class LLaDA2(nn.Module):
         mask_BTS: Tensor | None = None,
         store: KeyValueStore | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm.
+        """Compute hidden states after the final norm.
 
         Args:
             embeds_BTD: ``(B, T, D)`` input embeddings, in the model's dtype.
@@ -93,16 +93,16 @@ class LLaDA2(nn.Module):
         return self.model(embeds_BTD, position_ids, mask_BTS, store)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
+        """Look up rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
         return self.model.word_embeddings(token_ids)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits ``(..., V)`` of hidden states ``(..., D)``, in the model's dtype."""
+        """Compute logits ``(..., V)`` of hidden states ``(..., D)``, in the model's dtype."""
         return self.lm_head(hidden)
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor, block_length: int = 32) -> Tensor:
-        """The plain uncached block-causal pass over whole sequences that start at position 0.
+        """Run the plain uncached block-causal pass over whole sequences that start at position 0.
 
         Args:
             token_ids: ``(B, T)`` int64.
@@ -146,10 +146,10 @@ def initialize(model: LLaDA2, generator: torch.Generator) -> LLaDA2:
 
 
 def routers(model: nn.Module) -> list[Router]:
-    """The routers of a model, first layer first."""
+    """List the routers of a model, first layer first."""
     return [m for m in model.modules() if isinstance(m, Router)]
 
 
 def expert_stacks(model: nn.Module) -> list[Experts]:
-    """The stacked experts of a model, first layer first."""
+    """List the stacked experts of a model, first layer first."""
     return [m for m in model.modules() if isinstance(m, Experts)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def block_causal_mask(query_positions: Tensor, key_positions: Tensor, block_length: int) -> Tensor:
-    """Attention from every position to its own and all earlier blocks (algorithm.md#blocks-and-attention).
+    """Mask attention from every position to its own and all earlier blocks (algorithm.md#blocks-and-attention).
 
     Blocks are cut from absolute position 0. A negative key position marks a slot that holds nothing.
 
@@ -35,7 +35,7 @@ def noisy_clean_mask(
     copy_ids: Tensor | None = None,
     group_starts: Tensor | None = None,
 ) -> Tensor:
-    """Attention of the ``[noisy | clean]`` training layout (algorithm.md#training-layout, with groups #multitf).
+    """Mask attention of the ``[noisy | clean]`` training layout (algorithm.md#training-layout, with groups #multitf).
 
     A noisy token sees its own noisy block and the clean tokens of strictly earlier blocks; a clean token sees clean
     tokens of its own and earlier blocks and never a noisy one. Either half may be a subset of the sequence: which

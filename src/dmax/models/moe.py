@@ -29,7 +29,7 @@ class RoutingRule(NamedTuple):
 
     @classmethod
     def of(cls, config: ModelConfig) -> RoutingRule:
-        """The rule of a model."""
+        """Read the rule of a model."""
         return cls(config.n_group, config.topk_group, config.num_experts_per_tok, config.routed_scaling_factor)
 
 
@@ -57,7 +57,7 @@ class Router(nn.Module):
 
 
 def choose_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> tuple[Tensor, Tensor]:
-    """What :class:`Router` does: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
+    """Do what :class:`Router` does: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
     scores_NE, biased_NE = score_experts(x_ND, weight_ED, bias_E)
     if rule.groups_kept < rule.num_groups:
         biased_NE = _keep_best_groups(biased_NE, rule.num_groups, rule.groups_kept)
@@ -68,7 +68,7 @@ def choose_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: Routin
 
 
 def score_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor) -> tuple[Tensor, Tensor]:
-    """What experts are weighed by and what they are chosen by, each ``(N, E)`` float32."""
+    """Score what experts are weighed by and what they are chosen by, each ``(N, E)`` float32."""
     scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
     return scores_NE, scores_NE + bias_E
 
@@ -103,7 +103,7 @@ class Experts(nn.Module):
             self.register_buffer(f"{projection}_proj_scale", None)
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
-        """Weighted sum of each token's experts, ``(N, D)``: tokens sorted by expert, a grouped matmul a projection."""
+        """Sum each token's experts by weight, ``(N, D)``: tokens sorted by expert, a grouped matmul a projection."""
         num_tokens, per_token = experts_NA.shape
         multiple = _GROUP_ROWS if torch.is_grad_enabled() else 1
         slots = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], multiple)
@@ -116,7 +116,7 @@ class Experts(nn.Module):
         return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
 
     def wide_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates, ups and downs of all experts, widened if they are in 8 bits."""
+        """Return gates, ups and downs of all experts, widened if they are in 8 bits."""
         return (
             dequantize(self.gate_proj, self.gate_proj_scale, dtype),
             dequantize(self.up_proj, self.up_proj_scale, dtype),

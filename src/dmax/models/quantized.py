@@ -30,7 +30,7 @@ _DENSE = re.compile(r".*\.(query_key_value|dense|gate_proj|up_proj|down_proj)\.w
 
 
 def part_of(name: str) -> Part | None:
-    """What a weight belongs to, by its native or stored name; None for what is never quantised.
+    """Tell what a weight belongs to, by its native or stored name; None for what is never quantised.
 
     The router decides close choices, the embeddings are mixed and the head tells tokens apart: they and the norms stay.
     """
@@ -40,12 +40,12 @@ def part_of(name: str) -> Part | None:
 
 
 def scale_name(name: str) -> str:
-    """The name of a weight's scales."""
+    """Return the name of a weight's scales."""
     return f"{name}_scale"
 
 
 def scales_of(weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 scales ``(..., O)`` that take the largest weight of each output channel to the largest 8-bit value."""
+    """Compute float32 scales ``(..., O)`` that take each output channel's largest weight to the largest 8-bit value."""
     largest_O = weight_OI.abs().amax(-1).float()
     return torch.where(largest_O > 0, largest_O / _LARGEST[dtype], 1.0)
 
@@ -57,24 +57,24 @@ def quantize(weight_OI: Tensor, scale_O: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dequantize(weight_OI: Tensor, scale_O: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The weights that 8-bit ones stand for; those without scales are given back as they are."""
+    """Return the weights that 8-bit ones stand for; those without scales are given back as they are."""
     if scale_O is None:
         return weight_OI
     return (weight_OI.float() * scale_O[..., None]).to(dtype)
 
 
 def weight_scale(linear: nn.Module) -> Tensor | None:
-    """The scales of a linear layer's weight, where it is in 8 bits."""
+    """Return the scales of a linear layer's weight, where it is in 8 bits."""
     return linear.weight_scale if isinstance(linear, QuantizedLinear) else None
 
 
 def wide_weight(linear: nn.Linear | QuantizedLinear, dtype: torch.dtype) -> Tensor:
-    """A linear layer's weight, widened if it is in 8 bits."""
+    """Return A linear layer's weight, widened if it is in 8 bits."""
     return dequantize(linear.weight, weight_scale(linear), dtype)
 
 
 def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What ``nn.Module.to`` does to each tensor, without its change of dtype: 8-bit weights and scales have theirs."""
+    """Return what ``nn.Module.to`` does to each tensor, but for the dtype of 8-bit weights and scales."""
 
     def moved(tensor: Tensor) -> Tensor:
         result = fn(tensor)

@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint folder, from the headers of its safetensors files; no weight is read.
+    """List every tensor of a checkpoint folder, from the headers of its safetensors files; no weight is read.
 
     Raises:
         CheckpointError: there are no weights, a file is missing, damaged or at odds with the index.
@@ -221,7 +221,7 @@ def _boxes(found: Iterable[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Rising numbers as they are written in a name: ``7``, or ``{0-3,7}``."""
+    """Write rising numbers as they stand in a name: ``7``, or ``{0-3,7}``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

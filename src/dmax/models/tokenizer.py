@@ -73,7 +73,7 @@ class Tokenizer:
             (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with nothing put before or after it.
+        """Encode a text, with nothing put before or after it.
 
         Raises:
             ValueError: the text holds half of a surrogate pair, which is no character.
@@ -89,14 +89,14 @@ class Tokenizer:
         return found.ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """:meth:`encode` of many texts, on all cores but for those with marks."""
+        """Encode many texts as :meth:`encode` does, on all cores but for those with marks."""
         plain = iter(
             self.pipeline.encode_batch([text for text in texts if _MARK not in text], add_special_tokens=False)
         )
         return [self._encode_marked(text) if _MARK in text else next(plain).ids for text in texts]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens, and ids beyond the vocabulary, give no text."""
+        """Decode token ids; special tokens, and ids beyond the vocabulary, give no text."""
         return self.pipeline.decode(list(token_ids), skip_special_tokens=True)
 
     def encode_content(self, text: str) -> list[int]:
@@ -189,7 +189,7 @@ class Tokenizer:
         return self.pipeline.get_vocab_size()
 
     def special_id(self, key: str) -> int | None:
-        """Id of a special token by its role, such as ``eos_token``; None where nothing names one."""
+        """Find the id of a special token by its role, such as ``eos_token``; None where nothing names one."""
         if f"{key}_id" in self._ids:
             return self._ids[f"{key}_id"]
         token = self._token(key)
@@ -206,14 +206,14 @@ class Tokenizer:
         return found
 
     def _token(self, key: str) -> str | None:
-        """A special token's text; settings hold it plain or as an object with ``content``."""
+        """Return a special token's text; settings hold it plain or as an object with ``content``."""
         value = self.settings.get(key)
         value = value.get("content") if isinstance(value, dict) else value
         return value if isinstance(value, str) else None
 
 
 def _template_in(settings: Mapping[str, Any]) -> str | None:
-    """The chat template inside ``tokenizer_config.json``: one source, or a list of named ones."""
+    """Find the chat template inside ``tokenizer_config.json``: one source, or a list of named ones."""
     value = settings.get("chat_template")
     if isinstance(value, list):
         value = next((entry.get("template") for entry in value if entry.get("name") == "default"), None)

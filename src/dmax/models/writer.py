@@ -95,7 +95,7 @@ def _split(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[Tenso
 
 
 def _write_file(path: Path, specs: Sequence[TensorSpec], tensor_of: Callable[[str], Tensor]) -> None:
-    """The safetensors format: header length (8 bytes, little-endian), JSON header, then the tensors' bytes."""
+    """Write the safetensors format: header length (8 bytes, little-endian), JSON header, then the tensors' bytes."""
     # Wide dtypes first, and a header that is a multiple of 8 bytes, keep every tensor aligned to its items.
     specs = sorted(specs, key=lambda spec: -spec.item_bytes)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -111,7 +111,7 @@ def _reply(refusal: ApiError) -> JSONResponse:
 
 
 def log_request(method: str, path: str, status: int, seconds: float, request_id: str, facts: Mapping[str, Any]) -> None:
-    """One JSON object about a request; ``facts`` are what else is to be said of it."""
+    """Log one JSON object about a request; ``facts`` are what else is to be said of it."""
     line = {
         "request_id": request_id,
         "method": method,
@@ -124,28 +124,28 @@ def log_request(method: str, path: str, status: int, seconds: float, request_id:
 
 
 def prompt_facts(settings: ServerSettings, prompt: Any) -> dict[str, Any]:
-    """The prompt for the log, where it is wanted there."""
+    """Return the prompt for the log, where it is wanted there."""
     return {"prompt": prompt} if settings.log_prompts else {}
 
 
 def cost_facts(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """What an answer cost, for the log."""
+    """Return what an answer cost, for the log."""
     return {name: cost[name] for name in _COST}
 
 
 def error_facts(error: ApiError) -> dict[str, Any]:
-    """Why there is no answer, for the log."""
+    """Return why there is no answer, for the log."""
     return {"error_code": error.code, "param": error.param, "error": error.message}
 
 
 def bearer_key(header: str) -> str:
-    """The key in an ``Authorization`` header; empty where it is of another scheme, or names none."""
+    """Read the key in an ``Authorization`` header; empty where it is of another scheme, or names none."""
     scheme, _, key = header.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def log_to_stderr() -> None:
-    """One JSON object a request on stderr."""
+    """Log one JSON object a request on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     parent = logging.getLogger("dmax.serving")
@@ -155,13 +155,13 @@ def log_to_stderr() -> None:
 
 
 def may_ask(key: str, settings: ServerSettings) -> bool:
-    """Whether whoever sends this key is let in."""
+    """Tell whether a client that sends this key is let in."""
     matches = [hmac.compare_digest(key.encode(), known.encode()) for known in settings.api_keys]
     return any(matches) or not settings.api_keys
 
 
 def refused_key() -> ApiError:
-    """What whoever lacks a key is told."""
+    """Return what a client without a key is told."""
     return ApiError(
         401,
         "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'.",

@@ -92,21 +92,21 @@ class Answering:
         self._encoding, self._encoding_long = asyncio.Lock(), asyncio.Lock()
 
     async def chat(self, request: ChatRequest) -> dict[str, Any] | EventStream:
-        """A chat completion: the body, or the events of a stream."""
+        """Answer with a chat completion: the body, or the events of a stream."""
         messages = self._turns(request.messages, "messages")
         return await self._complete(request, [messages], ChatShape(self.settings.model_name), "messages")
 
     async def completion(self, request: CompletionRequest) -> dict[str, Any] | EventStream:
-        """A text completion: the body, or the events of a stream."""
+        """Answer with a text completion: the body, or the events of a stream."""
         return await self._complete(request, request.prompts(), TextShape(self.settings.model_name), "prompt")
 
     async def responses(self, request: ResponsesRequest) -> dict[str, Any] | EventStream:
-        """A response: the body, or the events of a stream."""
+        """Answer with a response: the body, or the events of a stream."""
         messages = self._turns(request.messages(), "input")
         return await self._complete(request, [messages], ResponsesShape(self.settings.model_name, request), "input")
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
-        """The token ids of a prompt, as an answer to it would begin with."""
+        """Return the token ids of a prompt, as an answer to it would begin with."""
         self.check_model(request.model)
         if (request.prompt is None) == (request.messages is None):
             raise bad_request("give either prompt or messages.", "prompt")
@@ -122,7 +122,7 @@ class Answering:
         return self.reader.config.max_position_embeddings
 
     def _turns(self, messages: Sequence[ChatMessage], field: str) -> list[dict[str, Any]]:
-        """Messages for the chat template, where it can tell what they are."""
+        """Read messages for the chat template, where it can tell what they are."""
         template = self.tokenizer.chat_template or ""
         for index, message in enumerate(messages):
             if message.is_of_a_tool and "tool" not in template:
@@ -189,7 +189,7 @@ class Answering:
             )
 
     def _fitting(self, params: GenerationParams, request: Sampling, prompt_tokens: int, field: str) -> GenerationParams:
-        """The params with the length that the context leaves, where the request does not say one.
+        """Return the params with the length that the context leaves, where the request does not say one.
 
         Raises:
             ApiError: it does not leave what is asked for.
@@ -227,7 +227,7 @@ class Answering:
             )
 
     async def _encode(self, index: int, prompt: Prompt, field: str) -> list[int]:
-        """Token ids of a prompt, found in a thread: a long prompt takes long, and the event loop is for everybody.
+        """Encode a prompt in a thread: a long prompt takes long, and the event loop is for everybody.
 
         One prompt at a time, so that requests reach the engine in the order in which they came; but nobody waits for
         prompts that are long, which wait for one another.
@@ -247,7 +247,7 @@ class Answering:
             raise bad_request(str(error)) from error
 
     async def _in_time(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
-        """The items that come before time is over.
+        """Yield the items that come before time is over.
 
         The clock stands over the waiting alone: an ``asyncio.timeout`` around a ``yield`` would cancel whoever takes
         the items, in the middle of sending one.
@@ -288,7 +288,7 @@ class Answering:
         usage: bool,
         facts: dict[str, Any],
     ) -> AsyncIterator[str]:
-        """Server-sent events of all choices as they come; an error ends the stream with an event of its own."""
+        """Yield server-sent events of all choices as they come; an error ends the stream with an event of its own."""
         texts = [TextStream(self.tokenizer.decode, params.stop) for _ in streams]
         outputs: list[GenerationOutput] = []
         try:
@@ -315,7 +315,7 @@ class Answering:
             yield shape.failure(refusal)
 
     async def _merged(self, streams: list[Answer]) -> AsyncIterator[tuple[int, RequestUpdate]]:
-        """The updates of several requests as they come."""
+        """Yield the updates of several requests as they come."""
         arrived: asyncio.Queue[tuple[int, RequestUpdate | Exception | None]] = asyncio.Queue()
 
         async def forward(index: int, stream: Answer) -> None:
@@ -342,7 +342,7 @@ class Answering:
                 task.cancel()
 
     async def trace(self, request: ChatRequest) -> AsyncGenerator[dict[str, Any]]:
-        """Every pass of one answer, then the answer."""
+        """Yield every pass of one answer, then the answer."""
         if request.n != 1:
             raise bad_request(f"n is {request.n}; a trace shows one answer.", "n")
         params = replace(self._params(request), trace=True)
@@ -368,7 +368,7 @@ class Answering:
 
 
 def _refusal(error: Exception) -> ApiError:
-    """What a client is told whose stream breaks off."""
+    """Return what a client is told whose stream breaks off."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContradictionError):

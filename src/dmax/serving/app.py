@@ -34,7 +34,7 @@ from dmax.serving.trace import Traces
 
 
 def create_app(engine: LLMEngine, tokenizer: Tokenizer, settings: ServerSettings) -> FastAPI:
-    """The application over an engine, which it owns from now on.
+    """Make the application over an engine, which it owns from now on.
 
     Args:
         engine: not running yet.
@@ -48,7 +48,7 @@ def create_app(engine: LLMEngine, tokenizer: Tokenizer, settings: ServerSettings
 def create_app_over(
     engine: EngineClient, config: ModelConfig, tokenizer: Tokenizer, settings: ServerSettings
 ) -> FastAPI:
-    """The application over an engine that runs elsewhere.
+    """Make the application over an engine that runs elsewhere.
 
     Args:
         engine: started and stopped with the application.
@@ -165,7 +165,7 @@ def own_version() -> str:
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """The result of ``work``, which is given up as soon as the client is gone."""
+    """Return the result of ``work``, which is given up as soon as the client is gone."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(request))
     try:

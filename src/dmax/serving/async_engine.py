@@ -36,7 +36,7 @@ class AnswerStream:
         self._over = False
 
     def put(self, update: RequestUpdate | Exception) -> None:
-        """Called by the engine's thread."""
+        """Take an update; called by the engine's thread."""
         with suppress(RuntimeError):  # the loop of a client that is gone may be closed
             self._loop.call_soon_threadsafe(self._updates.put_nowait, update)
 
@@ -105,7 +105,7 @@ class AsyncEngine:
         return self.alive and not self._draining
 
     async def is_ready(self) -> bool:
-        """Whether requests are taken, for those who may have to ask elsewhere."""
+        """Tell whether requests are taken, for those who may have to ask elsewhere."""
         return self.ready
 
     async def submit(self, prompt: Prompt, params: GenerationParams) -> AnswerStream:
@@ -145,7 +145,7 @@ class AsyncEngine:
         self._calls.put(forget)
 
     async def stats(self) -> EngineStats:
-        """Where the engine stands."""
+        """Return where the engine stands."""
         return await self._call(self._engine.stats)
 
     async def _call(self, work: Callable[[], T]) -> T:

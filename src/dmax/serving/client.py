@@ -12,7 +12,7 @@ class Answer(Protocol):
     """The updates of one request, in order; the last of them carries the whole output."""
 
     def __aiter__(self) -> AsyncIterator[RequestUpdate]:
-        """The updates.
+        """Iterate over the updates.
 
         Raises:
             ApiError: the request failed, or the server stops.
@@ -30,7 +30,7 @@ class EngineClient(Protocol):
         """Whether the engine works."""
 
     async def is_ready(self) -> bool:
-        """Whether requests are taken."""
+        """Tell whether requests are taken."""
 
     def start(self) -> None:
         """Begin to work; called once, in the process that serves."""
@@ -48,4 +48,4 @@ class EngineClient(Protocol):
         """
 
     async def stats(self) -> EngineStats:
-        """Where the engine stands."""
+        """Return where the engine stands."""

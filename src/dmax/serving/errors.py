@@ -42,28 +42,28 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors cross process borders, and an exception's own way to do so forgets keyword arguments."""
+        """Pickle with keyword arguments, which an exception's own way forgets; errors cross process borders."""
         rebuild = partial(ApiError, kind=self.kind, param=self.param, code=self.code, headers=self.headers)
         return rebuild, (self.status, self.message)
 
     def body(self) -> dict[str, Any]:
-        """The JSON body."""
+        """Return the JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """A request that cannot be run as asked."""
+    """Make the error of a request that cannot be run as asked."""
     return ApiError(400, message, param=param, code=code)
 
 
 def context_overflow(positions: int, how: str, param: str) -> ApiError:
-    """Prompt and answer do not fit. The words are OpenAI's: by them clients know that they have to shorten a prompt."""
+    """Say that prompt and answer do not fit, in OpenAI's words: by them clients know to shorten a prompt."""
     text = f"This model's maximum context length is {positions} tokens, and {how}."
     return bad_request(text, param, "context_length_exceeded")
 
 
 def queue_full(waiting: int) -> ApiError:
-    """Too many requests wait already."""
+    """Say that too many requests wait already."""
     return ApiError(
         429,
         f"{waiting} requests are waiting already; try again in a moment.",
@@ -74,7 +74,7 @@ def queue_full(waiting: int) -> ApiError:
 
 
 def timed_out(seconds: float) -> ApiError:
-    """The answer took too long."""
+    """Say that the answer took too long."""
     return ApiError(
         504,
         f"the answer was not finished after {seconds:g} seconds; ask for fewer tokens, or try again later.",
@@ -84,12 +84,12 @@ def timed_out(seconds: float) -> ApiError:
 
 
 def unavailable(reason: str) -> ApiError:
-    """The server cannot take requests now."""
+    """Say that the server cannot take requests now."""
     return ApiError(503, reason, kind="server_error", code="unavailable", headers={"Retry-After": "5"})
 
 
 def malformed(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    """A body of the wrong form: pydantic's first problem with it, named by its field."""
+    """Say what is wrong with a body: pydantic's first problem with it, named by its field."""
     problem = problems[0]
     place = ".".join(str(part) for part in problem["loc"] if part != "body" and not _BRANCH.fullmatch(str(part)))
     no_object = not place and problem["type"] not in ("value_error", "unknown_parameter")
@@ -102,15 +102,15 @@ def malformed(problems: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def client_gone() -> ApiError:
-    """Whoever asked does not wait for the answer; nobody hears this but the log."""
+    """Make the error of a client that does not wait for the answer; it is for the log alone."""
     return ApiError(499, "the client closed the connection.", kind="client_error", code="client_closed")
 
 
 def unexpected() -> ApiError:
-    """Something of ours failed in a way that nobody thought of; what it was is for the log alone."""
+    """Say that something of ours failed in a way that was not foreseen; what it was is for the log alone."""
     return internal("something went wrong in the server; its log says what.")
 
 
 def internal(reason: str) -> ApiError:
-    """Something of ours failed."""
+    """Say that something of ours failed."""
     return ApiError(500, reason, kind="server_error", code="internal_error")

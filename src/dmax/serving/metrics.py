@@ -51,7 +51,7 @@ class ServerMetrics:
         self.latency.observe(output.seconds)
 
     def exposition(self, stats: EngineStats) -> bytes:
-        """The text format, with the engine as it stands."""
+        """Write the text format, with the engine as it stands."""
         self._engine.stats = stats
         return generate_latest(self.registry)
 
@@ -67,11 +67,11 @@ class _EngineCollector(Collector):
         yield InfoMetricFamily("dmax_engine", "What computes the passes", {"backend": stats.backend})
         yield GaugeMetricFamily("dmax_queue", "Requests that wait", stats.waiting)
         yield GaugeMetricFamily("dmax_running", "Requests that run", stats.running)
-        yield GaugeMetricFamily("dmax_pages", "Pages of the key/value pool", stats.pages)
+        yield GaugeMetricFamily("dmax_pages", "Pages of the KV cache", stats.pages)
         yield GaugeMetricFamily("dmax_pages_held", "Pages held by running requests", stats.pages_held)
         yield GaugeMetricFamily("dmax_pages_cached", "Pages whose contents can be reused", stats.pages_cached)
         yield CounterMetricFamily("dmax_prefix_queries", "Prompt pages looked up", stats.prefix_queries)
         yield CounterMetricFamily("dmax_prefix_hits", "Prompt pages found", stats.prefix_hits)
-        yield CounterMetricFamily("dmax_interruptions", "Requests interrupted for lack of pages", stats.preemptions)
+        yield CounterMetricFamily("dmax_interruptions", "Requests preempted for lack of pages", stats.preemptions)
         yield CounterMetricFamily("dmax_forwards", "Forwards", stats.steps)
         yield CounterMetricFamily("dmax_positions", "Positions of all forwards", stats.positions)

@@ -65,7 +65,7 @@ def add_pages(app: FastAPI, decoder_defaults: Mapping[str, Mapping[str, Any]]) -
 
 
 def _contents(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
-    """Every file by name: those of the package, and the two that are made from it."""
+    """Read every file by name: those of the package, and the two that are made from it."""
     shipped = {entry.name: entry.read_bytes() for entry in WEB.iterdir() if entry.is_file()}
     return {
         **shipped,
@@ -75,7 +75,7 @@ def _contents(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, by
 
 
 def _settings(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page lets people set: for all decoders, and for each."""
+    """Return what the page lets people set: for all decoders, and for each."""
     fields = request_settings()
     shared = [option for name, option in PARAMS.items() if name in fields and not option.of_decoder]
     shared = [option for option in shared if option.name != "decoder"]
@@ -97,7 +97,7 @@ def _settings(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, An
 
 
 def _control(option: Option) -> dict[str, Any]:
-    """What a control needs to know of its setting; ``further`` is added where a request has no field for it."""
+    """Return what a control needs to know of its setting; ``further`` is added where a request has no such field."""
     return {
         "name": option.name,
         "label": option.title,

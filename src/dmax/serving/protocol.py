@@ -26,7 +26,7 @@ _NEAR = 0.75
 
 
 def _whole(value: Any) -> Any:
-    """12.0 as 12: JSON has one kind of number, and some clients write all of them as floats."""
+    """Read 12.0 as 12: JSON has one kind of number, and some clients write all of them as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -118,7 +118,7 @@ class Sampling(Body):
         return {name: value for name, value in values.items() if name != "seed" or value != -1}
 
     def limit(self) -> int | None:
-        """Most tokens of the answer, where the request says."""
+        """Return the most tokens of the answer, where the request says."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -127,7 +127,7 @@ class Sampling(Body):
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     def params(self, default_length: int, default_block_length: int, seed: int) -> GenerationParams:
-        """What the engine is to do.
+        """Return what the engine is to do.
 
         Args:
             default_length: answer tokens, where the request does not say.
@@ -168,12 +168,12 @@ class Sampling(Body):
                 raise bad_request(f"{name} is not supported; leave it out.", name, "unsupported_parameter")
 
     def _neutral(self) -> dict[str, Sequence[Any]]:
-        """Further fields without effect, with the values that ask for nothing."""
+        """List further fields without effect, with the values that ask for nothing."""
         return {}
 
 
 def text_of_parts(content: Any) -> Any:
-    """The text of a message's content: text, or parts of text, whose further keys (``cache_control``) do not matter.
+    """Read a message's content: text, or parts of text, whose further keys (``cache_control``) do not matter.
 
     Raises:
         PydanticCustomError: a part is no text, or the content is neither.
@@ -216,7 +216,7 @@ class ChatMessage(BaseModel):
         return self.role in ("tool", "function")
 
     def as_turn(self) -> dict[str, Any]:
-        """For the chat template."""
+        """Return the message for the chat template."""
         further = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
         return {
             "role": "system" if self.role == "developer" else self.role,
@@ -261,7 +261,7 @@ class CompletionRequest(Sampling):
     suffix: str | None = None
 
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, one by one."""
+        """List the prompts, one by one."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and all(isinstance(part, int) for part in self.prompt):
@@ -299,7 +299,7 @@ class ResponsesRequest(Sampling):
     text: dict[str, Any] | None = None
 
     def limit(self) -> int | None:
-        """Most tokens of the answer, where the request says."""
+        """Return the most tokens of the answer, where the request says."""
         return self.max_output_tokens
 
     @property
@@ -308,7 +308,7 @@ class ResponsesRequest(Sampling):
         return "max_output_tokens"
 
     def messages(self) -> list[ChatMessage]:
-        """The conversation, instructions first."""
+        """Return the conversation, instructions first."""
         opening = [] if self.instructions is None else [ChatMessage(role="system", content=self.instructions)]
         given = [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         return [*opening, *given]

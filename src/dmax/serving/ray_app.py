@@ -127,15 +127,15 @@ class ModelReplica:
             stream.close()
 
     async def ready(self) -> bool:
-        """Whether this replica takes requests."""
+        """Tell whether this replica takes requests."""
         return self._engine.ready
 
     async def stats(self) -> EngineStats:
-        """Where this replica's engine stands."""
+        """Return the stats of an engine, or their sums over all replicas; what waits in a front counts as waiting."""
         return await self._engine.stats()
 
     def check_health(self) -> None:
-        """Called by Ray, which replaces a replica that raises."""
+        """Raise where the engine has ended; Ray calls it, and replaces a replica that raises."""
         if not self._engine.alive:
             raise RuntimeError("the engine has stopped")
 
@@ -175,10 +175,10 @@ class RayEngine:
         self._waiting = 0
 
     def start(self) -> None:
-        """Nothing to do: Ray has started the replicas."""
+        """Do nothing: Ray has started the replicas."""
 
     def stop(self) -> None:
-        """Nothing to do: Ray stops the replicas."""
+        """Do nothing: Ray stops the replicas."""
 
     async def submit(self, prompt: list[int], params: GenerationParams) -> ResumableAnswer:
         """Ask a replica, as soon as one has room."""
@@ -194,11 +194,11 @@ class RayEngine:
         return _RayReplies(self._streaming.answer.remote(prompt, params))
 
     async def is_ready(self) -> bool:
-        """Whether any replica takes requests: all of them are asked, for those that are full are ready, too."""
+        """Tell whether any replica takes requests: all of them are asked, for those that are full are ready, too."""
         return await any_ready(self._handle.broadcast("ready").results_async(return_exceptions=True))
 
     async def stats(self) -> EngineStats:
-        """The sums over all replicas; what waits in this front counts as waiting."""
+        """Return the stats of an engine, or their sums over all replicas; what waits in a front counts as waiting."""
         parts = await self._handle.broadcast("stats").results_async(return_exceptions=True)
         known = [part for part in parts if isinstance(part, EngineStats)]
         counts = [f.name for f in fields(EngineStats) if f.name != "backend"]
@@ -208,7 +208,7 @@ class RayEngine:
 
 
 def app(arguments: Mapping[str, Any]) -> serve.Application:
-    """What ``serve run`` and ``serve deploy`` take.
+    """Make what ``serve run`` and ``serve deploy`` take.
 
     Args:
         arguments: fields of :class:`RaySettings`.

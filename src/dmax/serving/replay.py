@@ -62,7 +62,7 @@ class ReplayError(ValueError):
 
 
 def replay_html(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One HTML file that replays ``runs``; those of one prompt stand side by side.
+    """Write one HTML file that replays ``runs``; those of one prompt stand side by side.
 
     Raises:
         ReplayError: there is nothing to replay, or one of them is no run.
@@ -76,7 +76,7 @@ def replay_html(runs: Sequence[Mapping[str, Any]]) -> str:
 
 @cache
 def template() -> str:
-    """The file without its data: what the page fills in by itself."""
+    """Return the file without its data: what the page fills in by itself."""
     script = _bundle(_ENTRY)
     style = "\n".join(_read(name) for name in _STYLES)
     policy = (
@@ -90,7 +90,7 @@ def template() -> str:
 
 
 def checked_run(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of unknown origin as a run.
+    """Check a record of unknown origin, and return it as a run.
 
     Raises:
         ReplayError: it is none; the message says what is wrong.
@@ -124,7 +124,7 @@ def _check_record(record: PassRecord, place: str) -> None:
 
 
 def pieces_of(tokenizer: Tokenizer | None, blocks: Iterable[Sequence[int]]) -> dict[str, str]:
-    """The text of every token id in the blocks of a trace; without a tokenizer, the ids stand for themselves."""
+    """Return the text of every token id in a trace's blocks; without a tokenizer, ids stand for themselves."""
     if tokenizer is None:
         return {}
     piece = piece_reader(tokenizer)
@@ -132,7 +132,7 @@ def pieces_of(tokenizer: Tokenizer | None, blocks: Iterable[Sequence[int]]) -> d
 
 
 def piece_reader(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """The text of single tokens: special tokens by their name."""
+    """Return what reads single tokens: special tokens by their name."""
 
     @cache
     def piece(token_id: int) -> str:
@@ -146,7 +146,7 @@ def _read(name: str) -> str:
 
 
 def _bundle(entry: str) -> str:
-    """An ES module and those that it imports as one script; all of them share one scope, so names must not clash."""
+    """Join an ES module and those that it imports as one script; they share one scope, so names must not clash."""
     parts: dict[str, str] = {}
 
     def add(name: str) -> None:
@@ -162,5 +162,5 @@ def _bundle(entry: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """How a Content-Security-Policy names an inline script or style."""
+    """Hash an inline script or style as a Content-Security-Policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -39,7 +39,7 @@ class Replies(Protocol):
     """What one replica sends about one request."""
 
     def __aiter__(self) -> AsyncIterator[Reply]:
-        """The replies.
+        """Iterate over the replies.
 
         Raises:
             ReplicaLost: there will be no more.
@@ -119,7 +119,7 @@ class ResumableAnswer:
             raise unavailable(f"{self._losses} replicas were lost while they answered this; ask again later.") from loss
 
     def _fresh(self, update: RequestUpdate) -> RequestUpdate:
-        """What of an update has not been handed on yet, with the time that the whole request took."""
+        """Return what of an update has not been handed on yet, with the time that the whole request took."""
         known = self._handed_on[self._tokens_seen :]
         repeated = update.final_ids[: len(known)]
         self._tokens_seen += len(update.final_ids)
@@ -137,7 +137,7 @@ class ResumableAnswer:
 
 
 async def ask_in_time(ask: Ask, prompt: list[int], params: GenerationParams, seconds: float) -> ResumableAnswer:
-    """An answer that a replica has begun to work on.
+    """Return an answer that a replica has begun to work on.
 
     Raises:
         ApiError: no replica had room within ``seconds``, or too many were lost.
@@ -153,7 +153,7 @@ async def ask_in_time(ask: Ask, prompt: list[int], params: GenerationParams, sec
 
 
 async def any_ready(replies: Awaitable[Iterable[object]], seconds: float = READY_SECONDS) -> bool:
-    """Whether at least one replica says that it takes requests.
+    """Tell whether at least one replica says that it takes requests.
 
     Args:
         replies: of all replicas: whether they do, or why they cannot say.

@@ -48,7 +48,7 @@ class ServerSettings:
 
 
 def parse_keys(keys: Sequence[str]) -> tuple[str, ...]:
-    """The API keys that a server accepts.
+    """Read the API keys that a server accepts.
 
     Raises:
         SettingsError: one is empty, which would let everybody in, or cannot be sent in a header.
@@ -61,8 +61,10 @@ def parse_keys(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def gen_lengths(max_gen_length: int, positions: int) -> dict[str, int]:
-    """The lengths of answers for a model of so many positions: no answer is longer, and by default half is left to
-    the prompt."""
+    """Choose the lengths of answers for a model of so many positions.
+
+    No answer is longer, and by default half is left to the prompt.
+    """
     return {
         "max_gen_length": min(max_gen_length, positions),
         "default_gen_length": min(512, max_gen_length, max(1, positions // 2)),
@@ -70,7 +72,7 @@ def gen_lengths(max_gen_length: int, positions: int) -> dict[str, int]:
 
 
 def parse_kv_memory(text: str) -> int:
-    """Bytes of the key/value pool, from a size such as ``512M``.
+    """Read the bytes of the KV cache from a size such as ``512M``.
 
     Raises:
         SettingsError: it is no size.

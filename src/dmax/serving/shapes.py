@@ -80,11 +80,11 @@ class _Completion(Shape):
 
     @abstractmethod
     def _whole(self, text: str) -> dict[str, Any]:
-        """The text of a choice in the whole reply."""
+        """Return the text of a choice in the whole reply."""
 
     @abstractmethod
     def _part(self, text: str) -> dict[str, Any]:
-        """Some text of a choice in a stream."""
+        """Return some text of a choice in a stream."""
 
 
 class ChatShape(_Completion):

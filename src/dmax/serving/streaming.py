@@ -30,7 +30,7 @@ class TextStream:
         self._sent = ""
 
     def add(self, final_ids: Sequence[int]) -> str:
-        """The text that further final tokens let go."""
+        """Return the text that further final tokens let go."""
         self._ids += final_ids
         text = self._decode(self._ids)
         kept = len(text.rstrip(_UNFINISHED))
@@ -39,7 +39,7 @@ class TextStream:
         return self._advance(text[:kept])
 
     def finish(self, text: str) -> str:
-        """What is left of the whole answer, once it is known.
+        """Return what is left of the whole answer, once it is known.
 
         Raises:
             ContradictionError: it does not begin with what was let go before.
@@ -76,7 +76,7 @@ async def with_pings(events: AsyncIterator[str], seconds: float) -> AsyncIterato
 
 
 def _beginning_of(stop: str, text: str) -> int:
-    """Where the longest end of ``text`` begins that could grow into ``stop``; its length where there is none."""
+    """Find where the longest end of ``text`` begins that could grow into ``stop``; its length where there is none."""
     for start in range(max(0, len(text) - len(stop) + 1), len(text)):
         if stop.startswith(text[start:]):
             return start

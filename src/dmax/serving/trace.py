@@ -50,7 +50,7 @@ class Traces:
 
         @app.websocket(PATH)
         async def trace(socket: WebSocket) -> None:
-            """A chat request as the first message; every pass, then the answer, as messages back; and so on."""
+            """Serve chat requests, one message each: every pass, then the answer, as messages back; and so on."""
             if not may_connect(socket.headers, self._settings.cors_origins):
                 self._note(403, 0, {})
                 await socket.close(_POLICY_VIOLATION)
@@ -170,7 +170,7 @@ async def _read(socket: WebSocket, ahead: asyncio.Queue[Message]) -> None:
 
 
 def may_connect(headers: Headers | Mapping[str, str], allowed: tuple[str, ...]) -> bool:
-    """Whether whoever opens a WebSocket may do so: a page of this very server, of an allowed origin, or no page at all.
+    """Tell whether a WebSocket may be opened: by a page of this server, of an allowed origin, or no page at all.
 
     A browser lets any website open a WebSocket to any server, so the server itself has to look at the origin.
 

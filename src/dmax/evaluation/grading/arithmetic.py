@@ -132,7 +132,7 @@ class _Reader:
         return value
 
     def _touches(self) -> bool:
-        """Whether a factor follows without a sign: a bracket, a fraction or a root."""
+        """Tell whether a factor follows without a sign: a bracket, a fraction or a root."""
         return re.match(r"\(|\s*\\(?:frac|sqrt)", self.text[self.at :]) is not None
 
     def _operator(self, signs: str) -> str:
@@ -179,7 +179,7 @@ class _Reader:
         return value + self._fraction_behind() if plain else value
 
     def _fraction_behind(self) -> Fraction:
-        """The rest of a mixed number: ``1/2`` of ``2 1/2``, ``2 and 1/2`` and ``2\\frac12``."""
+        """Read the rest of a mixed number: ``1/2`` of ``2 1/2``, ``2 and 1/2`` and ``2\\frac12``."""
         joint = re.compile(r"\s+(?:and\s+)?(?=[0-9]+\s?/\s?[0-9])|\s*(?:and\s+)?(?=\\frac)").match(self.text, self.at)
         if joint is None:
             return Fraction(0)
@@ -230,7 +230,7 @@ class _Reader:
 
 
 def _raised(base: Fraction, exponent: Fraction) -> Fraction:
-    """A power or root, where it is rational and of a size that can be written down."""
+    """Compute a power or root, where it is rational and of a size that can be written down."""
     root = _exact_root(base, exponent.denominator)
     size = max(abs(root.numerator), root.denominator)
     if size > 1 and abs(exponent.numerator) * math.log10(size) > _MOST_DIGITS:

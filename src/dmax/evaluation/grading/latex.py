@@ -205,7 +205,7 @@ def _without_name(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Without the braces or dollars around the whole."""
+    """Strip the braces or dollars around the whole."""
     if len(text) > 1 and text[0] == text[-1] == "$":
         return text[1:-1].strip()
     depth = 0

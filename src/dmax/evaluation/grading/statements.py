@@ -173,7 +173,7 @@ def _closing_brace(text: str, begin: int) -> int:
 
 
 def _read_boxes(text: str) -> Reading | None:
-    """The last box that holds a number; it states none where it is one of two side by side that differ."""
+    """Read the last box that holds a number; it states none where two side by side differ."""
     spans = _box_spans(text)
     for index in range(len(spans) - 1, -1, -1):
         start, end = spans[index]
@@ -219,7 +219,7 @@ def _factorial(number: int) -> Fraction:
 
 
 def _read_marked(line: str, later: str) -> Reading | None:
-    """What a line behind ``####`` comes to; None where it is a heading."""
+    """Read what a line behind ``####`` comes to; None where it is a heading."""
     words = without_latex(plain(line))
     if not re.search("[0-9]", words):
         return None
@@ -263,7 +263,7 @@ def _read_answer(text: str) -> Reading | None:
 
 
 def _statement_value(words: str, *, in_box: bool) -> tuple[Fraction | None, bool]:
-    """The whole value of a statement, None where it has no single one; and whether it begins with a number at all."""
+    """Read the whole value of a statement, None where it has no single one; and whether it begins with a number."""
     start = _DECORATION.match(words)
     assert start is not None
     rest = words[start.end() :]
@@ -290,7 +290,7 @@ def _statement_value(words: str, *, in_box: bool) -> tuple[Fraction | None, bool
 
 
 def _leaves_open(behind: str, *, in_box: bool) -> bool:
-    """Whether what stands behind a number changes it or puts another beside it."""
+    """Tell whether what stands behind a number changes it or puts another beside it."""
     bare = re.sub(r"^[*_`$}]+|[$*`]", "", behind)
     if _OPEN.match(bare) or (in_box and _UNKNOWN.match(bare)) or re.match(r"\s*\\(?:pi|sqrt)", bare):
         return True

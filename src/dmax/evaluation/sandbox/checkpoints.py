@@ -64,7 +64,7 @@ def _places(tests: str) -> list[tuple[int, int]]:
 
 
 def _straight(body: list[ast.stmt]) -> list[tuple[int, int]]:
-    """Simple statements of a block up to the first that may leave it."""
+    """List simple statements of a block up to the first that may leave it."""
     found = []
     for number, statement in enumerate(body):
         future = isinstance(statement, ast.ImportFrom) and statement.module == "__future__"

@@ -74,7 +74,7 @@ def _run(program: str, tests: str, number: int, limits: Limits) -> SandboxResult
 
 
 def _verdict(report: dict[str, Any], limits: Limits) -> tuple[str, str]:
-    """Reason and detail. For a pass only the judge's word counts; the program's own words only describe a failure."""
+    """Return reason and detail. For a pass only the judge's word counts; the program's own describe a failure."""
     last_words, code = _last_line(report["stderr"]), report["exit_code"]
     if report["tampered"]:
         return "forged", "it wrote to the judge's channel"
@@ -99,6 +99,6 @@ def _signal_name(number: int) -> str:
 
 
 def _last_line(text: str) -> str:
-    """The last line that is not blank, without anything that a terminal would act on."""
+    """Return the last line that is not blank, without anything that a terminal would act on."""
     lines = [line for line in text.splitlines() if line.strip()] or [""]
     return "".join(c if c.isprintable() else "?" for c in lines[-1].strip())[:_LONGEST_DETAIL]

@@ -52,7 +52,7 @@ class Isolation:
 
 @cache
 def available_isolation() -> Isolation:
-    """What this machine provides, found out once a process by running a program that does nothing.
+    """Tell what this machine provides, found out once a process by running a program that does nothing.
 
     Raises:
         SandboxError: no sandbox can be set up on this machine.
@@ -83,7 +83,7 @@ def require_protection() -> None:
 
 
 def namespaces_work() -> bool:
-    """Whether sandboxes on this machine are built on namespaces."""
+    """Tell whether sandboxes on this machine are built on namespaces."""
     return available_isolation().namespaces
 
 
@@ -98,7 +98,7 @@ def _facts(*, namespaces: bool) -> dict[str, Any]:
 
 
 def _isolation(facts: dict[str, Any], no_namespaces: str) -> Isolation:
-    """The facts that a runner stated before it ran anything, with a sentence for everything that is not there."""
+    """Read the facts that a runner stated before it ran anything, with a sentence for all that is not there."""
     namespaces, landlock, seccomp = not no_namespaces, int(facts["landlock"]), bool(facts["seccomp"])
     if namespaces:
         file_system = "private"

@@ -102,7 +102,7 @@ def _settings(limits: Limits, box: Path, namespaces: bool) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Environment of the interpreter that starts: nothing of ours but where its shared libraries lie."""
+    """Return the environment of the interpreter that starts: nothing of ours but where its shared libraries lie."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if name in os.environ}
     return {"PYTHONHASHSEED": "0", **kept}  # a fixed seed: the order of a set must not decide a verdict
 
@@ -166,7 +166,7 @@ def remove_tree(folder: Path) -> None:
 
 
 def _is_folder_once_unlinked(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder; anything else is deleted."""
+    """Tell whether an entry is a folder; anything else is deleted."""
     if entry.is_dir(follow_symlinks=False):
         return True
     os.unlink(entry.path)

@@ -57,12 +57,12 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def task_names() -> tuple[str, ...]:
-    """Names of all tasks."""
+    """List the names of all tasks."""
     return tuple(TASKS)
 
 
 def get_task(name: str) -> Task:
-    """The task of a name.
+    """Find the task of a name.
 
     Raises:
         TaskError: there is none; the message names the nearest one and all of them.
@@ -75,7 +75,7 @@ def get_task(name: str) -> Task:
 
 
 def describe(task: Task) -> str:
-    """What a task asks, where its rows come from and how it grades, with a prompt as an example."""
+    """Write what a task asks, where its rows come from and how it grades, with a prompt as an example."""
     rows = (
         "drawn here, from a seed" if task.source is None else f"{task.source} on the Hugging Face Hub, or a local file"
     )

@@ -95,7 +95,7 @@ class Asdiv:
 
 
 def _same_numbers(text: str, expected: list[str]) -> bool:
-    """Whether an answer states these numbers, in whatever order."""
+    """Tell whether an answer states these numbers, in whatever order."""
     if len(expected) == 1:
         found = [final_number(text)]
     else:
@@ -110,7 +110,7 @@ def _same_numbers(text: str, expected: list[str]) -> bool:
 
 
 def _rounds_to(number: Fraction, reference: str) -> bool:
-    """Whether a decimal reference is this number, cut to the places that it shows."""
+    """Tell whether a decimal reference is this number, cut to the places that it shows."""
     places = len(reference.partition(".")[2])
     return places > 0 and "/" not in reference and abs(number - Fraction(reference)) * 10**places * 2 <= 1
 
@@ -125,7 +125,7 @@ def _same_ratio(text: str, expected: re.Match[str]) -> bool:
 
 
 def _same_time(text: str, expected: str) -> bool:
-    """Whether two times of day agree; to the half day only where both tell it."""
+    """Tell whether two times of day agree; to the half day only where both tell it."""
     found = list(_TIME.finditer(_stated_or_all(text, (_TIME,))))
     reference = _TIME.search(expected)
     if not found or reference is None:
@@ -163,7 +163,7 @@ def _same_place(text: str, place: int) -> bool:
 
 
 def _names(text: str, expected: str, named: list[str]) -> bool:
-    """Whether the right one of the things that a problem compares is named, and named before the others.
+    """Tell whether the right one of the things that a problem compares is named, and named before the others.
 
     Args:
         text: the answer.
@@ -186,12 +186,12 @@ def _names(text: str, expected: str, named: list[str]) -> bool:
 
 
 def _affirmed(statement: str, wanted: Set[str]) -> bool:
-    """Whether one of some words stands in a clause that does not deny it, or before the denial of something else."""
+    """Tell whether one of some words stands in a clause that does not deny it, or before something else is denied."""
     clauses = [clause for clause in _CLAUSE.split(statement) if not wanted.isdisjoint(_words(clause))]
     return any(not _DENIAL.search(clause.replace("*", "").replace("’", "'")) for clause in clauses)
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words without possessive or plural s, ordinal endings and LaTeX."""
+    """List lower-case words without possessive or plural s, ordinal endings and LaTeX."""
     plain = _ORDINAL.sub(r"\1", _LATEX.sub(" ", text.replace("’", "'")))
     return [word.lower().partition("'")[0].rstrip("s") or "s" for word in _WORD.findall(plain)]

@@ -96,11 +96,11 @@ class Task(RowForm, Protocol):
         ...
 
     def prompt(self, row: Row) -> str:
-        """The text of the user turn."""
+        """Write the text of the user turn."""
         ...
 
     def reference(self, row: Row) -> str:
-        """A whole answer that must grade as right."""
+        """Return a whole answer that must grade as right."""
         ...
 
     def grade(self, row: Row, text: str) -> Verdict:
@@ -108,7 +108,7 @@ class Task(RowForm, Protocol):
         ...
 
     def row_id(self, row: Row, index: int) -> str:
-        """What a results file calls the row, which is row ``index`` of its data."""
+        """Return what a results file calls the row, which is row ``index`` of its data."""
         ...
 
 
@@ -122,7 +122,7 @@ class GeneratedTask(Task, Protocol):
         ...
 
     def generate(self, index: int, seed: int) -> Row:
-        """Row ``index`` of those of a seed; depends on nothing else.
+        """Draw row ``index`` of those of a seed; depends on nothing else.
 
         Raises:
             TaskError: something it needs is not installed.
@@ -135,7 +135,7 @@ class SandboxedTask(Task, Protocol):
     """A task whose answers are programs."""
 
     def isolation(self) -> dict[str, Any]:
-        """What keeps these programs in on this machine, as a results file states it.
+        """Tell what keeps these programs in on this machine, as a results file states it.
 
         Raises:
             SandboxError: no sandbox can be set up here.
@@ -150,7 +150,7 @@ def one_line(text: str, longest: int = 200) -> str:
 
 
 def text_of(row: Row, *columns: str) -> str:
-    """The text in the first of some columns that the row has; they are names of the same thing in different files.
+    """Read the text in the first of some columns that the row has; they name the same thing in different files.
 
     Raises:
         BadRow: the row has none of them, or no text there.
@@ -168,7 +168,7 @@ def text_of(row: Row, *columns: str) -> str:
 
 
 def texts_of(row: Row, column: str) -> list[str]:
-    """The list of texts in a column, which must not be empty.
+    """Read the list of texts in a column, which must not be empty.
 
     Raises:
         BadRow: there is no such column, or something else in it.

@@ -99,7 +99,7 @@ def _bound(tree: ast.AST) -> set[str]:
 
 
 def _without_remarks(code: str) -> str:
-    """Without lines at the end that are prose by their looks and Python by chance, such as ``This is prose``."""
+    """Drop lines at the end that are prose by their looks and Python by chance, such as ``This is prose``."""
     tree = ast.parse(code)
     kept = list(tree.body)
     while len(kept) > 1 and isinstance(kept[-1], ast.Expr) and isinstance(kept[-1].value, ast.Name | ast.Compare):
@@ -171,13 +171,13 @@ def compiles(code: str) -> bool:
 
 
 def _without_markers(text: str) -> str:
-    """The text without what says that an answer begins or ends, and nothing behind the latter."""
+    """Drop what says that an answer begins or ends, and all behind the latter."""
     text = _END.split(text.lstrip("\n"), maxsplit=1)[0] if _END.split(text)[0].strip() else _END.sub("", text)
     return _MARKERS.sub("", text)
 
 
 def _blocks(text: str) -> Iterator[tuple[str, bool]]:
-    """What stands between fences, in order, and whether that is inside one of Python or of no language."""
+    """Yield what stands between fences, in order, and whether that is inside one of Python or of no language."""
     end = _END.search(text)
     text = text[: end.start()] if end and text[: end.start()].strip() else _END.sub("", text)
     for stretch in _DONE.split(text):
@@ -201,13 +201,15 @@ def _block(text: str) -> str:
 
 
 def _closes_alone(fence: re.Match[str], before: str, left: int) -> bool:
-    """Whether a fence that no other opened closes the code before it: it names no language, the number of those left is
-    odd, and there is a definition before it."""
+    """Tell whether a fence closes the code before it though none opened it.
+
+    It does if it names no language, the number of those left is odd, and there is a definition before it.
+    """
     return not fence[1] and left % 2 == 1 and _DEFINITION.search(before) is not None
 
 
 def _parts(lines: list[str]) -> Iterator[str]:
-    """Runs of lines that begin with code, the earliest first and of each beginning the longest first."""
+    """Yield runs of lines that begin with code, the earliest first and of each beginning the longest first."""
     tries = 0
     starts = [number for number, line in enumerate(lines) if _CODE_LINE.match(line)]
     starts += [number for number, line in enumerate(lines) if line[:1].isspace() and _CODE_LINE.match(line.lstrip())]
@@ -222,7 +224,7 @@ def _parts(lines: list[str]) -> Iterator[str]:
 
 
 def _levelled(body: str) -> str:
-    """A body with spaces for its tabs, its own indentation taken off."""
+    """Put spaces for the tabs of a body, and take its own indentation off."""
     lines = [re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(4), line) for line in body.splitlines()]
     level = textwrap.dedent("\n".join(lines))
     if len(lines) < 2 or lines[0][:1].isspace():
@@ -238,6 +240,6 @@ def _start_of(prompt: str, name: str) -> int:
 
 
 def _longest(lines: list[str], build: Callable[[str], str]) -> str | None:
-    """What is built from as many of the lines, from the first on, as make Python; what follows code is prose again."""
+    """Build from as many of the lines, from the first on, as make Python; what follows code is prose again."""
     programs = (build("\n".join(lines[:end])) for end in range(len(lines), 0, -1))
     return next(filter(compiles, programs), None)

@@ -42,7 +42,7 @@ class Rows(list[Row]):
 def load_rows(
     task: Task, data: Path | None = None, limit: int | None = None, seed: int = 0, *, skip_bad: bool = False
 ) -> Rows:
-    """The rows that a task is asked on, each of which it can ask and grade.
+    """Load the rows that a task is asked on, each of which it can ask and grade.
 
     Args:
         task: whose rows.
@@ -66,7 +66,7 @@ def load_rows(
 
 
 def read_rows(form: RowForm, place: Path | HubSource, limit: int | None = None, *, skip_bad: bool = False) -> Rows:
-    """Rows from a local file or the hub (or its cache), each of which passes the form's ``check``.
+    """Read rows from a local file or the hub (or its cache), each of which passes the form's ``check``.
 
     Args:
         form: what a row has to be.
@@ -116,7 +116,7 @@ def _checked(
 
 
 def rows_digest(rows: Iterable[Row]) -> str:
-    """Fingerprint of rows and their order."""
+    """Hash rows and their order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(dict(row), sort_keys=True, default=str).encode())
@@ -124,7 +124,7 @@ def rows_digest(rows: Iterable[Row]) -> str:
 
 
 def _sort_out(form: RowForm, numbered: Iterable[tuple[int, Any]]) -> tuple[list[Row], list[tuple[int, str]]]:
-    """Good rows, and the numbers of bad ones with what is wrong with them."""
+    """Sort out good rows, and the numbers of bad ones with what is wrong with them."""
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     for number, row in numbered:
@@ -139,7 +139,7 @@ def _sort_out(form: RowForm, numbered: Iterable[tuple[int, Any]]) -> tuple[list[
 
 
 def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a local file with their numbers; a line that is no JSON comes as the :class:`BadRow` it is."""
+    """Read rows of a local file with their numbers; a line that is no JSON comes as the :class:`BadRow` it is."""
     if path.is_dir():
         raise TaskError(f"{path} is a folder; give the file with the rows.")
     plain = path.with_suffix("") if path.suffix == ".gz" else path
@@ -192,7 +192,7 @@ def _read_csv(text: str) -> list[dict[str, Any]]:
 
 
 def _read_xml(text: str) -> list[dict[str, Any]]:
-    """Problems in the layout of ASDiv: attributes and children of a ``Problem`` become columns."""
+    """Read problems in the layout of ASDiv: attributes and children of a ``Problem`` become columns."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ValueError("declarations of types and entities are not read")
     problems = ElementTree.fromstring(text).iter("Problem")
@@ -213,7 +213,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _fetch(source: HubSource) -> tuple[list[Path], str]:
-    """The parquet files of a data set, in the hub's cache, fetched if need be, and the commit they are of.
+    """Fetch the parquet files of a data set into the hub's cache, if need be; and the commit they are of.
 
     Raises:
         TaskError: the hub cannot be reached or does not give it, and the cache has none.

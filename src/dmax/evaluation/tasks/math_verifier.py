@@ -45,7 +45,7 @@ class MathVerifier:
             raise TaskError("grading this task needs math-verify: pip install 'dmax-llm[eval]'.")
 
     def same(self, gold: str, answer: str) -> bool:
-        r"""Whether an answer states what a reference does.
+        r"""Tell whether an answer states what a reference does.
 
         Args:
             gold: the reference, in ``\boxed{}``.
@@ -94,7 +94,7 @@ class MathVerifier:
 
 
 def _ask(process: subprocess.Popen[str], request: str | None, seconds: float) -> str | None:
-    """The next line of a process, after sending it one; None where it died or had to be killed."""
+    """Send a process a line and read its next one; None where it died or had to be killed."""
     assert process.stdin is not None and process.stdout is not None
     killer = threading.Timer(seconds, process.kill)
     killer.start()

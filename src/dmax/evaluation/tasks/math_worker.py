@@ -22,7 +22,7 @@ _ROUNDED = 2e-6
 
 
 def limit_memory() -> None:
-    """Where the system can."""
+    """Limit the memory, where the system can."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -57,7 +57,7 @@ def apart(gold: Any, given: Any) -> bool:
 
 
 def _parts(expression: Any) -> list[Any]:
-    """The members of a tuple, set, interval or matrix, in an order that equal ones share."""
+    """List the members of a tuple, set, interval or matrix, in an order that equal ones share."""
     sympy = import_module("sympy")
 
     if isinstance(expression, sympy.MatrixBase):
@@ -90,7 +90,7 @@ def _differ(gold: Any, given: Any) -> bool:
 
 
 def _ends(value: Any) -> bool:
-    """Whether a fraction can be written as a decimal."""
+    """Tell whether a fraction can be written as a decimal."""
     below = value.q
     for prime in (2, 5):
         while below % prime == 0:

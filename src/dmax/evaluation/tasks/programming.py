@@ -119,13 +119,13 @@ class Mbpp(ProgrammingTask):
             texts_of(row, "test_imports")
 
     def _tests(self, row: Row) -> str:
-        """The one program in the column ``test``, as EvalPlus has it, else the list of assertions."""
+        """Return the one program in the column ``test``, as EvalPlus has it, else the list of assertions."""
         before = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
         return "\n".join([*before, row.get("test") or "\n".join(texts_of(row, "test_list"))]) + "\n"
 
 
 def fenced(code: str) -> str:
-    """Code in a Markdown fence."""
+    """Put code into a Markdown fence."""
     return f"```python\n{code.strip(chr(10)).rstrip()}\n```"
 
 

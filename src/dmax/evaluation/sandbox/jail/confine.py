@@ -52,7 +52,7 @@ def confine(settings: dict[str, Any], own_user: int | None) -> dict[str, Any]:
 
 
 def _set_environment(box: str) -> None:
-    """A working folder and variables that say nothing about the machine."""
+    """Set a working folder and variables that say nothing about the machine."""
     os.chdir(box)
     os.umask(0o077)
     os.environ.clear()
@@ -62,7 +62,7 @@ def _set_environment(box: str) -> None:
 
 
 def _counted(settings: dict[str, Any], own_user: int | None) -> bool:
-    """Whether the kernel counts this sandbox's processes apart from all others of the same user.
+    """Tell whether the kernel counts this sandbox's processes apart from all others of the same user.
 
     It does for a user id of its own; in a user namespace it does from Linux 5.14 on, and never for root.
     """
@@ -100,7 +100,7 @@ def _limit(limits: dict[str, Any], *, counted: bool) -> dict[str, list[str]]:
 
 
 def _lock(settings: dict[str, Any], *, counted: bool) -> dict[str, Any]:
-    """Privileges, file rules and the filter of system calls, in the order in which each still permits the next."""
+    """Lock privileges, file rules and the filter of system calls, in the order in which each permits the next."""
     facts: dict[str, Any] = {"landlock": 0, "no_landlock": "", "seccomp": False, "no_seccomp": ""}
     try:
         from . import kernel, landlock, seccomp

@@ -92,7 +92,7 @@ class Watch:
         self._cpu_seconds = 0.0
 
     def _become_runner(self, own_user: int | None) -> NoReturn:
-        """In the child: keep five files open and nothing else, and never come back."""
+        """Keep five files open and nothing else, in the child, and never come back."""
         try:
             nothing = os.open("/dev/null", os.O_RDWR)
             inbox, outbox = os.dup(self._inbox[0]), os.dup(self._outbox[1])
@@ -197,7 +197,7 @@ class Watch:
             time.sleep(0.002)
 
     def _children(self) -> list[int]:
-        """Process ids to kill. Orphans become children of this process, so their turn comes."""
+        """List process ids to kill. Orphans become children of this process, so their turn comes."""
         if os.getpid() == 1:
             return [-1]  # everything in the process namespace but this process
         alone = [self._runner] if self._code is None else []

@@ -25,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def syscall(name: str, number: int, *arguments: int | bytes | None) -> int:
-    """A system call by number; integers are passed as machine words."""
+    """Make a system call by number; integers are passed as machine words."""
     words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     return _checked(name, _libc.syscall(ctypes.c_long(number), *words))
 
@@ -87,7 +87,7 @@ def adopt_orphans() -> None:
 
 
 def gain_no_privileges() -> None:
-    """No program that this process starts gains privileges; precondition of Landlock and seccomp without root."""
+    """Let no program that this process starts gain privileges, as Landlock and seccomp ask of users but root."""
     prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
 
 

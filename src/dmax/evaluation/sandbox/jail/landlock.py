@@ -23,7 +23,7 @@ _SCOPES = 0b11
 
 
 def restrict(readable: Iterable[str], devices: Iterable[str], writable: str) -> int:
-    """From now on, let this process and its children open nothing but the given folders and files.
+    """Let this process and its children open nothing but the given folders and files from now on.
 
     Args:
         readable: folders and files that can be read and executed.

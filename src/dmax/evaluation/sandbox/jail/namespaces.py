@@ -49,7 +49,7 @@ def enter(settings: dict[str, Any]) -> int | None:
 
 
 def _is_mapped(user: int) -> bool:
-    """Whether a user id exists where this process runs; in a container only some do."""
+    """Tell whether a user id exists where this process runs; in a container only some do."""
     with open("/proc/self/uid_map") as lines:
         ranges = [[int(word) for word in line.split()] for line in lines]
     return any(first <= user < first + count for first, _, count in ranges)
@@ -61,7 +61,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _build_root(settings: dict[str, Any], user: int) -> None:
-    """A small tmpfs as root that holds read-only views of the readable folders, and the box as a tmpfs of its own.
+    """Make a small tmpfs the root, with read-only views of the readable folders, and the box a tmpfs of its own.
 
     The box serves as mount point for the new root, so that no other folder of the machine is needed for it.
     """

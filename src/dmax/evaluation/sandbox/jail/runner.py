@@ -128,7 +128,7 @@ def _without_tracing() -> Callable[[], None]:
 
 
 def _receive(read: Any, inbox: int, size: int) -> bytes:
-    """Exactly ``size`` bytes, and none beyond them."""
+    """Receive exactly ``size`` bytes, and none beyond them."""
     data = bytearray()
     while len(data) < size:
         piece = read(inbox, size - len(data))
@@ -139,7 +139,7 @@ def _receive(read: Any, inbox: int, size: int) -> bytes:
 
 
 def _describe(error: BaseException, name: str, source: str, marks: str) -> str:
-    """The error in one line, with the line of the program or its tests that it came through last."""
+    """Describe the error in one line, with the line of the program or its tests that it came through last."""
     try:
         message = " ".join(str(error).split())[:_LONGEST_MESSAGE]
     except BaseException as another:

@@ -170,7 +170,7 @@ def _only(name: str, argument: int, values: Sequence[int]) -> _Block:
 
 
 def _assemble(machine: str, blocks: Sequence[_Block]) -> bytes:
-    """The filter as the kernel takes it: instructions of 8 bytes, run from the top for every call."""
+    """Write the filter as the kernel takes it: instructions of 8 bytes, run from the top for every call."""
     filter_ = [
         struct.pack("=HBBI", _LOAD, 0, 0, _ARCHITECTURE_AT),
         struct.pack("=HBBI", _EQUAL, 1, 0, _ARCHITECTURES[machine]),

@@ -60,7 +60,7 @@ def _prepare(settings: dict[str, Any]) -> int | None:
 
 
 def _leave_if_orphaned(parent: int) -> None:
-    """The parent may have ended before it could take this process with it."""
+    """Leave if the parent ended before it could take this process with it."""
     if os.getppid() != parent:
         sys.exit(1)
 
