@@ -23,7 +23,7 @@ QUESTION, PAIR = json.loads((files("dmax.serving") / "web" / "examples.json").re
 
 
 def open_page(browser: Browser, url: str, height: int, scheme: str, settings: dict[str, str], held_after: int) -> Page:
-    """The page, remembering settings as strings, and hearing no pass beyond ``held_after``."""
+    """Open the page, remembering settings as strings, and hearing no pass beyond ``held_after``."""
     page = browser.new_page(
         viewport={"width": WIDTH, "height": height}, device_scale_factor=2, color_scheme=scheme, reduced_motion="reduce"
     )

@@ -106,7 +106,7 @@ class DecodingRollout:
         return self._to_blocks(values_BM)
 
     def _to_blocks(self, values_BM: Tensor) -> Tensor:
-        """``(B, M, ...)`` -> ``(B, N, L, ...)``, filled up to whole blocks with zeros."""
+        """Cut into blocks: ``(B, M, ...)`` -> ``(B, N, L, ...)``, filled up to whole blocks with zeros."""
         length = self._layout.block_length
         missing = -values_BM.shape[1] % length
         padding = [0, 0] * (values_BM.ndim - 2) + [0, missing]

@@ -43,7 +43,7 @@ class OneLineErrors(TyperGroup):
 
 
 def _hint_at_quotes(error: typer.TyperException) -> str:
-    """What to say where the words of a question may have come without quotes: as arguments or commands of their own."""
+    """Say what helps where the words of a question came without quotes: as arguments or commands of their own."""
     message = error.format_message()
     command = getattr(getattr(error, "ctx", None), "command", None)
     takes_prompt = any(parameter.name == "prompt" for parameter in getattr(command, "params", ()))
