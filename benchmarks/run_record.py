@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from dmax import LLaDA2
+from dmax.environment import describe_process
 from dmax.kernels.cpu.library import CompileError, compile_kernels
 from dmax.measurement.bench import describe_model
-from dmax.provenance import describe_process
 
 __all__ = ["compile_first", "describe_model", "describe_run", "parse_arguments", "report"]
 

@@ -22,10 +22,10 @@ from benchmarks.reproduction.results import Results, Setting
 from benchmarks.reproduction.study import METHODS, TRAININGS, Method, Scale, Training
 from benchmarks.reproduction.work import Plan, ReproductionError, Work, run_name
 
+from dmax.environment import describe_process
 from dmax.evaluation.answerers import weights_hash
 from dmax.evaluation.report import RESULTS_FILE
 from dmax.evaluation.run_folder import claim, to_json, write_whole
-from dmax.provenance import describe_process
 
 OnStep = Callable[[str], None]
 

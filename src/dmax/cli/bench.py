@@ -46,9 +46,9 @@ def bench(
         raise CommandError("--layers cuts a shape; a model from --model is timed whole.")
     check_placement(device, dtype)
     with status("Starting"), user_errors():
+        from dmax.environment import describe_process
         from dmax.measurement.bench import BenchOptions, describe_model
         from dmax.measurement.bench import bench as run
-        from dmax.provenance import describe_process
 
         options = BenchOptions(batch, context, positions, repeats, tpf, seed)
     with status("Timing"), user_errors():

@@ -21,9 +21,9 @@ from typing import Any
 from dmax.distillation.job import DROPPED, Job, Shard, Workers
 from dmax.distillation.prompts import Prompts
 from dmax.distillation.sources import GradedSource
+from dmax.environment import describe_process
 from dmax.evaluation.run_folder import claim, to_json, write_whole
 from dmax.evaluation.runner import Share
-from dmax.provenance import describe_process
 
 FORMAT = 1
 TRAINING_FILE, MANIFEST_FILE, SHARDS = "train.jsonl", "manifest.json", "shards"

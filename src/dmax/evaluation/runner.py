@@ -20,6 +20,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from dmax.environment import describe_process
 from dmax.evaluation.answerers import Answer, Answerer, AnswererError, WaitingAnswerer
 from dmax.evaluation.metrics import summarize
 from dmax.evaluation.report import FORMAT, RESULTS_FILE, read_results
@@ -28,7 +29,6 @@ from dmax.evaluation.sandbox import require_protection
 from dmax.evaluation.tasks import rows_digest
 from dmax.evaluation.tasks.base import Row, Task, Verdict
 from dmax.evaluation.tasks.programming import ProgrammingTask
-from dmax.provenance import describe_process
 
 SESSIONS_FILE = "sessions.jsonl"
 

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dmax.provenance import describe_process
+from dmax.environment import describe_process
 from dmax.training.distributed import world_size
 
 

@@ -140,7 +140,7 @@ def test_every_start_that_answered_rows_is_on_record(tmp_path: Path, monkeypatch
     """A run that was taken up on another machine or commit says so; no figure passes for the last one's alone."""
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Calculator(patience=1), command=["first"])
-    monkeypatch.setattr("dmax.provenance.git_commit", lambda: "another")
+    monkeypatch.setattr("dmax.environment.git_commit", lambda: "another")
     results = run(tmp_path, Calculator(), command=["second"])
     assert results is not None
     assert [session["command"] for session in results["sessions"]] == [["first"], ["second"]]
