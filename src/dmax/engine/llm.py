@@ -153,7 +153,7 @@ class LLM:
 
 
 def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:
-    """A list of prompts; what can only be a single prompt becomes a list of one."""
+    """Return a list of prompts; what can only be a single prompt becomes a list of one."""
     prompts = plain(prompts)
     if isinstance(prompts, str) or not prompts or not _is_prompt(prompts[0]):
         return [prompts]  # type: ignore[list-item]

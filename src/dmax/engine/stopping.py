@@ -63,7 +63,7 @@ class StopRule:
         return Ending(words, len(words), text, "length")
 
     def _end_of_words(self, within: list[int]) -> int | None:
-        """Where the first EOS stands that counts."""
+        """Find where the first EOS stands that counts."""
         found = (at for at, token_id in enumerate(within) if token_id in self.eos_token_ids and at >= self.min_tokens)
         return next(found, None)
 

@@ -270,7 +270,7 @@ class DMaxLM(LM):  # type: ignore[misc]
         return self._name.replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results file says of the model: how it decoded, and what the answers to each task cost."""
+        """Return what the results file says of the model: how it decoded, and what the answers to each task cost."""
         params = self.params.with_defaults(self.llm.model.config)
         return {
             "dmax": {

@@ -84,7 +84,7 @@ def _word_problems(tokenizer: Tokenizer, count: int) -> list[_Question]:
 
 
 def _rows_of(own: HeldOut, tokenizer: Tokenizer, count: int, block_length: int) -> list[_Question]:
-    """Rows with room for an answer a block longer than theirs."""
+    """List rows with room for an answer a block longer than theirs."""
     asked = []
     for index in range(min(count, len(own))):
         example = own.example(index)

@@ -75,7 +75,7 @@ class RaySettings(BaseModel):
     """GPUs of a replica."""
 
     def server_settings(self, model: ModelConfig) -> ServerSettings:
-        """Towards clients. Keys come from ``DMAX_API_KEY``, split at spaces."""
+        """Make settings towards clients. Keys come from ``DMAX_API_KEY``, split at spaces."""
         lengths = gen_lengths(self.max_gen_length, model.max_position_embeddings)
         return ServerSettings(
             model_name=self.model_name or self.model,

@@ -92,7 +92,7 @@ class HeldOut:
         self._places = [(source, index) for source in sources for index in range(source.held_out)]
 
     def __len__(self) -> int:
-        """Rows."""
+        """Count the rows."""
         return len(self._places)
 
     def example(self, index: int) -> Example:

@@ -150,7 +150,7 @@ def boxes_side_by_side(text: str) -> list[str]:
 
 
 def _between(text: str, spans: list[tuple[int, int]], index: int) -> str:
-    """What stands between a box and the one before it."""
+    """Return what stands between a box and the one before it."""
     return text[spans[index - 1][1] + 1 : len(_BOX_START.sub("", text[: spans[index][0]]))]
 
 
@@ -251,7 +251,7 @@ def _read_prose(text: str) -> Reading | None:
 
 
 def _read_answer(text: str) -> Reading | None:
-    """What stands behind the words "the answer is", where no later sentence but a remark holds a number."""
+    """Read what stands behind the words "the answer is", where no later sentence but a remark holds a number."""
     found = list(_ANSWER.finditer(text))
     if not found:
         return None

@@ -149,7 +149,7 @@ def _seconds(match: re.Match[str]) -> int:
 
 
 def _stated_or_all(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
-    """The final statement, as it is or without LaTeX, where it holds what is looked for; else the whole text."""
+    """Return the final statement, as it is or without LaTeX, where it holds what is looked for; else the whole."""
     statement = _DENIED.sub("", final_statement(text))
     for candidate in (_LATEX.sub("", statement), statement):
         if any(pattern.search(candidate) for pattern in patterns):

@@ -72,7 +72,7 @@ def python_part(code: str, names: tuple[str, ...] = ()) -> str | None:
 
 
 def _with_helpers(code: str, parts: list[str]) -> str:
-    """Code with those of the parts before it that define names which it reads and nobody else defines."""
+    """Add to code those of the parts before it that define names which it reads and nobody else defines."""
     before = parts[: parts.index(code)]
     if not before or not all(map(compiles, [code, *before])):
         return code
@@ -86,7 +86,7 @@ def _with_helpers(code: str, parts: list[str]) -> str:
 
 
 def _bound(tree: ast.AST) -> set[str]:
-    """Names that some code binds, wherever in it."""
+    """List names that some code binds, wherever in it."""
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
