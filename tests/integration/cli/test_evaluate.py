@@ -212,7 +212,7 @@ def test_a_server_is_asked_with_every_decoding_option(
 def test_a_task_is_described(invoke: Callable[..., Any]) -> None:
     text = invoke("eval", "--describe", "gsm8k").stdout
     assert "Let's think step by step" in text
-    assert "version 2" in text
+    assert "version 3" in text
 
 
 def test_a_sweep_goes_on_point_by_point_and_is_reported(

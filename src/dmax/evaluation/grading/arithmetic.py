@@ -19,7 +19,8 @@ _COMMA_DECIMAL = (
 DIGITS = rf"(?:{_COMMA_DECIMAL}|{_GROUPED}|{_DOTTED}|[0-9]{{1,3}}(?: [0-9]{{3}})+)(?![0-9])(?:\.[0-9]+)?|{_UNGROUPED}"
 """A number that stands by itself."""
 DIGITS_IN_PROSE = (
-    rf"(?:{_COMMA_DECIMAL}|{_GROUPED}|{_DOTTED}|[0-9]{{1,3}}(?: [0-9]{{3}})* [0-9]{{3}} [0-9]{{3}}|[0-9]{{1,3}} 000)"
+    rf"(?:{_COMMA_DECIMAL}|{_GROUPED}|{_DOTTED}|[0-9]{{1,3}}(?: [0-9]{{3}})* [0-9]{{3}} [0-9]{{3}}"
+    rf"|[0-9]{{1,3}} (?:000|[0-9]{{3}}(?=\s?{_EURO})))"
     rf"(?![0-9])(?:\.[0-9]+)?|{_UNGROUPED}"
 )
 """A number between words, where 3 100 may be two."""

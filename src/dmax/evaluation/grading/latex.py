@@ -27,6 +27,9 @@ _LETTER = re.compile(
     r"(?:\\[ ,;:!]|\\q?quad\b|[\s~:])*(?=\S)"
 )
 _BARE_LETTER = re.compile(r"\s*(?:\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{\s*)?\(?([A-J])\)?[.:)]?\s*\}?\s*")
+_BOUND = re.compile(
+    r"\b(?:or\s+(?:more|less|fewer|greater|above|below)|at\s+(?:least|most)|up\s+to|(?:more|less)\s+than)\b"
+)
 _REPEATING = re.compile(
     r"(?P<whole>[0-9]*)\.(?P<once>[0-9]*)\s*(?:\\(?:overline|bar|dot|widehat)\s*(?:\{\s*(?P<again>[0-9]+)\s*\}|(?P<digit>[0-9]))"
     r"|\((?P<round>[0-9]+)\))"
@@ -34,6 +37,8 @@ _REPEATING = re.compile(
 _DOTS = re.compile(r"(?P<before>[0-9]*\.[0-9]*?)(?P<again>[0-9]{1,6}?)(?P=again){1,}(?:\.{3}|…|\\[lc]?dots)")
 """A decimal that goes on as its last digits do: three of one, or two of a group."""
 _MIXED = re.compile(r"(?<![0-9./{])([0-9]+)\s+([0-9]+)/([0-9]+)(?![0-9])")
+_ADDED_NEGATIVE = re.compile(r"\+\s*\(\s*-\s*([0-9.]+)\s*\)")
+"""``+ (-5)``, of which ``(-5)i`` would be read as a call."""
 _TRAILING = re.compile(r"(?:\\[,;:! ]|[\s.,;:~]|\\q?quad|\\\\)+$")
 _NAME = r"[a-zA-Z](?:_\{?\w+\}?)?"
 _OPERATORS = (
@@ -92,13 +97,15 @@ def stated_forms(answer: str) -> list[str]:
         return [chosen[1]]
     found = _PROSE.search(trimmed)
     ending = found[0].strip() if found else ""
+    if not re.search("[0-9]", trimmed):  # a few words
+        return [tidy(trimmed)] if len(trimmed.split()) <= 4 else []
     forms = [tidy(trimmed), tidy(ending)] if re.search(r"[0-9]|\\[a-zA-Z]", ending) else []
     return list(dict.fromkeys(filter(None, forms)))
 
 
 def tidy(content: str) -> str:
     """Return the content of a box in the spelling that comparisons read."""
-    text = with_signs(DECIMAL_COMMA.sub(".", plain(content)))
+    text = with_signs(DECIMAL_COMMA.sub(".", plain(content))).replace(r"\varnothing", r"\emptyset")
     text = _DOTS.sub(_as_repeating, text)
     text = _OVERLINED.sub(r"\\overline{\1}", text)
     previous = None
@@ -109,6 +116,7 @@ def tidy(content: str) -> str:
     text = _CURRENCY.sub("", _DEGREES.sub("", text))
     text = _REPEATING.sub(_as_fraction, text).replace(r"+\infty", r"\infty")
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _ADDED_NEGATIVE.sub(r"-\1", text)
     return _unwrapped(text.strip())
 
 
@@ -132,6 +140,8 @@ def _as_repeating(match: re.Match[str]) -> str:
 def same_words(gold: str, given: str) -> bool | None:
     """Return whether two tidied answers are the same as written, or differ in what a comparison by value leaves out
     (the letter of a choice, the base of a number); None where their value decides."""
+    if _BOUND.search(given) and not _BOUND.search(gold):
+        return False
     letter = _BARE_LETTER.fullmatch(gold)
     if letter:
         chosen = _BARE_LETTER.fullmatch(given) or _LETTER.match(given)

@@ -21,7 +21,7 @@ _DECORATION = re.compile(
 )
 _HEADING = re.compile(r"\(?[0-9]{1,2}\)?\s*(?:[.):]|[-–—]|(?<=\)))\**\s+[^\W\d]")
 _SENTENCE_END = re.compile(
-    r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<!approx\.)\s+(?=[^a-z])|\n+"
+    r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!\b[A-J]\.)(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<!approx\.)\s+(?=[^a-z])|\n+"
 )
 _ONE_SIDED = re.compile(
     r"\s*(?:[A-Za-z]\s*)?(?:[<>≤≥≠≲≳±∓]|\\(?:leq?s?|leqslant|geq?s?|geqslant|lt|gt|neq?|pm|mp|not|in|log|ln|sin|cos|tan|exp|binom|lfloor|lceil|sum|prod|int)(?![A-Za-z])|!=|=="
@@ -52,12 +52,14 @@ _RANGE = re.compile(
     rf"(?:\bbetween\s+{_BESIDE}\D{{0,12}}\band|[0-9]\)?\s?(?:-{{1,2}}|~|\\sim))\s*\**$|[0-9]-\\?[$€£]$", re.IGNORECASE
 )
 """Before a number that is the far end of a range."""
+_WHOLE = re.compile(r"[0-9]\s?%?\s(?:out\s+)?of\s+(?:the\s+|all\s+|these\s+|those\s+)?[*$]*$")
+"""Before the number of all of which an answer is a part, as in 3 out of 4."""
 _DENIED = re.compile(
     r"(?:\b(?:not|isn't|aren't|wasn't|never|instead\s+of|rather\s+than)\s+(?:just\s+|only\s+)?)[*$(]*$"
 )
 _GUESSED = re.compile(r"\b(?:could|might|may)\s+(?:also\s+)?be\s*[*$(]*$|\balternatively,?\s*[*$(]*$", re.IGNORECASE)
 _ANSWER = re.compile(
-    r"\banswer\b(?:\s+(?:is|was|would\s+be|will\s+be|should\s+be|becomes|comes\s+to))?[\s\"'*_`:=;,—]*"
+    r"(?<![A-Za-z])answer\b(?:\s+(?:is|was|would\s+be|will\s+be|should\s+be|becomes|comes\s+to))?[\s\"'*_`:=;,—]*"
     r"(?:\\?[(\[]|\$+|\\(?:mathbf|text|textbf|mathrm)\{)?\s*(?=[^\W\d]?\)?\s*[-+$€£¥₹\\.]{0,3}\s?[0-9])",
     re.IGNORECASE,
 )
@@ -66,8 +68,12 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 """How a sentence begins that does not state the answer anew."""
+_CHECK = re.compile(r"[\s*_(]*(?:check|checking|double-check|verif\w+|note)\b", re.IGNORECASE)
+_ROUNDED = re.compile(r"(?<=[0-9])([^()\n]{0,30})\([^()]*\brounded\b[^()]*\)", re.IGNORECASE)
+_CALCULATION = re.compile(rf"(?<![0-9.]){_BESIDE}(?:\s*(?:\+|\*|\\times\b|\\div\b|(?<=\s)[-/](?=\s))\s*{_BESIDE})+$")
+"""A calculation that ends a text, without what it comes to."""
 _MARK = re.compile(r"(?<!#)####(?!#)")
-_BETWEEN_BOXES = re.compile(r"[\s$.,;]*(?:or|and)?[\s$]*(?:maybe|perhaps|possibly)?[\s$]*")
+_BETWEEN_BOXES = re.compile(r"[\s$.,;]*(?:or|and)?[\s$]*(?:maybe|perhaps|possibly)?[\s$]*(?:[a-zA-Z]\s*=)?[\s$]*")
 
 
 @dataclass(frozen=True)
@@ -233,13 +239,17 @@ def _read_prose(text: str) -> Reading | None:
     stated = _read_answer(text)
     if stated is not None:
         return stated
+    text = _without_checks(text)
     found = located_numbers(text)
-    while len(found) > 1 and _DENIED.search(text[: found[-1][1]]):  # 12, not 13
+    while len(found) > 1 and (_DENIED.search(text[: found[-1][1]]) or _WHOLE.search(text[: found[-1][1]])):
         found.pop()
     if not found:
         return None
     value, start, end = found[-1]
     words = text[max(0, text.rfind("\n", 0, start) + 1, start - 40) : end]
+    calculation = _CALCULATION.search(text[:end])
+    if calculation:
+        return Reading(_statement_value(without_latex(calculation[0]), in_box=True)[0], words, "last number")
     alternative = re.search(r"\bor\s*(?:maybe|perhaps|possibly|even)?\s*\**$", text[:start], re.IGNORECASE)
     if alternative and len(found) > 1 and found[-2][0] != value and len(text[found[-2][2] : alternative.start()]) < 30:
         return Reading(None, words, "last number")
@@ -248,6 +258,16 @@ def _read_prose(text: str) -> Reading | None:
     if re.search(r"(?:[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt)|\b(?:not|isn't|aren't))\s*\**$", text[:start]):
         return Reading(None, words, "last number")
     return Reading(value, words, "last number")
+
+
+def _without_checks(text: str) -> str:
+    """Text without sentences at its end that check what was said before, and without a remark on rounding."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    for end in reversed(ends):
+        if not _CHECK.match(text[end:]) or not re.search("[0-9]", text[:end]):
+            break
+        text = text[:end]
+    return _ROUNDED.sub("", text)
 
 
 def _read_answer(text: str) -> Reading | None:

@@ -37,7 +37,7 @@ class Asdiv:
     """The grade-school problems of ASDiv, with the columns of its XML file or of the hub's copy."""
 
     name = "asdiv"
-    version = 2
+    version = 3
     description = "Grade-school word problems of many kinds; the answers are numbers, ratios, times of day or words."
     grading = (
         r"The answer is what follows the last ####, else the last \boxed{}, else the end of the text. A number must "

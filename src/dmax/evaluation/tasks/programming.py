@@ -36,7 +36,7 @@ class ProgrammingTask:
     name: str
     description: str
     source: HubSource
-    version: int = 2
+    version: int = 3
     gen_length: int = PAPER_LENGTH
     unprotected: bool = False
     """Whether programs may run where nothing keeps them from this machine."""
