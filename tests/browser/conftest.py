@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +20,8 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 MODEL = os.environ.get("DMAX_TEST_MODEL", "nano")
-CHROMIUM = os.environ.get("DMAX_TEST_CHROMIUM", "/usr/bin/chromium")
+INSTALLED = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+CHROMIUM = os.environ.get("DMAX_TEST_CHROMIUM") or next(filter(None, INSTALLED), None)
 MASK, EOS = 1, 2
 PIECES = {MASK: "<mask>", EOS: "<eos>", 10: "one", 11: " two", 12: " three", 13: " four", 14: " five"}
 START = {
@@ -167,8 +168,8 @@ def address() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"there is no browser at {CHROMIUM}; name one in DMAX_TEST_CHROMIUM")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium; name one in DMAX_TEST_CHROMIUM")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
