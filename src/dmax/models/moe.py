@@ -89,7 +89,7 @@ which costs several times the matmul itself, and grouped matmuls on a GPU want a
 
 
 class Experts(nn.Module):
-    """The SwiGLU experts of one layer, stacked (the "merged" checkpoint layout), in 8 bits where there are scales."""
+    """The SwiGLU experts of one layer, stacked (the "merged" checkpoint layout), quantised where there are scales."""
 
     def __init__(self, num_experts: int, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -104,6 +104,8 @@ class Experts(nn.Module):
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         """Weighted sum of each token's experts, ``(N, D)``: tokens sorted by expert, a grouped matmul a projection."""
+        if self.gate_proj_scale is not None and x_ND.device.type == "cpu":
+            return self._one_by_one(x_ND, experts_NA, weights_NA)
         num_tokens, per_token = experts_NA.shape
         multiple = _GROUP_ROWS if torch.is_grad_enabled() else 1
         slots = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], multiple)
@@ -115,8 +117,20 @@ class Experts(nn.Module):
         slots_NAD = _from_slots(out_PD, slots).view(num_tokens, per_token, -1)
         return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
 
+    def _one_by_one(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
+        """The same over quantised weights: those of the chosen experts alone are widened, one expert's at a time."""
+        out_ND = torch.zeros_like(x_ND)
+        stacks = [(getattr(self, f"{name}_proj"), getattr(self, f"{name}_proj_scale")) for name in ("gate", "up", "down")]
+        for expert in experts_NA.unique().tolist():
+            token_M, place_M = (experts_NA == expert).nonzero(as_tuple=True)
+            gate, up, down = (dequantize(stack[expert], scale[expert], x_ND.dtype) for stack, scale in stacks)
+            x_MD = x_ND[token_M]
+            out_MD = F.linear(F.silu(F.linear(x_MD, gate)) * F.linear(x_MD, up), down)
+            out_ND.index_add_(0, token_M, out_MD * weights_NA[token_M, place_M, None].to(x_ND.dtype))
+        return out_ND
+
     def wide_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates, ups and downs of all experts, widened if they are in 8 bits."""
+        """Gates, ups and downs of all experts, widened if they are quantised."""
         return (
             dequantize(self.gate_proj, self.gate_proj_scale, dtype),
             dequantize(self.up_proj, self.up_proj_scale, dtype),
