@@ -123,7 +123,10 @@ class Experts(nn.Module):
         stacks = [(getattr(self, f"{name}_proj"), getattr(self, f"{name}_proj_scale")) for name in ("gate", "up", "down")]
         for expert in experts_NA.unique().tolist():
             token_M, place_M = (experts_NA == expert).nonzero(as_tuple=True)
-            gate, up, down = (dequantize(stack[expert], scale[expert], x_ND.dtype) for stack, scale in stacks)
+            gate, up, down = (
+                dequantize(stack[expert], None if scale is None else scale[expert], x_ND.dtype)
+                for stack, scale in stacks
+            )
             x_MD = x_ND[token_M]
             out_MD = F.linear(F.silu(F.linear(x_MD, gate)) * F.linear(x_MD, up), down)
             out_ND.index_add_(0, token_M, out_MD * weights_NA[token_M, place_M, None].to(x_ND.dtype))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmax.models import CheckpointError, LLaDA2, load_model, save_model
-from dmax.models.convert import convert_checkpoint
+from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.llada2 import expert_stacks, routers
 
 Tensors = dict[str, torch.Tensor]
@@ -321,7 +321,7 @@ def test_a_file_that_was_not_fetched_is_recognised(folder: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["scalar", "one", "column"])
 def test_scales_may_be_one_for_a_weight_or_a_column(folder: Path, tmp_path: Path, shape: str) -> None:
-    convert_checkpoint(folder, tmp_path / "int8", weights="int8")
+    convert_checkpoint(folder, tmp_path / "int8", quantization=Quantization("int8"))
     path = tmp_path / "int8" / "model.safetensors"
     tensors = load_file(path)
     name = "model.layers.0.attention.dense.weight_scale"
