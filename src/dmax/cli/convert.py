@@ -42,7 +42,7 @@ def convert(
         Path | None, typer.Option(metavar="FILE.json", help="Write the relative error of every quantised weight.")
     ] = None,
 ) -> None:
-    """Rewrite a checkpoint: experts merged or separate, bit for bit; or weights in 8 or 4 bits, with each layer's error.
+    """Rewrite a checkpoint: experts merged or separate, bit for bit; or weights in 8 or 4 bits, and the errors that makes.
 
     The same command goes on where an interrupted one stopped.
     """
@@ -57,8 +57,12 @@ def convert(
     from dmax.models.convert import Quantization, convert_checkpoint, errors_by_layer
 
     arguments: dict[str, Any] = {
-        "weights": quantize, "parts": tuple(parts.split(",")), "group": group, "method": method, "embeddings": embeddings,
-    }  # fmt: skip
+        "weights": quantize,
+        "parts": tuple(parts.split(",")),
+        "group": group,
+        "method": method,
+        "embeddings": embeddings,
+    }
     try:
         with user_errors(), bytes_done("Converting") as show:
             found = convert_checkpoint(

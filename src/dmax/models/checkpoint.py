@@ -8,7 +8,7 @@ an expert, ``…mlp.experts.{e}.gate_proj.weight`` ("separate", as published).
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,7 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     *,
     mapped: bool = False,
+    check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None = None,
 ) -> LLaDA2:
     """Build the model of a checkpoint and fill it with its weights, either layout, one file or many.
 
@@ -144,6 +145,7 @@ def load_model(
         mapped: on a CPU, leave tensors that are stored just as the model holds them in the files, which are mapped into
             memory: nothing is read before it is used, and processes share it. The files must not be written to
             meanwhile; what the model writes stays its own.
+        check: called with the model on the meta device, its dtype and its device, before a weight is read.
 
     Returns:
         The model in evaluation mode, its weights trainable.
@@ -158,6 +160,8 @@ def load_model(
     if not dtype.is_floating_point:
         raise CheckpointError(f"Weights cannot become {dtype}: choose a floating-point dtype, such as torch.bfloat16.")
     target = usable_device(device)
+    if check is not None:
+        check(model, dtype, target)
     model.to(dtype)
     in_files = _mapped(model, stored) if mapped and target.type == "cpu" else {}
     model.load_state_dict(in_files, strict=False, assign=True)

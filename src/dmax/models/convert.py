@@ -1,4 +1,4 @@
-"""Rewrite a checkpoint with its experts merged or separate, or its weights in 8 or 4 bits, without building the model."""
+"""Rewrite a checkpoint with its experts merged or separate, or its weights in 8 or 4 bits; no model is built."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ class Quantization:
         group = next((group for group in (self.group, min(GROUPS)) if shape[-1] % group == 0), None)
         if group is None:
             raise CheckpointError(
-                f"{name} has {shape[-1]} inputs, which groups of {min(GROUPS)} do not divide: choose int8 or fp8, or leave "
-                f"its part ({part}) out."
+                f"{name} has {shape[-1]} inputs, which groups of {min(GROUPS)} do not divide: choose int8 or fp8, or "
+                f"leave its part ({part}) out."
             )
         return Scheme("int4", group)
 

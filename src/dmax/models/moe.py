@@ -120,7 +120,9 @@ class Experts(nn.Module):
     def _one_by_one(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         """The same over quantised weights: those of the chosen experts alone are widened, one expert's at a time."""
         out_ND = torch.zeros_like(x_ND)
-        stacks = [(getattr(self, f"{name}_proj"), getattr(self, f"{name}_proj_scale")) for name in ("gate", "up", "down")]
+        stacks = [
+            (getattr(self, f"{name}_proj"), getattr(self, f"{name}_proj_scale")) for name in ("gate", "up", "down")
+        ]
         for expert in experts_NA.unique().tolist():
             token_M, place_M = (experts_NA == expert).nonzero(as_tuple=True)
             gate, up, down = (

@@ -5,6 +5,7 @@ Shape suffixes: O output channels, I input channels, N groups of a row, G inputs
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Rounded(NamedTuple):
     @property
     def is_finite(self) -> bool:
         """Whether all the weights were."""
-        return bool(self.scale.isfinite().all())
+        return math.isfinite(self.weight_squares)
 
 
 def round_rows(weight_OI: Tensor, scheme: Scheme, method: Method = "nearest") -> Rounded:

@@ -35,6 +35,12 @@ class ModelOptions:
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.", rich_help_panel=_MODEL)
     ] = "auto"
+    ignore_memory: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-memory", help="Load a model that needs more memory than there is.", rich_help_panel=_MODEL
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

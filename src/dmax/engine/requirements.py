@@ -1,0 +1,155 @@
+"""What answering with a model needs of a device's memory, worked out from shapes before a weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dmax.engine.backends.packed import MOST_WEIGHTS
+from dmax.engine.kv_cache import page_bytes
+from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
+from dmax.models.checkpoint import is_stack
+from dmax.models.config import ModelConfig
+from dmax.models.convert import Quantization
+from dmax.models.llada2 import LLaDA2
+from dmax.models.memory import available_memory, gib, refuse
+from dmax.models.quantized import hold_quantized
+from dmax.models.source import CheckpointError
+
+_FLOAT = 4
+FORMATS: dict[str, Quantization] = {
+    "int8": Quantization("int8"),
+    "int4": Quantization("int4"),
+    "int4 --embeddings int8": Quantization("int4", embeddings="int8"),
+}
+"""What a user may convert to, as the command line has it, the most exact first."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a model is to answer at a time."""
+
+    sequences: int = 1
+    positions: int = 4096
+    """Of each, prompt and answer."""
+    cache: int | None = None
+    """Bytes of the KV cache, where they are given; else it holds all sequences."""
+    block_positions: int = 64
+    """Positions of a sequence that have logits in a pass."""
+
+
+def memory_needed(model: LLaDA2, dtype: torch.dtype, device: torch.device, load: Workload) -> dict[str, int]:
+    """Add up the bytes that answering needs, by what they are for.
+
+    Args:
+        model: on the meta device.
+        dtype: of activations, and of weights that are not quantised.
+        device: where it is to run.
+        load: what it is to answer.
+    """
+    config = model.config
+    sizes = {
+        name: (tensor.numel(), tensor.dtype.itemsize if tensor.dtype != torch.float32 else dtype.itemsize)
+        for name, tensor in model.state_dict().items()
+        if not (config.tie_word_embeddings and name.startswith("lm_head."))
+    }
+    positions = min(load.positions, config.max_position_embeddings)
+    cache = page_bytes(config, positions, dtype) * load.sequences if load.cache is None else load.cache
+    return {
+        "weights": sum(count * item for count, item in sizes.values()),
+        "packed copies": _packed(model, dtype) if device.type == "cpu" else 0,
+        "KV cache": cache,
+        "working memory": _working(config, dtype, load) + _widened(model, dtype, device),
+    }
+
+
+def _matrices(model: LLaDA2) -> list[tuple[str, int, bool]]:
+    """Name, numbers and whether it is quantised, of every matrix or stack of them that is multiplied with."""
+    found = []
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim > 1 and not name.endswith(("_scale", "word_embeddings.weight")):
+            is_quantized = not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1
+            found.append((name, tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1), is_quantized))
+    return found
+
+
+def _packed(model: LLaDA2, dtype: torch.dtype) -> int:
+    """The copies of small weights that a CPU multiplies with."""
+    return sum(count * dtype.itemsize for _, count, _ in _matrices(model) if count <= MOST_WEIGHTS)
+
+
+def _widened(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> int:
+    """The largest quantised weight that is widened for a product, by way of float32; of a stack on a CPU, an expert."""
+    largest = 0
+    for name, count, is_quantized in _matrices(model):
+        if is_quantized and count > MOST_WEIGHTS:
+            alone = device.type == "cpu" and is_stack(name)
+            largest = max(largest, count // (model.config.num_experts or 1) if alone else count)
+    return 3 * largest * (_FLOAT + dtype.itemsize)
+
+
+def _working(config: ModelConfig, dtype: torch.dtype, load: Workload) -> int:
+    """Activations of the largest pass: a prompt's chunk, or the logits of all blocks and what is made of them."""
+    per_token = config.num_experts_per_tok if config.num_experts else 0
+    width = max(config.intermediate_size, per_token * ((config.moe_intermediate_size or 0) + config.hidden_size))
+    heads = config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+    stored = min(IDLE_PREFILL_TOKENS, load.sequences * load.positions)
+    chunk = stored * dtype.itemsize * (3 * width + heads + 4 * config.hidden_size)
+    logits = load.sequences * load.block_positions * config.vocab_size * (dtype.itemsize + 2 * _FLOAT)
+    return max(chunk, logits)
+
+
+def formats_needed(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, load: Workload
+) -> dict[str | None, int]:
+    """Return the bytes that a model needs unquantised (None), and in each format that it can be converted to."""
+    found: dict[str | None, int] = {None: sum(memory_needed(_by_shape(config), dtype, device, load).values())}
+    for name, quantization in FORMATS.items():
+        model = _by_shape(config)
+        try:
+            schemes = {at: quantization.scheme_of(at, tuple(tensor.shape)) for at, tensor in model.state_dict().items()}
+        except CheckpointError:  # of a width that the format has no groups for
+            continue
+        hold_quantized(model, {at: scheme for at, scheme in schemes.items() if scheme is not None})
+        found[name] = sum(memory_needed(model, dtype, device, load).values())
+    return found
+
+
+def _by_shape(config: ModelConfig) -> LLaDA2:
+    with torch.device("meta"):
+        return LLaDA2(config)
+
+
+def check_memory(model: LLaDA2, dtype: torch.dtype, device: torch.device, *, name: str, load: Workload) -> None:
+    """Refuse to load a model that does not fit.
+
+    Args:
+        model: on the meta device.
+        dtype: what it is to compute in.
+        device: where.
+        name: of the model, as the user gave it.
+        load: what it is to answer.
+
+    Raises:
+        DoesNotFit: with what would fit.
+    """
+    needed, available = memory_needed(model, dtype, device, load), available_memory(device)
+    if sum(needed.values()) > available:
+        refuse(name, needed, available, device, _mends(name, model, dtype, device, load, available))
+
+
+def _mends(
+    name: str, model: LLaDA2, dtype: torch.dtype, device: torch.device, load: Workload, available: int
+) -> str:  # fmt: skip
+    options: dict[str, int] = {}
+    is_quantized = any(quantized for *_, quantized in _matrices(model))
+    for other, flag in dict.fromkeys([(dtype, ""), (torch.bfloat16, " with --dtype bfloat16")]):
+        options[f"start it{flag}"] = sum(memory_needed(model, other, device, load).values())
+        for choice, size in {} if is_quantized else formats_needed(model.config, other, device, load).items():
+            if choice is not None:
+                options[f"`dmax convert {name} FOLDER --quantize {choice}` and start that{flag}"] = size
+    fitting = [f"{how} ({gib(size)})" for how, size in options.items() if size <= available]
+    if not fitting:
+        return f"the least that it takes is {gib(min(options.values()))}; use another machine or --device"
+    return f"{' or '.join(fitting[:2])}; or use another --device"
