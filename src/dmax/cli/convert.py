@@ -42,7 +42,7 @@ def convert(
         Path | None, typer.Option(metavar="FILE.json", help="Write the relative error of every quantised weight.")
     ] = None,
 ) -> None:
-    """Rewrite a checkpoint: experts merged or separate, bit for bit; or weights in 8 or 4 bits, and the errors that makes.
+    """Rewrite a checkpoint: experts merged or separate, bit for bit; or weights in 8 or 4 bits, and their errors.
 
     The same command goes on where an interrupted one stopped.
     """

@@ -303,7 +303,7 @@ def materialize(model: LLaDA2, device: torch.device, dtype: torch.dtype) -> None
         # A router's bias may be absent from the file where the configuration says that there is none.
         return (torch.zeros_like if tensor.ndim == 1 else torch.empty_like)(tensor, device=device)
 
-    model._apply(claim)
+    model._apply(claim)  # type: ignore[no-untyped-call]
     if model.config.tie_word_embeddings:
         tie_embeddings(model)  # each was given its own memory
 

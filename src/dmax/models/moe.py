@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU
-from dmax.models.quantized import dequantize, keeping_dtypes
+from dmax.models.quantized import dequantize, keeping_dtypes, scale_name
 
 
 class RoutingRule(NamedTuple):
@@ -120,9 +120,8 @@ class Experts(nn.Module):
     def _one_by_one(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         """The same over quantised weights: those of the chosen experts alone are widened, one expert's at a time."""
         out_ND = torch.zeros_like(x_ND)
-        stacks = [
-            (getattr(self, f"{name}_proj"), getattr(self, f"{name}_proj_scale")) for name in ("gate", "up", "down")
-        ]
+        names = ("gate_proj", "up_proj", "down_proj")
+        stacks = [(getattr(self, name), getattr(self, scale_name(name))) for name in names]
         for expert in experts_NA.unique().tolist():
             token_M, place_M = (experts_NA == expert).nonzero(as_tuple=True)
             gate, up, down = (

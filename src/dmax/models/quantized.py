@@ -189,10 +189,11 @@ def hold_quantized(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
         if name.endswith(".weight"):
             parent, _, child = name.removesuffix(".weight").rpartition(".")
             module = model.get_submodule(f"{parent}.{child}" if parent else child)
-            kind = QuantizedEmbedding if isinstance(module, nn.Embedding) else QuantizedLinear
             assert isinstance(module, nn.Linear | nn.Embedding) and getattr(module, "bias", None) is None
+            outputs, inputs = module.weight.shape
+            kind = QuantizedEmbedding if isinstance(module, nn.Embedding) else QuantizedLinear
             with module.weight.device:
-                quantized = kind(*module.weight.shape, scheme)
+                quantized = kind(outputs, inputs, scheme)
             setattr(model.get_submodule(parent), child, quantized)
         else:
             parent, _, stack = name.rpartition(".")

@@ -40,9 +40,10 @@ def round_rows(weight_OI: Tensor, scheme: Scheme, method: Method = "nearest") ->
     Args:
         weight_OI: in any float dtype; left as it is.
         scheme: what they become.
-        method: of int4. ``nearest`` lets a group's scale and zero point span its smallest and largest weight. ``search``
-            goes on from there: levels are rounded for a scale and a zero point, and these fitted to the levels by least
-            squares, in turn (Lloyd's iteration, with evenly spaced levels), keeping what had the smallest error.
+        method: of int4. ``nearest`` lets a group's scale and zero point span its smallest and largest weight.
+            ``search`` goes on from there: weights are rounded to the levels of a scale and a zero point, and these
+            fitted to the levels by least squares, in turn; what had the smallest error is kept. That is Lloyd's
+            algorithm (1982) with evenly spaced levels, and HQQ (Badri and Shaji, 2023) without its shrinkage.
 
     Returns:
         The stored weight and its scales, and the error.
@@ -73,6 +74,14 @@ def _squares(scaled_OI: Tensor, scale_O: Tensor) -> float:
     return float(norm_O.dot(norm_O))
 
 
+class _Fit(NamedTuple):
+    """What levels of some groups stand for, and the squared errors."""
+
+    scale: Tensor
+    zero: Tensor
+    error: Tensor
+
+
 def _in_groups(weight_OI: Tensor, group: int, method: Method) -> Rounded:
     weight_ONG = weight_OI.unflatten(-1, (-1, group))
     # Zero is among what a group spans, so that its zero point is a level like any other.
@@ -82,13 +91,13 @@ def _in_groups(weight_OI: Tensor, group: int, method: Method) -> Rounded:
     zero_ON1 = _stored(low_ON1.neg_().div_(scale_ON1))
     levels_ONG, error_ON1 = _levels(weight_ONG, scale_ON1, zero_ON1)
     if method == "search":
-        best = scale_ON1, zero_ON1, error_ON1
+        best = _Fit(scale_ON1, zero_ON1, error_ON1)
         for _ in range(_ROUNDS):
             scale_ON1, zero_ON1 = _fit(weight_ONG, levels_ONG, scale_ON1)
             levels_ONG, error_ON1 = _levels(weight_ONG, scale_ON1, zero_ON1)
-            better_ON1 = error_ON1 < best[2]
+            better_ON1 = error_ON1 < best.error
             found = scale_ON1, zero_ON1, error_ON1
-            best = tuple(torch.where(better_ON1, new, old) for new, old in zip(found, best, strict=True))
+            best = _Fit(*(torch.where(better_ON1, new, old) for new, old in zip(found, best, strict=True)))
         scale_ON1, zero_ON1, _ = best
         levels_ONG, error_ON1 = _levels(weight_ONG, scale_ON1, zero_ON1)
     scales_ON2 = torch.cat([scale_ON1, zero_ON1], -1).bfloat16()

@@ -57,7 +57,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A safetensors file about to be written: header length (8 bytes, little-endian), JSON header, the tensors' bytes."""
+    """A safetensors file about to be written: length of the header (8 bytes, little-endian), header (JSON), tensors."""
 
     name: str
     specs: tuple[TensorSpec, ...]

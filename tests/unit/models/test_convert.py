@@ -209,7 +209,7 @@ def test_what_is_done_is_kept_when_writing_fails(folder: Path, tmp_path: Path, m
 def test_two_conversions_do_not_write_one_folder(folder: Path, tmp_path: Path) -> None:
     with (
         FileLock(tmp_path / ".out.lock"),
-        pytest.raises(CheckpointError, match="Another process is writing .*out: wait for it"),
+        pytest.raises(CheckpointError, match=r"Another process is writing .*out: wait for it"),
     ):
         convert_checkpoint(folder, tmp_path / "out", "merged")
 

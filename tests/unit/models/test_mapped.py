@@ -26,7 +26,8 @@ def own():
 
 before = own()
 model = load_model(sys.argv[1], mapped=sys.argv[2] == "mapped")
-read = sum(int(tensor.flatten()[::1024].sum()) for tensor in model.state_dict().values() if not tensor.is_floating_point())
+quantized = [tensor for tensor in model.state_dict().values() if not tensor.is_floating_point()]
+read = sum(int(tensor.flatten()[::1024].sum()) for tensor in quantized)
 print(json.dumps([own() - before, read]))
 """
 
