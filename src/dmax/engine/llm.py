@@ -16,7 +16,7 @@ from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.requests import Prompt, RequestReader, output_of, plain
-from dmax.engine.requirements import Workload, check_memory
+from dmax.engine.requirements import Workload, check_before_fetching, check_memory
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
 from dmax.engine.uncached import decode_uncached
@@ -72,6 +72,8 @@ class LLM:
             if dtype is None and target.type == "cpu":
                 dtype = torch.float32
             load = workload or Workload()
+            if not ignore_memory:
+                check_before_fetching(model, dtype, target, load)
             check = None if ignore_memory else partial(check_memory, name=str(model), load=load)
             self.model = load_model(model, target, dtype, mapped=True, check=check)
             self.tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from dmax.engine.backends.packed import MOST_WEIGHTS
 from dmax.engine.kv_cache import page_bytes
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
-from dmax.models.checkpoint import is_stack
+from dmax.models.checkpoint import is_stack, load_config
 from dmax.models.config import ModelConfig
 from dmax.models.convert import Quantization
 from dmax.models.llada2 import LLaDA2
 from dmax.models.memory import available_memory, gib, refuse
-from dmax.models.quantized import hold_quantized
-from dmax.models.source import CheckpointError
+from dmax.models.quantized import STORED_AS, hold_quantized
+from dmax.models.source import CONFIG_FILE, EMBEDDED_MODELS, CheckpointError, read_json, resolve
 
 _FLOAT = 4
 FORMATS: dict[str, Quantization] = {
@@ -64,29 +66,41 @@ def memory_needed(model: LLaDA2, dtype: torch.dtype, device: torch.device, load:
     }
 
 
-def _matrices(model: LLaDA2) -> list[tuple[str, int, bool]]:
-    """Name, numbers and whether it is quantised, of every matrix or stack of them that is multiplied with."""
-    found = []
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim > 1 and not name.endswith(("_scale", "word_embeddings.weight")):
-            is_quantized = not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1
-            found.append((name, tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1), is_quantized))
-    return found
+class _Matrix(NamedTuple):
+    """A matrix that is multiplied with, or a stack of them."""
+
+    name: str
+    numbers: int
+    dtype: torch.dtype
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.dtype in STORED_AS.values()
+
+
+def _matrices(model: LLaDA2) -> list[_Matrix]:
+    return [
+        _Matrix(name, tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1), tensor.dtype)
+        for name, tensor in model.state_dict().items()
+        if tensor.ndim > 1 and not name.endswith(("_scale", "word_embeddings.weight"))
+    ]
 
 
 def _packed(model: LLaDA2, dtype: torch.dtype) -> int:
     """The copies of small weights that a CPU multiplies with."""
-    return sum(count * dtype.itemsize for _, count, _ in _matrices(model) if count <= MOST_WEIGHTS)
+    return sum(each.numbers * dtype.itemsize for each in _matrices(model) if each.numbers <= MOST_WEIGHTS)
 
 
 def _widened(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> int:
-    """The largest quantised weight that is widened for a product, by way of float32; of a stack on a CPU, an expert."""
-    largest = 0
-    for name, count, is_quantized in _matrices(model):
-        if is_quantized and count > MOST_WEIGHTS:
-            alone = device.type == "cpu" and is_stack(name)
-            largest = max(largest, count // (model.config.num_experts or 1) if alone else count)
-    return 3 * largest * (_FLOAT + dtype.itemsize)
+    """The largest quantised weights that are widened for a product, by way of float32."""
+    largest, on_cpu = 0, device.type == "cpu"
+    for name, numbers, kind in (each for each in _matrices(model) if each.is_quantized):
+        if is_stack(name):  # gates, ups and downs: on a CPU of one expert, on a GPU of all if they are in 4 bits
+            experts = model.config.num_experts if on_cpu else 1 if kind == STORED_AS["int4"] else None
+            largest = max(largest, 3 * numbers // experts if experts else 0)
+        elif not on_cpu or (numbers > MOST_WEIGHTS and kind != STORED_AS["int8"]):
+            largest = max(largest, numbers)
+    return largest * (_FLOAT + dtype.itemsize)
 
 
 def _working(config: ModelConfig, dtype: torch.dtype, load: Workload) -> int:
@@ -139,13 +153,33 @@ def check_memory(model: LLaDA2, dtype: torch.dtype, device: torch.device, *, nam
         refuse(name, needed, available, device, _mends(name, model, dtype, device, load, available))
 
 
+def check_before_fetching(
+    name: str | Path, dtype: torch.dtype | None, device: torch.device, load: Workload
+) -> None:  # fmt: skip
+    """Refuse a model of the Hub that cannot fit by its configuration; one that is here is left to :func:`check_memory`.
+
+    Raises:
+        DoesNotFit: with what would fit.
+        CheckpointError: there is no such model.
+    """
+    if str(name) in EMBEDDED_MODELS or Path(name).expanduser().exists():
+        return
+    folder = resolve(name, weights=False)
+    values = read_json(folder / CONFIG_FILE)
+    if "quantization_config" in values or any(folder.glob("model*.safetensors")):
+        return
+    stored = getattr(torch, str(values.get("torch_dtype", "bfloat16")), torch.bfloat16)
+    check_memory(_by_shape(load_config(folder)), dtype or stored, device, name=str(name), load=load)
+
+
 def _mends(
     name: str, model: LLaDA2, dtype: torch.dtype, device: torch.device, load: Workload, available: int
 ) -> str:  # fmt: skip
     options: dict[str, int] = {}
-    is_quantized = any(quantized for *_, quantized in _matrices(model))
-    for other, flag in dict.fromkeys([(dtype, ""), (torch.bfloat16, " with --dtype bfloat16")]):
-        options[f"start it{flag}"] = sum(memory_needed(model, other, device, load).values())
+    is_quantized = any(each.is_quantized for each in _matrices(model))
+    narrow = " with --dtype bfloat16"
+    options[f"start it{narrow}"] = sum(memory_needed(model, torch.bfloat16, device, load).values())
+    for other, flag in ((dtype, ""), (torch.bfloat16, narrow)):
         for choice, size in {} if is_quantized else formats_needed(model.config, other, device, load).items():
             if choice is not None:
                 options[f"`dmax convert {name} FOLDER --quantize {choice}` and start that{flag}"] = size

@@ -42,7 +42,14 @@ def test_what_convert_refuses(refusal: Callable[..., str], checkpoints: Any, tmp
     assert "'merged'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--layout", "merge")
     assert "nowhere" in refusal("convert", tmp_path / "nowhere", tmp_path / "a", "--layout", "merged")
     assert "--layout" in refusal("convert", checkpoints.chat, tmp_path / "a")
-    assert "'int4'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--quantize", "int4")
+    assert "'int3'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--quantize", "int3")
+    assert "choose 32 or 64" in refusal(
+        "convert", checkpoints.chat, tmp_path / "a", "--quantize", "int4", "--group", 48
+    )
+    assert "'fp8'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--embeddings", "fp8")
+    assert "is for int4" in refusal(
+        "convert", checkpoints.chat, tmp_path / "a", "--quantize", "int8", "--method", "search"
+    )
     assert "'router'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--quantize", "fp8", "--parts", "router")
     (tmp_path / "mine").write_text("keep", encoding="utf-8")
     assert "not empty" in refusal("convert", checkpoints.chat, tmp_path, "--layout", "merged")
@@ -59,14 +66,14 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(arguments)
         return Path("run/model")
 
-    def plan_recipe(*arguments: Any) -> tuple[Any, int]:
+    def plan_recipe(*arguments: Any) -> tuple[Any, torch.device, int]:
         from dmax.training.activations import BatchShape
         from dmax.training.requirements import Memory, Requirements
 
         calls.append(arguments)
         memory = Memory(weights=2**30, copies=0, gradients=2**30, optimizer=2**31, activations=2**30, update=0)
         available = 2**33 if arguments[3] is None else int(arguments[3] * 2**30)
-        return Requirements(1000, 1000, 7, arguments[2], BatchShape(2, 64, 50), memory), available
+        return Requirements(1000, 1000, 7, arguments[2], BatchShape(2, 64, 50), memory), torch.device("cpu"), available
 
     module.run_recipe = run_recipe  # type: ignore[attr-defined]
     module.plan_recipe = plan_recipe  # type: ignore[attr-defined]
@@ -77,11 +84,11 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_train_hands_over_its_arguments(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     assert invoke("train", "a.yaml").stdout == "run/model\n"
     assert invoke("train", "a.yaml", "--output", "run", "--resume").exit_code == 0
-    assert invoke("train", "a.yaml", "--data", "openai/gsm8k=rows.jsonl").exit_code == 0
+    assert invoke("train", "a.yaml", "--data", "openai/gsm8k=rows.jsonl", "--ignore-memory").exit_code == 0
     assert training == [
-        (Path("a.yaml"), None, False, validator, {}),
-        (Path("a.yaml"), Path("run"), True, validator, {}),
-        (Path("a.yaml"), None, False, validator, {"openai/gsm8k": "rows.jsonl"}),
+        (Path("a.yaml"), None, False, validator, {}, False),
+        (Path("a.yaml"), Path("run"), True, validator, {}, False),
+        (Path("a.yaml"), None, False, validator, {"openai/gsm8k": "rows.jsonl"}, True),
     ]
 
 
@@ -116,7 +123,8 @@ def test_rows_are_shown_with_what_is_trained_on(
 def test_a_dry_run_refuses_what_cannot_fit(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     result = invoke("train", "a.yaml", "--dry-run", "--device-memory", 4)
     assert result.exit_code == 2
-    assert "needs 5.00 GiB on each device, of which it has 4.00 GiB" in result.stderr
+    assert "Each process of the run needs 5.0 GiB of memory" in result.stderr
+    assert "this machine has 4.0 GiB available: use more processes" in result.stderr
     assert len(training) == 1
 
 
