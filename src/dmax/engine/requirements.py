@@ -95,9 +95,9 @@ def _widened(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> int:
     """The largest quantised weights that are widened for a product, by way of float32."""
     largest, on_cpu = 0, device.type == "cpu"
     for name, numbers, kind in (each for each in _matrices(model) if each.is_quantized):
-        if is_stack(name):  # gates, ups and downs: on a CPU of one expert, on a GPU of all if they are in 4 bits
-            experts = model.config.num_experts if on_cpu else 1 if kind == STORED_AS["int4"] else None
-            largest = max(largest, 3 * numbers // experts if experts else 0)
+        if is_stack(name):  # on a CPU gates, ups and downs of an expert; on a GPU, in 4 bits, those of all, one by one
+            of_one = 3 * numbers // (model.config.num_experts or 1)
+            largest = max(largest, of_one if on_cpu else numbers if kind == STORED_AS["int4"] else 0)
         elif not on_cpu or (numbers > MOST_WEIGHTS and kind != STORED_AS["int8"]):
             largest = max(largest, numbers)
     return largest * (_FLOAT + dtype.itemsize)

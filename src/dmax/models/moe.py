@@ -110,10 +110,13 @@ class Experts(nn.Module):
         multiple = _GROUP_ROWS if torch.is_grad_enabled() else 1
         slots = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], multiple)
         x_PD = _to_slots(x_ND, slots, per_token)
-        gate_EFD, up_EFD, down_EDF = self.wide_weights(x_ND.dtype)
-        gate_PF = F.grouped_mm(x_PD, gate_EFD.transpose(1, 2), offs=slots.ends_E)
-        up_PF = F.grouped_mm(x_PD, up_EFD.transpose(1, 2), offs=slots.ends_E)
-        out_PD = F.grouped_mm(F.silu(gate_PF) * up_PF, down_EDF.transpose(1, 2), offs=slots.ends_E)
+
+        def through(projection: str, x: Tensor) -> Tensor:
+            weight = self._wide(projection, x.dtype)  # of one projection at a time: widened, it takes a lot of memory
+            return F.grouped_mm(x, weight.transpose(1, 2), offs=slots.ends_E)
+
+        hidden_PF = F.silu(through("gate_proj", x_PD)) * through("up_proj", x_PD)
+        out_PD = through("down_proj", hidden_PF)
         slots_NAD = _from_slots(out_PD, slots).view(num_tokens, per_token, -1)
         return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
 
@@ -135,11 +138,10 @@ class Experts(nn.Module):
 
     def wide_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Gates, ups and downs of all experts, widened if they are quantised."""
-        return (
-            dequantize(self.gate_proj, self.gate_proj_scale, dtype),
-            dequantize(self.up_proj, self.up_proj_scale, dtype),
-            dequantize(self.down_proj, self.down_proj_scale, dtype),
-        )
+        return self._wide("gate_proj", dtype), self._wide("up_proj", dtype), self._wide("down_proj", dtype)
+
+    def _wide(self, projection: str, dtype: torch.dtype) -> Tensor:
+        return dequantize(getattr(self, projection), getattr(self, scale_name(projection)), dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Experts:
         if self.gate_proj_scale is not None:
