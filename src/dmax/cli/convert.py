@@ -41,6 +41,9 @@ def convert(
     errors: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the relative error of every quantised weight.")
     ] = None,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="Begin although there is less memory than it needs.")
+    ] = False,
 ) -> None:
     """Rewrite a checkpoint: experts merged or separate, bit for bit; or weights in 8 or 4 bits, and their errors.
 
@@ -71,6 +74,7 @@ def convert(
                 layout,  # type: ignore[arg-type]  # chosen above, as are the others
                 quantization=Quantization(**arguments),
                 progress=show,
+                ignore_memory=ignore_memory,
             )
     except KeyboardInterrupt:
         note("Stopped; the same command goes on from here.")

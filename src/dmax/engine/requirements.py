@@ -91,15 +91,25 @@ def _packed(model: LLaDA2, dtype: torch.dtype) -> int:
     return sum(each.numbers * dtype.itemsize for each in _matrices(model) if each.numbers <= MOST_WEIGHTS)
 
 
+def widens(model: LLaDA2, device: torch.device) -> bool:
+    """Tell whether a device has no kernel for some quantised weights, so that every pass widens them."""
+    return any(_is_widened(each, device) for each in _matrices(model))
+
+
+def _is_widened(matrix: _Matrix, device: torch.device) -> bool:
+    if device.type != "cpu":
+        return matrix.dtype == STORED_AS["int4"]
+    has_kernel = matrix.dtype == STORED_AS["int8"] and not is_stack(matrix.name)
+    return matrix.is_quantized and matrix.numbers > MOST_WEIGHTS and not has_kernel
+
+
 def _widened(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> int:
-    """The largest quantised weights that are widened for a product, by way of float32."""
-    largest, on_cpu = 0, device.type == "cpu"
-    for name, numbers, kind in (each for each in _matrices(model) if each.is_quantized):
-        if is_stack(name):  # on a CPU gates, ups and downs of an expert; on a GPU, in 4 bits, those of all, one by one
-            of_one = 3 * numbers // (model.config.num_experts or 1)
-            largest = max(largest, of_one if on_cpu else numbers if kind == STORED_AS["int4"] else 0)
-        elif not on_cpu or (numbers > MOST_WEIGHTS and kind != STORED_AS["int8"]):
-            largest = max(largest, numbers)
+    """The largest weights that are widened, by way of float32; on a CPU gates, ups and downs of one expert."""
+    largest = 0
+    for each in _matrices(model):
+        if _is_widened(each, device):
+            of_expert = 3 * each.numbers // (model.config.num_experts or 1)
+            largest = max(largest, of_expert if device.type == "cpu" and is_stack(each.name) else each.numbers)
     return largest * (_FLOAT + dtype.itemsize)
 
 

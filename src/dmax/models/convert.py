@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
 from dmax.models.checkpoint import inspect_checkpoint, layout_of
+from dmax.models.memory import available_memory, refuse
 from dmax.models.quantized import GROUPS, Part, Scheme, WeightFormat, part_of
-from dmax.models.rewriting import Squares, Target, pieces_of, write_targets
+from dmax.models.rewriting import BYTES_OF_A_THREAD, Squares, Target, pieces_of, write_targets
 from dmax.models.rounding import Method
 from dmax.models.source import (
     COMPANION_FILES,
@@ -125,12 +128,12 @@ class WeightError:
 
 
 def errors_by_layer(errors: Iterable[WeightError]) -> list[WeightError]:
-    """Put the errors of the weights of one part of one layer together, under the name of the first."""
+    """Put the errors of the weights of one part of one layer together, under the name of the first; embeddings last."""
     together: dict[tuple[int | None, Part], WeightError] = {}
     for error in errors:
         first = together.get((error.layer, error.part), WeightError(error.name, error.part, Squares()))
         together[error.layer, error.part] = replace(first, squares=first.squares.plus(error.squares))
-    return list(together.values())
+    return sorted(together.values(), key=lambda error: (error.layer is None, error.layer or 0, error.part))
 
 
 def convert_checkpoint(
@@ -142,6 +145,7 @@ def convert_checkpoint(
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
+    ignore_memory: bool = False,
 ) -> list[WeightError]:
     """Write a checkpoint anew in one of the two expert layouts, and in 8 or 4 bits where that is asked.
 
@@ -159,6 +163,7 @@ def convert_checkpoint(
         max_shard_bytes: weights beyond this many bytes are split over several files with an index.
         overwrite: replace a checkpoint that is already at the destination.
         progress: called as bytes are written.
+        ignore_memory: whether to begin although there is less memory than it needs.
 
     Returns:
         The errors of quantised weights.
@@ -166,7 +171,10 @@ def convert_checkpoint(
     Raises:
         CheckpointError: the source is not a whole checkpoint, is quantised already where that is asked, or holds
             weights that are not finite; the destination is taken or cannot be written.
+        DoesNotFit: there is not even the memory that this needs.
     """
+    if not ignore_memory:
+        _check_memory()
     if layout not in (None, *get_args(ExpertLayout)):
         raise CheckpointError(f"Layout {layout!r} does not exist: choose merged or separate.")
     quantization = Quantization() if quantization is None else quantization
@@ -220,6 +228,15 @@ def _common_dtype(name: str, dtypes: set[str], quantization: Quantization) -> st
     if quantization.is_any and dtype in QUANTIZED_DTYPES:
         raise CheckpointError(f"{name} is quantised already: quantise the checkpoint that it was made from.")
     return dtype
+
+
+def _check_memory() -> None:
+    needed, device = torch.get_num_threads() * BYTES_OF_A_THREAD, torch.device("cpu")
+    available = available_memory(device)
+    if needed > available:
+        refuse(
+            "Converting", {"working memory": needed}, available, device, "end other programs or set OMP_NUM_THREADS=1"
+        )
 
 
 def _check_space(folder: Path, needed: int) -> None:

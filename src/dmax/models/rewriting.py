@@ -27,6 +27,8 @@ _TASK = 2**22
 """Numbers that a thread takes at a time."""
 _ROUNDED = 2**18
 """Numbers that are rounded at a time: what is done to them in turn stays in a cache."""
+BYTES_OF_A_THREAD = 16 * 4 * _ROUNDED
+"""What rounding needs of memory, and to spare: :func:`~dmax.models.rounding.round_rows` makes up to nine copies."""
 
 
 @dataclass(frozen=True)

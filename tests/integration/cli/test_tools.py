@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,52 @@ def test_quantising_says_what_it_costs(invoke: Callable[..., Result], checkpoint
     assert len(lines) == model.config.num_hidden_layers
     assert all("dense" in line and line.endswith("%") for line in lines)
     assert model.model.layers[0].attention.dense.weight.dtype == torch.int8
+
+
+def test_4_bits_with_embeddings_in_8_and_a_report_of_every_weight(
+    invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    report = tmp_path / "errors.json"
+    four = ("--quantize", "int4", "--group", 32, "--embeddings", "int8", "--errors", report)
+    result = invoke("convert", "nano", tmp_path / "small", *four)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1].split()[:2] == ["embeddings", "relative"]
+    model = load_model(tmp_path / "small")
+    assert (
+        model.lm_head.weight.dtype == torch.int8 and model.model.layers[0].attention.dense.weight.dtype == torch.uint8
+    )
+    weights = json.loads(report.read_text())["weights"]
+    assert {weight["name"] for weight in weights[-2:]} == {"lm_head.weight", "model.word_embeddings.weight"}
+    assert all(0 < weight["relative_error"] < 0.12 for weight in weights)
+    answer = invoke("generate", "1 + 1", "--model", tmp_path / "small", "--gen-length", 32)
+    assert answer.exit_code == 0, answer.stderr
+
+
+def test_where_no_terminal_is_a_line_now_and_then_says_how_far_it_is(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmax.cli._common.progress.EVERY", 0.0)
+    result = invoke("convert", "nano", tmp_path / "merged", "--layout", "merged")
+    lines = result.stderr.splitlines()
+    assert len(lines) > 2
+    assert all(re.fullmatch(r"Converting: [\d.]+ of 0\.0 GiB, about \d+ s left", line) for line in lines)
+    monkeypatch.setattr("dmax.cli._common.progress.EVERY", 600.0)
+    assert invoke("convert", "nano", tmp_path / "again", "--layout", "merged").stderr == ""
+
+
+def test_stopping_a_conversion_says_that_it_goes_on(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("dmax.models.convert.write_index", _interrupted)
+        result = invoke("convert", "nano", tmp_path / "merged", "--layout", "merged")
+    assert result.exit_code == 130 and "goes on" in result.stderr and not (tmp_path / "merged").exists()
+    monkeypatch.setattr("dmax.models.convert.write_targets", lambda **_: pytest.fail("it was done already"))
+    assert invoke("convert", "nano", tmp_path / "merged", "--layout", "merged").exit_code == 0
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_convert_refuses(refusal: Callable[..., str], checkpoints: Any, tmp_path: Path) -> None:
@@ -145,10 +193,7 @@ def test_a_recipe_that_is_not_there(refusal: Callable[..., str], tmp_path: Path)
 def test_stopping_a_run_says_how_to_go_on(
     invoke: Callable[..., Result], training: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys.modules["dmax.training.run"], "run_recipe", interrupted)
+    monkeypatch.setattr(sys.modules["dmax.training.run"], "run_recipe", _interrupted)
     result = invoke("train", "a.yaml")
     assert result.exit_code == 130
     assert "--resume" in result.stderr

@@ -11,12 +11,13 @@ import torch
 
 from dmax import LLM
 from dmax.engine import requirements
-from dmax.engine.requirements import Workload, formats_needed, memory_needed
+from dmax.engine.requirements import Workload, formats_needed, memory_needed, widens
 from dmax.measurement.shapes import SHAPES, random_model
 from dmax.models import LLaDA2, ModelConfig, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.llada2 import initialize
 from dmax.models.memory import DoesNotFit
+from dmax.models.quantized import hold_quantized
 
 CPU = torch.device("cpu")
 MINI = SHAPES["llada2-mini"]
@@ -122,3 +123,20 @@ def test_a_model_that_is_not_here_is_refused_before_it_is_fetched(
     with pytest.raises(DoesNotFit, match="owner/mini needs 3"):
         LLM("owner/mini", dtype=torch.bfloat16)
     assert fetched == [False]
+
+
+def test_which_weights_every_pass_widens() -> None:
+    kinds = {}
+    for name in ("int8", "fp8", "int4"):
+        for part in ("dense", "experts"):
+            model = by_shape(MINI)
+            asked = Quantization(name, (part,))  # type: ignore[arg-type]
+            schemes = {at: asked.scheme_of(at, tuple(tensor.shape)) for at, tensor in model.state_dict().items()}
+            hold_quantized(model, {at: scheme for at, scheme in schemes.items() if scheme is not None})
+            for device in (CPU, torch.device("cuda")):
+                kinds[name, part, device.type] = widens(model, device)
+    assert {kind for kind, widened in kinds.items() if not widened} == {
+        ("int8", "dense", "cpu"),
+        *((name, part, "cuda") for name in ("int8", "fp8") for part in ("dense", "experts")),
+    }
+    assert not widens(by_shape(MINI), CPU)

@@ -58,7 +58,7 @@ def _memory(config: ModelConfig) -> dict[str, Any]:
     own = {dtype: sizes.pop(None) for dtype, sizes in needed.items()}
     return {
         "available": available_memory(device),
-        "needed": {**own, **next(iter(needed.values()))},  # type: ignore[dict-item]  # the None is gone
+        "needed": {**own, **next(iter(needed.values()))},
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import CommandError, choose, user_errors
+from dmax.cli._common.errors import CommandError, choose, note, user_errors
 from dmax.cli._common.options import ModelOptions
 from dmax.engine import GenerationOutput, GenerationParams
 
@@ -83,12 +83,12 @@ def load_llm(
         import torch
 
         from dmax.engine import LLM
-        from dmax.engine.requirements import Workload
+        from dmax.engine.requirements import Workload, widens
 
         device = pick_device(device_name)
         dtype: torch.dtype | None = None if dtype_name == AUTO else getattr(torch, dtype_name)
         try:
-            return LLM(
+            llm = LLM(
                 options.model,
                 device=device,
                 dtype=dtype,
@@ -97,6 +97,9 @@ def load_llm(
             )
         except torch.OutOfMemoryError as error:
             raise CommandError(f"{options.model} does not fit into the memory of {device}.") from error
+    if widens(llm.model, llm.model.device):
+        note(f"{options.model} has quantised weights that {device} has no kernel for: every pass widens them, slowly.")
+    return llm
 
 
 def check_placement(device: str, dtype: str) -> tuple[str, str]:
