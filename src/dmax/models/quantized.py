@@ -143,8 +143,8 @@ def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     """Return what ``nn.Module.to`` does to each tensor, without its change of dtype: quantised ones have theirs."""
 
     def moved(tensor: Tensor) -> Tensor:
-        result = fn(tensor)
-        return result if result.dtype == tensor.dtype else result.to(tensor.dtype)
+        like = fn(tensor.new_empty(0))  # there and back would copy weights that are mapped from a file
+        return fn(tensor) if like.dtype == tensor.dtype else tensor.to(like.device)
 
     return moved
 
