@@ -17,7 +17,7 @@ from dmax.engine.backends.cuda_modules import KernelSparseMLP
 from dmax.engine.backends.swapped import copy_as
 from dmax.kernels.soft_parallel import decide, soft_embeddings, thresholds_on
 from dmax.models import LLaDA2, ModelConfig, load_model, save_model
-from dmax.models.convert import convert_checkpoint
+from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.llada2 import initialize
 from dmax.models.moe import SparseMLP
 
@@ -115,7 +115,7 @@ def test_a_quantised_model_gives_the_logits_of_the_plain_path(
 ) -> None:
     config = replace(MINI, hidden_size=256, intermediate_size=512, moe_intermediate_size=96, num_hidden_layers=3)
     save_model(initialize(LLaDA2(config), torch.Generator().manual_seed(9)), tmp_path / "whole")
-    convert_checkpoint(tmp_path / "whole", tmp_path / "small", weights=weights, parts=parts)
+    convert_checkpoint(tmp_path / "whole", tmp_path / "small", quantization=Quantization(weights, parts=parts))
     model = load_model(tmp_path / "small", device="cuda")
     ids = torch.randint(3, 512, (1, 96), generator=torch.Generator().manual_seed(10)).cuda()
     found, expected = logits_by_kernels(model, ids), model.logits(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from dmax.cli._common.errors import CommandError, user_errors
 from dmax.cli._common.session import AUTO, check_placement, own_command, pick_device, status
 
 if TYPE_CHECKING:
+    from dmax.engine.requirements import Workload
     from dmax.models import LLaDA2
 
 
@@ -38,6 +40,9 @@ def bench(
     tpf: Annotated[float, typer.Option(help="Tokens per forward for the rate in tokens per second.")] = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of random weights and prompts.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="Time a model that does not fit into memory.")
+    ] = False,
 ) -> None:
     """Time one pass of the engine, split it by part, and compare it with the machine's bandwidth and matmul peak."""
     if (shape is None) == (model is None):
@@ -46,13 +51,15 @@ def bench(
         raise CommandError("--layers cuts a shape; a model from --model is timed whole.")
     check_placement(device, dtype)
     with status("Starting"), user_errors():
+        from dmax.engine.requirements import Workload
         from dmax.environment import describe_process
         from dmax.measurement.bench import BenchOptions, describe_model
         from dmax.measurement.bench import bench as run
 
         options = BenchOptions(batch, context, positions, repeats, tpf, seed)
     with status("Timing"), user_errors():
-        timed = _build(shape, model, layers, device, dtype, seed)
+        workload = None if ignore_memory else Workload(batch, context + 2 * positions)
+        timed = _build(shape, model, layers, device, dtype, seed, workload)
         result = {
             "what": "random weights, time per pass" if model is None else "time per pass",
             "model": describe_model(str(shape or model), timed),
@@ -68,10 +75,18 @@ def bench(
 
 
 def _build(
-    shape: str | None, model: str | None, layers: int | None, device_name: str, dtype_name: str, seed: int
+    shape: str | None,
+    model: str | None,
+    layers: int | None,
+    device_name: str,
+    dtype_name: str,
+    seed: int,
+    workload: Workload | None,
 ) -> LLaDA2:
+    """Make the model; where there is a workload, only if it fits with that into memory."""
     import torch
 
+    from dmax.engine.requirements import check_memory
     from dmax.measurement.shapes import random_model
     from dmax.models import load_model
     from dmax.models.checkpoint import usable_device
@@ -80,11 +95,12 @@ def _build(
     dtype: torch.dtype | None = None if dtype_name == AUTO else getattr(torch, dtype_name)
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
+    check = None if workload is None else partial(check_memory, name=str(model or shape), load=workload)
     if model is not None:
-        return load_model(model, device, dtype).eval()
+        return load_model(model, device, dtype, mapped=True, check=check)
     assert shape is not None
     return _without_running_out(
-        random_model, shape, device=device, dtype=dtype or torch.bfloat16, seed=seed, layers=layers
+        random_model, shape, device=device, dtype=dtype or torch.bfloat16, seed=seed, layers=layers, check=check
     )
 
 

@@ -40,7 +40,7 @@ def chat(
     from dmax.cli._common.session import decoding_rule, load_llm
 
     rule = decoding_rule(decoding)
-    llm = load_llm(model)
+    llm = load_llm(model, gen_length=rule.params.gen_length)
     if llm.tokenizer is None or llm.tokenizer.chat_template is None:
         lacks = "tokenizer" if llm.tokenizer is None else "chat template"
         raise CommandError(f"{model.model} has no {lacks}, so it cannot chat; use dmax generate.")

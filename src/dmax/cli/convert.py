@@ -1,15 +1,18 @@
-"""``dmax convert``: a checkpoint in another layout, or in 8 bits."""
+"""``dmax convert``: a checkpoint in another layout, or in 8 or 4 bits."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dmax.cli._common.errors import CommandError, choose, note, user_errors
+from dmax.cli._common.progress import bytes_done
+
+if TYPE_CHECKING:
+    from dmax.models.convert import WeightError
 
 
 def convert(
@@ -21,39 +24,73 @@ def convert(
     ] = None,
     quantize: Annotated[
         str | None,
-        typer.Option(metavar="FORMAT", help="fp8 or int8: 8-bit weights, with one scale an output channel."),
+        typer.Option(metavar="FORMAT", help="int8, fp8 (both with a scale an output channel) or int4."),
     ] = None,
     parts: Annotated[
         str, typer.Option(metavar="LIST", help="With --quantize: experts, dense (all other projections), or both.")
     ] = "experts,dense",
+    group: Annotated[
+        int, typer.Option(metavar="N", help="With int4: inputs that share scale and zero point, 32 or 64.")
+    ] = 64,
+    method: Annotated[
+        str, typer.Option(help="With int4: nearest; or search, for the scales of the smallest error, in more time.")
+    ] = "nearest",
+    embeddings: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="int8: embedding table and head, too.")
+    ] = None,
+    errors: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the relative error of every quantised weight.")
+    ] = None,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="Begin although there is less memory than it needs.")
+    ] = False,
 ) -> None:
-    """Rewrite a checkpoint: experts merged or separate, bit for bit; or weights in 8 bits, with each layer's error."""
-    if layout is None and quantize is None:
-        raise CommandError("There is nothing to convert: give --layout, --quantize or both.")
-    choose("layout", layout or "separate", ("merged", "separate"))
-    choose("quantize", quantize or "fp8", ("fp8", "int8"))
+    """Rewrite a checkpoint: experts merged or separate, bit for bit; or weights in 8 or 4 bits, and their errors.
+
+    The same command goes on where an interrupted one stopped.
+    """
+    if layout is None and quantize is None and embeddings is None:
+        raise CommandError("There is nothing to convert: give --layout, --quantize or --embeddings.")
+    choose("layout", layout or "merged", ("merged", "separate"))
+    choose("quantize", quantize or "int8", ("int8", "fp8", "int4"))
+    choose("embeddings", embeddings or "int8", ("int8",))
+    choose("method", method, ("nearest", "search"))
     for part in parts.split(","):
         choose("parts", part, ("experts", "dense"))
-    from dmax.models.convert import ExpertLayout, convert_checkpoint
-    from dmax.models.quantized import Part, WeightFormat
+    from dmax.models.convert import Quantization, convert_checkpoint, errors_by_layer
 
-    console = Console(stderr=True)
-    columns = (TextColumn("Converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=None)
-
-        def show(written: int, total: int) -> None:
-            progress.update(task, completed=written, total=total)
-
-        with user_errors():
-            errors = convert_checkpoint(
+    arguments: dict[str, Any] = {
+        "weights": quantize,
+        "parts": tuple(parts.split(",")),
+        "group": group,
+        "method": method,
+        "embeddings": embeddings,
+    }
+    try:
+        with user_errors(), bytes_done("Converting") as show:
+            found = convert_checkpoint(
                 source,
                 destination,
-                cast(ExpertLayout, layout or "separate"),
-                weights=cast(WeightFormat | None, quantize),
-                parts=cast(list[Part], parts.split(",")),
+                layout,  # type: ignore[arg-type]  # chosen above, as are the others
+                quantization=Quantization(**arguments),
                 progress=show,
+                ignore_memory=ignore_memory,
             )
-    for error in errors:
-        note(f"layer {error.layer:3}  {error.part:7}  relative error {error.relative_error:.3%}")
+    except KeyboardInterrupt:
+        note("Stopped; the same command goes on from here.")
+        raise typer.Exit(130) from None
+    for error in errors_by_layer(found):
+        where = "" if error.layer is None else f"layer {error.layer}"
+        note(f"{where:9}  {error.part:10}  relative error {error.relative_error:.3%}")
+    if errors is not None:
+        with user_errors():
+            errors.write_text(_report(found, arguments), encoding="utf-8")
     typer.echo(destination)
+
+
+def _report(found: list[WeightError], arguments: dict[str, Any]) -> str:
+    weights = [
+        {"name": error.name, "part": error.part, "relative_error": error.relative_error}
+        for error in sorted(found, key=lambda error: -error.relative_error)
+    ]
+    return json.dumps({"quantization": arguments, "weights": weights}, indent=1) + "\n"

@@ -40,7 +40,7 @@ def _generate_one(source: InputOptions, rule: Rule, model: ModelOptions, sink: O
     if sink.trace is not None:
         check_writable(sink.trace)
     prompt = single_prompt(source)
-    llm = load_llm(model)
+    llm = load_llm(model, gen_length=rule.params.gen_length)
     token_ids = encode(llm, prompt, rule.params.gen_length)
     console = Console()
     if at_terminal(console) and not sink.json:

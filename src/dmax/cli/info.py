@@ -65,12 +65,14 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "context", f"{shape['context']:,} positions{blocks}"
     total, active = (_count_text(facts["parameters"][key]) for key in ("total", "active"))
     yield "parameters", total if total == active else f"{total}, {active} active for a token"
-    yield "memory", _by_dtype(facts["weight_bytes"], 1)
+    yield "weights", _by_dtype(facts["weight_bytes"], 1)
     yield "cache", f"{_by_dtype(facts['cache_bytes_per_token'], 1024)}, for 1,024 positions"
     yield "special tokens", _special_tokens_text(facts["special_tokens"])
     yield "tokenizer", _tokenizer_text(facts["tokenizer"])
     if facts["decoder_defaults"]:
         yield "decoded best with", _defaults_text(facts["decoder_defaults"])
+    needed = ", ".join(f"{_size_text(size)} in {name}" for name, size in facts["memory"]["needed"].items())
+    yield "to run", f"{needed}; here are {_size_text(facts['memory']['available'])}"
     yield "backend", f"{facts['backend']} on this machine"
     yield "files", _files_text(facts["weights"])
 

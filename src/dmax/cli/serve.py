@@ -99,7 +99,7 @@ def serve(
             log_prompts=log_prompts,
         )
     listener = _listen(host, port)
-    llm = load_llm(model)
+    llm = load_llm(model, sequences=max_batch_size, cache=memory)
     if llm.tokenizer is None:
         raise CommandError(
             f"{model.model} has no tokenizer, so it cannot be served; give a folder with tokenizer.json."

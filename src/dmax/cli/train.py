@@ -37,6 +37,9 @@ def train(
         float | None,
         typer.Option(min=0, metavar="GIB", help="For --dry-run: of each device."),
     ] = None,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="Begin although there is less memory than the run needs.")
+    ] = False,
 ) -> None:
     """Train a model by a recipe."""
     with needs_extra("train", "training"):
@@ -51,13 +54,13 @@ def train(
         return
     if dry_run:
         with user_errors():
-            plan, available = plan_recipe(recipe, output, processes, device_memory)
+            plan, device, available = plan_recipe(recipe, output, processes, device_memory)
             Console().print(plan_table(plan, available))
-            plan.check(available)
+            plan.check(available, device)
         return
     try:
         with user_errors():
-            weights = run_recipe(recipe, output, resume, validator, _local_data(data or []))
+            weights = run_recipe(recipe, output, resume, validator, _local_data(data or []), ignore_memory)
     except KeyboardInterrupt:
         note("Stopped; --resume goes on from the newest checkpoint.")
         raise typer.Exit(130) from None

@@ -6,6 +6,7 @@ import time
 from collections import abc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.requests import Prompt, RequestReader, output_of, plain
+from dmax.engine.requirements import Workload, check_before_fetching, check_memory
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
 from dmax.engine.uncached import decode_uncached
@@ -36,9 +38,12 @@ class LLM:
         device: where a checkpoint is loaded to; the CPU if None.
         dtype: what a checkpoint's weights become. None means float32 on a CPU and the stored dtype elsewhere.
         max_batch_size: most prompts that are decoded together; further ones wait until one has ended.
+        workload: what has to fit into memory beside the weights; one prompt if None. Nothing is limited by it.
+        ignore_memory: whether a checkpoint is loaded although it does not fit.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
+        DoesNotFit: it needs more memory than there is; nothing has been read then.
         GenerationError: a loaded model came with a device or dtype.
     """
 
@@ -50,6 +55,8 @@ class LLM:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         max_batch_size: int = 32,
+        workload: Workload | None = None,
+        ignore_memory: bool = False,
     ) -> None:
         if max_batch_size < 1:
             raise GenerationError(f"max_batch_size is {max_batch_size}; it must be at least 1.")
@@ -64,7 +71,11 @@ class LLM:
             target = torch.device(device or "cpu")
             if dtype is None and target.type == "cpu":
                 dtype = torch.float32
-            self.model = load_model(model, target, dtype)
+            load = workload or Workload()
+            if not ignore_memory:
+                check_before_fetching(model, dtype, target, load)
+            check = None if ignore_memory else partial(check_memory, name=str(model), load=load)
+            self.model = load_model(model, target, dtype, mapped=True, check=check)
             self.tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
         self.max_batch_size = max_batch_size
         self._idle_backend: Backend | None = None

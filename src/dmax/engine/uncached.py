@@ -61,13 +61,15 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
         sequence.decoder if is_built_in(sequence.decoder) else _CheckedDecoder(sequence.decoder, config.vocab_size)
     )
 
+    table = model.embedding_table
+
     def logits_from(embeds_1TD: Tensor, mask_1TT: Tensor, start: int) -> Tensor:
         positions_1T = torch.arange(embeds_1TD.shape[1], device=embeds_1TD.device)[None]
         return model.head(model(embeds_1TD, positions_1T, mask_1TT)[:, start:])
 
     passes = decode(
         logits_from,
-        model.model.word_embeddings.weight,
+        table if isinstance(table, Tensor) else table(torch.arange(config.vocab_size, device=model.device)),
         decoder,
         list(sequence.tokens),
         mask_token_id=config.mask_token_id,

@@ -21,6 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dmax.decoding import DecoderError, decoder_options
 from dmax.engine import LLM, GenerationError, GenerationOutput, GenerationParams, NumericalError
+from dmax.engine.requirements import Workload
 from dmax.evaluation.harness_arguments import (
     AUTO,
     HarnessError,
@@ -160,7 +161,13 @@ class DMaxLM(LM):  # type: ignore[misc]
         if not pretrained:
             raise HarnessError("pretrained is missing; give a checkpoint: --model_args pretrained=FOLDER_OR_HUB_ID.")
         self._name = str(pretrained)
-        self.llm = LLM(self._name, device=device_of(device), dtype=dtype_of(dtype), max_batch_size=self.batch_size)
+        self.llm = LLM(
+            self._name,
+            device=device_of(device),
+            dtype=dtype_of(dtype),
+            max_batch_size=self.batch_size,
+            workload=Workload(self.batch_size),
+        )
         if self.llm.tokenizer is None:
             raise HarnessError(f"{self._name} has no tokenizer, which the harness' prompts need; add tokenizer.json.")
         self._tokenizer: Tokenizer = self.llm.tokenizer

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dmax.engine.backends import backend_name
+from dmax.engine.requirements import widens
 from dmax.measurement.costs import Cost, count_pass, uniform_experts
 from dmax.measurement.passes import PassDriver, Step
 from dmax.measurement.peaks import copy_bandwidth, matmul_peak
@@ -81,6 +82,7 @@ def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
         "device": str(model.device),
         "backend": backend,
         "compiled_steps": backend == "cpu-compiled",
+        "widens_weights": widens(model, model.device),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -42,7 +43,13 @@ class MeasurementError(ValueError):
 
 
 def random_model(
-    shape: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0, layers: int | None = None
+    shape: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    layers: int | None = None,
+    check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None = None,
 ) -> LLaDA2:
     """Make a model of a published shape whose weights, router included, are drawn on ``device``.
 
@@ -52,6 +59,7 @@ def random_model(
         dtype: of the weights (``expert_bias`` is float32, as in a loaded checkpoint).
         seed: of the draws.
         layers: keep only so many layers, the dense ones first; None keeps all.
+        check: called with the model on the meta device, ``dtype`` and ``device``, before memory is taken.
 
     Raises:
         MeasurementError: there is no such shape, or it does not have so many layers.
@@ -67,6 +75,8 @@ def random_model(
         config = replace(config, num_hidden_layers=layers)
     with torch.device("meta"):
         model = LLaDA2(config)
+    if check is not None:
+        check(model, dtype, device)
     materialize(model, device, dtype)
     initialize(model, torch.Generator(device).manual_seed(seed))
     with torch.no_grad():

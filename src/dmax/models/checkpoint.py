@@ -8,7 +8,7 @@ an expert, ``…mlp.experts.{e}.gate_proj.weight`` ("separate", as published).
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dmax.models.config import ConfigError, ModelConfig
 from dmax.models.foreign import foreign_names, foreign_quantization
-from dmax.models.llada2 import LLaDA2, routers
-from dmax.models.quantized import hold_quantized, part_of, scale_name
+from dmax.models.llada2 import LLaDA2, routers, tie_embeddings
+from dmax.models.quantized import Scheme, hold_quantized, part_of, scale_name
 from dmax.models.source import (
     CONFIG_FILE,
     FLOAT_DTYPES,
@@ -28,6 +28,7 @@ from dmax.models.source import (
     StoredTensor,
     list_tensors,
     open_tensors,
+    read_ahead,
     read_json,
     resolve,
     spelled,
@@ -50,6 +51,7 @@ _EXPERT = re.compile(
 )
 _STACK = re.compile(r".*\.mlp\.experts\.(gate|up|down)_proj(_scale)?")
 _EXPERT_BIAS = re.compile(r".*\.mlp\.gate\.expert_bias")
+_TABLE, _HEAD = "model.word_embeddings.weight", "lm_head.weight"
 _ROTARY_TABLE = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
@@ -126,6 +128,9 @@ def load_model(
     path_or_id: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.float32,
+    *,
+    mapped: bool = False,
+    check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None = None,
 ) -> LLaDA2:
     """Build the model of a checkpoint and fill it with its weights, either layout, one file or many.
 
@@ -135,8 +140,12 @@ def load_model(
     Args:
         path_or_id: a folder, a Hugging Face Hub id or the name of an embedded model; see :func:`resolve`.
         device: where the weights go.
-        dtype: what the weights become; None keeps the dtype of the stored embedding table. The routers'
-            ``expert_bias`` is float32 whatever is asked.
+        dtype: what the weights become; None keeps the dtype of the stored final norm. The routers' ``expert_bias`` is
+            float32 whatever is asked.
+        mapped: on a CPU, leave tensors that are stored just as the model holds them in the files, which are mapped into
+            memory: nothing is read before it is used, and processes share it. The files must not be written to
+            meanwhile; what the model writes stays its own.
+        check: called with the model on the meta device, its dtype and its device, before a weight is read.
 
     Returns:
         The model in evaluation mode, its weights trainable.
@@ -147,11 +156,17 @@ def load_model(
     """
     model, stored = inspect_checkpoint(path_or_id)
     if dtype is None:
-        dtype = FLOAT_DTYPES[stored["model.word_embeddings.weight"].dtype]
+        dtype = FLOAT_DTYPES[stored["model.norm.weight"].dtype]
     if not dtype.is_floating_point:
         raise CheckpointError(f"Weights cannot become {dtype}: choose a floating-point dtype, such as torch.bfloat16.")
-    materialize(model, usable_device(device), dtype)
-    _fill(model, stored)
+    target = usable_device(device)
+    if check is not None:
+        check(model, dtype, target)
+    model.to(dtype)
+    in_files = _mapped(model, stored) if mapped and target.type == "cpu" else {}
+    model.load_state_dict(in_files, strict=False, assign=True)
+    materialize(model, target, dtype)
+    _fill(model, {name: tensor for name, tensor in stored.items() if name not in in_files})
     return model.eval()
 
 
@@ -184,13 +199,17 @@ def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, Stored
 
 def _hold_what_is_quantized(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
     """Quantise the modules of a model on the meta device whose weights are stored with scales."""
-    native = model.state_dict()
+    native, schemes = model.state_dict(), {}
     for name, tensor in stored.items():
         target, _ = native_name(name)
-        scales, dtype = scale_name(name), QUANTIZED_DTYPES.get(tensor.dtype)
-        if dtype and scales in stored and target in native and part_of(target) and native[target].dtype != dtype:
-            hold_quantized(model, [target], dtype)
-            native[target] = native[target].to(dtype)
+        scales, dtype = stored.get(scale_name(name)), QUANTIZED_DTYPES.get(tensor.dtype)
+        if dtype and scales and target in native and part_of(target) and target not in schemes:
+            scheme = Scheme.of(dtype, tensor.shape, scales.shape)
+            if scheme is not None:
+                schemes[target] = scheme
+    if model.config.tie_word_embeddings and _TABLE in schemes:
+        schemes[_HEAD] = schemes[_TABLE]
+    hold_quantized(model, schemes)
 
 
 def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...]]:
@@ -202,7 +221,7 @@ def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+        if name in (_HEAD, scale_name(_HEAD)) and model.config.tie_word_embeddings:
             continue
         if is_stack(name) and name not in merged:
             shapes.update({expert_name(name, e): tuple(tensor.shape[1:]) for e in range(tensor.shape[0])})
@@ -214,7 +233,7 @@ def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...
 def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, biased: bool) -> None:
     """Compare what is stored with what the model needs, and report every difference at once."""
     expected = layout_of(model, stored)
-    eight_bit = {name: t.dtype for name, t in model.state_dict().items() if t.dtype in QUANTIZED_DTYPES.values()}
+    quantized = {name: t.dtype for name, t in model.state_dict().items() if t.dtype in QUANTIZED_DTYPES.values()}
     missing = [name for name in expected if name not in stored and (biased or not _EXPERT_BIAS.fullmatch(name))]
     unexpected = [name for name in stored if name not in expected and not _is_leftover(name, expected)]
     known = {name: tensor for name, tensor in stored.items() if name in expected}
@@ -225,7 +244,7 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, 
     ]
     not_float, not_alike = [], []
     for name, tensor in known.items():
-        should_be = eight_bit.get(native_name(name)[0])
+        should_be = quantized.get(native_name(name)[0])
         if should_be is None and tensor.dtype not in FLOAT_DTYPES:
             not_float.append(f"{name} (is {tensor.dtype})")
         elif should_be is not None and QUANTIZED_DTYPES.get(tensor.dtype) != should_be:
@@ -251,8 +270,8 @@ def _spreads(name: str, stored: tuple[int, ...], expected: tuple[int, ...]) -> b
 
 
 def _is_leftover(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tell what some writers store and no model reads: rotary tables, and the head where it is the embedding."""
-    return _ROTARY_TABLE.fullmatch(name) is not None or (name == "lm_head.weight" and name not in expected)
+    """Tensors that some writers store and no model reads: rotary tables, and the head where it is the embedding."""
+    return _ROTARY_TABLE.fullmatch(name) is not None or (name == _HEAD and name not in expected)
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -269,27 +288,56 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def materialize(model: LLaDA2, device: torch.device, dtype: torch.dtype) -> None:
-    """Claim the memory of a meta-device model in its final dtype; contents are undefined, router biases zero."""
+    """Claim the memory of a meta-device model in its final dtype; contents are undefined, router biases zero.
+
+    What is not on the meta device stays as it is.
+    """
     assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys(), "a buffer that no file fills"
     model.to(dtype)
     for router in routers(model):
         router.expert_bias = router.expert_bias.float()
-    model.to_empty(device=device)
+
+    def claim(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        # A router's bias may be absent from the file where the configuration says that there is none.
+        return (torch.zeros_like if tensor.ndim == 1 else torch.empty_like)(tensor, device=device)
+
+    model._apply(claim)  # type: ignore[no-untyped-call]
     if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.word_embeddings.weight  # to_empty gave each its own memory
-    for router in routers(model):
-        router.expert_bias.zero_()  # may be absent where the configuration says that the router has none
+        tie_embeddings(model)  # each was given its own memory
+
+
+def _mapped(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """Return the tensors that lie in the files just as a model on the meta device holds them."""
+    targets, found, by_file = model.state_dict(), {}, _by_file(stored)
+    for path, names in by_file.items():
+        alike = [name for name in names if name in targets and _is_like(stored[name], targets[name])]
+        if not alike:
+            continue
+        read_ahead(path)
+        with open_tensors(path) as file:
+            found.update({name: file.get_tensor(name) for name in alike})
+    return found
+
+
+def _is_like(stored: StoredTensor, target: Tensor) -> bool:
+    dtype = {**FLOAT_DTYPES, **QUANTIZED_DTYPES}[stored.dtype]
+    return dtype == target.dtype and stored.shape == target.shape
+
+
+def _by_file(names: Mapping[str, StoredTensor]) -> dict[Path, list[str]]:
+    by_file: dict[Path, list[str]] = {}
+    for name, tensor in names.items():
+        by_file.setdefault(tensor.file, []).append(name)
+    return by_file
 
 
 @torch.no_grad()
 def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
     targets = model.state_dict()
     needed = layout_of(model, stored)
-    by_file: dict[Path, list[str]] = {}
-    for name, tensor in stored.items():
-        if name in needed:
-            by_file.setdefault(tensor.file, []).append(name)
-    for path, names in by_file.items():
+    for path, names in _by_file({name: tensor for name, tensor in stored.items() if name in needed}).items():
         with open_tensors(path) as file:
             for name in names:
                 native, expert = native_name(name)

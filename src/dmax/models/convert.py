@@ -1,222 +1,261 @@
-"""Rewrite a checkpoint with its experts merged or separate, or its weights in 8 bits, without building the model."""
+"""Rewrite a checkpoint with its experts merged or separate, or its weights in 8 or 4 bits; no model is built."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
-from dmax.models.checkpoint import expert_name, inspect_checkpoint, is_stack, layout_of, native_name
-from dmax.models.quantized import STORED_AS, Part, WeightFormat, dequantize, part_of, quantize, scale_name, scales_of
+from dmax.models.checkpoint import inspect_checkpoint, layout_of
+from dmax.models.memory import available_memory, refuse
+from dmax.models.quantized import GROUPS, Part, Scheme, WeightFormat, part_of
+from dmax.models.rewriting import BYTES_OF_A_THREAD, Squares, Target, pieces_of, write_targets
+from dmax.models.rounding import Method
 from dmax.models.source import (
     COMPANION_FILES,
     CONFIG_FILE,
     QUANTIZED_DTYPES,
     CheckpointError,
-    StoredTensor,
     listing,
-    open_tensors,
     read_json,
     resolve,
 )
-from dmax.models.writer import DEFAULT_SHARD_BYTES, TensorSpec, new_folder, write_config, write_tensors
+from dmax.models.unfinished import unfinished_folder
+from dmax.models.writer import FilePlan, plan_files, write_config, write_index
 
 ExpertLayout = Literal["merged", "separate"]
 Progress = Callable[[int, int], None]
 """Told the bytes written so far and in all."""
 
+SHARD_BYTES = 2**30
+"""The most that an interrupted conversion does again."""
+
 
 @dataclass(frozen=True)
-class QuantizationError:
-    """What 8 bits cost the weights of one part of one layer."""
+class Quantization:
+    """Which weights become what.
 
-    layer: int
+    Raises:
+        CheckpointError: there is no such format, part, method or size of groups.
+    """
+
+    weights: WeightFormat | None = None
+    """``fp8`` (e4m3) or ``int8``, with a float32 scale an output channel; or ``int4``, with a scale and a zero point a
+    group of inputs."""
+    parts: tuple[Part, ...] = ("experts", "dense")
+    """The routed experts, and the dense projections (attention, dense layers, shared experts)."""
+    group: int = 64
+    """Inputs of a group; where 64 do not divide a weight's, 32."""
+    method: Method = "nearest"
+    """Of ``int4``; see :func:`~dmax.models.rounding.round_rows`."""
+    embeddings: Literal["int8"] | None = None
+    """What embedding table and head become; routers and norms are never quantised."""
+
+    def __post_init__(self) -> None:
+        asked: list[tuple[str, object, tuple[object, ...]]] = [
+            ("Weight format", self.weights, (None, *get_args(WeightFormat))),
+            *(("Part", part, ("experts", "dense")) for part in self.parts),
+            ("Group size", self.group, GROUPS),
+            ("Method", self.method, get_args(Method)),
+            ("Format of the embeddings", self.embeddings, (None, "int8")),
+        ]
+        for what, given, allowed in asked:
+            if given not in allowed:
+                choices = " or ".join(str(choice) for choice in allowed if choice is not None)
+                raise CheckpointError(f"{what} {given!r} does not exist: choose {choices}.")
+        if self.method != "nearest" and self.weights != "int4":
+            raise CheckpointError(f"Method {self.method!r} is for int4; others are rounded to nearest.")
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is quantised."""
+        return self.weights is not None or self.embeddings is not None
+
+    def scheme_of(self, name: str, shape: tuple[int, ...]) -> Scheme | None:
+        """Return how a weight is to be stored; None for as it is.
+
+        Raises:
+            CheckpointError: groups of 32 do not divide its inputs.
+        """
+        part = part_of(name)
+        if part == "embeddings":
+            return Scheme(self.embeddings) if self.embeddings is not None else None
+        if self.weights is None or part not in self.parts:
+            return None
+        if self.weights != "int4":
+            return Scheme(self.weights)
+        group = next((group for group in (self.group, min(GROUPS)) if shape[-1] % group == 0), None)
+        if group is None:
+            raise CheckpointError(
+                f"{name} has {shape[-1]} inputs, which groups of {min(GROUPS)} do not divide: choose int8 or fp8, or "
+                f"leave its part ({part}) out."
+            )
+        return Scheme("int4", group)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the ``quantization_config`` of a checkpoint's configuration."""
+        said: dict[str, Any] = {"quant_method": "dmax"}
+        if self.weights is not None:
+            of_format = {"group_size": self.group, "method": self.method} if self.weights == "int4" else {}
+            scales = "group" if of_format else "output channel"
+            said |= {"weights": self.weights, "parts": list(self.parts), "scales": scales, **of_format}
+        return said if self.embeddings is None else {**said, "embeddings": self.embeddings}
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """What quantising a weight cost; the experts of a stack are one."""
+
+    name: str
     part: Part
-    relative_error: float
-    """Root of the summed squared differences over the summed squared weights."""
+    squares: Squares
+
+    @property
+    def relative_error(self) -> float:
+        """Root of the summed squared differences over the summed squared weights."""
+        return (self.squares.error / self.squares.weight) ** 0.5 if self.squares.weight else 0.0
+
+    @property
+    def layer(self) -> int | None:
+        """Counted from 0; None for embeddings and head."""
+        _, _, behind = self.name.partition(".layers.")
+        return int(behind.partition(".")[0]) if behind else None
+
+
+def errors_by_layer(errors: Iterable[WeightError]) -> list[WeightError]:
+    """Put the errors of the weights of one part of one layer together, under the name of the first; embeddings last."""
+    together: dict[tuple[int | None, Part], WeightError] = {}
+    for error in errors:
+        first = together.get((error.layer, error.part), WeightError(error.name, error.part, Squares()))
+        together[error.layer, error.part] = replace(first, squares=first.squares.plus(error.squares))
+    return sorted(together.values(), key=lambda error: (error.layer is None, error.layer or 0, error.part))
 
 
 def convert_checkpoint(
     source: str | Path,
     destination: str | Path,
-    layout: ExpertLayout = "separate",
+    layout: ExpertLayout | None = None,
     *,
-    weights: WeightFormat | None = None,
-    parts: Sequence[Part] = get_args(Part),
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    quantization: Quantization | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> list[QuantizationError]:
-    """Write a checkpoint anew in one of the two expert layouts, and in 8 bits where that is asked.
+    ignore_memory: bool = False,
+) -> list[WeightError]:
+    """Write a checkpoint anew in one of the two expert layouts, and in 8 or 4 bits where that is asked.
 
-    Without ``weights`` every value keeps its bits and its dtype, so converting there and back gives the tensors of the
-    start. Weights pass through one tensor at a time; in memory there is never more than one stack of experts.
-    Configuration and tokenizer files are copied; tensors that no model reads (stored rotary tables) are not.
+    Without ``quantization`` every value keeps its bits and its dtype, so converting there and back gives the tensors of
+    the start. Some rows of a weight are in memory at a time, whatever the size of the checkpoint. Configuration and
+    tokenizer files are copied; tensors that no model reads (stored rotary tables) are not.
 
     Args:
         source: a folder or a Hugging Face Hub id.
-        destination: must not exist yet, or be empty; it appears whole or not at all.
-        layout: ``merged`` stores a layer's experts as one stack a projection, ``separate`` (as published) one by one.
-        weights: ``fp8`` (e4m3) or ``int8``, with one float32 scale an output channel.
-        parts: what becomes 8-bit: the routed experts, and the dense projections (attention, dense layers and shared
-            experts). Routers, norms, embeddings and head never do.
+        destination: must not exist yet, or be empty; it appears whole or not at all. Where an earlier call with the
+            same arguments was interrupted, this one goes on from the files that it completed.
+        layout: ``merged`` stores a layer's experts as one stack a projection, which a model can map into memory;
+            ``separate`` (as published) one by one. None takes the former where weights are quantised, else the latter.
+        quantization: which weights become what; None for none.
         max_shard_bytes: weights beyond this many bytes are split over several files with an index.
         overwrite: replace a checkpoint that is already at the destination.
-        progress: called after every tensor.
+        progress: called as bytes are written.
+        ignore_memory: whether to begin although there is less memory than it needs.
 
     Returns:
-        The cost of 8 bits, part by part of every layer; empty without ``weights``.
+        The errors of quantised weights.
 
     Raises:
-        CheckpointError: the source is not a whole checkpoint, is in 8 bits already where that is asked, or holds
+        CheckpointError: the source is not a whole checkpoint, is quantised already where that is asked, or holds
             weights that are not finite; the destination is taken or cannot be written.
+        DoesNotFit: there is not even the memory that this needs.
     """
-    _check_options(layout, weights, parts)
+    if not ignore_memory:
+        _check_memory()
+    if layout not in (None, *get_args(ExpertLayout)):
+        raise CheckpointError(f"Layout {layout!r} does not exist: choose merged or separate.")
+    quantization = Quantization() if quantization is None else quantization
+    folder, is_merged = resolve(source), layout == "merged" or (layout is None and quantization.is_any)
     model, stored = inspect_checkpoint(source)
-    target = layout_of(model, model.state_dict() if layout == "merged" else ())
-    pieces = {name: _pieces(name, shape, stored) for name, shape in target.items()}
-    specs = [
-        TensorSpec(name, target[name], _common_dtype(name, names, stored)) for name, names in pieces.items() if names
-    ]
-    with new_folder(Path(destination), overwrite) as partial, ExitStack() as stack:
-        opened = {path: stack.enter_context(open_tensors(path)) for path in {t.file for t in stored.values()}}
-
-        def read(name: str) -> Tensor:
-            return _assemble(name, [(opened[stored[piece].file], piece) for piece in pieces[name]])
-
-        quantizer = None if weights is None else _Quantizer(STORED_AS[weights], parts, read)
-        specs = specs if quantizer is None else quantizer.respecify(specs)
-        tensor_of = read if quantizer is None else quantizer.tensor_of
-        write_tensors(partial, specs, _reporting(tensor_of, specs, progress), max_shard_bytes)
-        for companion in (resolve(source) / name for name in COMPANION_FILES):
-            if companion.exists():
-                shutil.copyfile(companion, partial / companion.name)
-        if quantizer is not None:
-            said = {"quant_method": "dmax", "weights": weights, "parts": list(parts), "scales": "output channel"}
-            write_config(partial, {**read_json(partial / CONFIG_FILE), "quantization_config": said})
-    return [] if quantizer is None else quantizer.errors()
-
-
-def _check_options(layout: str, weights: str | None, parts: Sequence[str]) -> None:
-    """Check that each is one of its literal type."""
-    asked = [("Layout", layout, ExpertLayout), *(("Part", part, Part) for part in parts)]
-    if weights is not None:
-        asked.append(("Weight format", weights, WeightFormat))
-    for what, given, allowed in asked:
-        if given not in get_args(allowed):
-            raise CheckpointError(f"{what} {given!r} does not exist: choose {' or '.join(get_args(allowed))}.")
-
-
-def _reporting(
-    tensor_of: Callable[[str], Tensor], specs: Sequence[TensorSpec], progress: Progress | None
-) -> Callable[[str], Tensor]:
-    """Return ``tensor_of``, telling ``progress`` what it has given so far."""
-    if progress is None:
-        return tensor_of
-    total = sum(spec.num_bytes for spec in specs)
-    written = 0
-
-    def told(name: str) -> Tensor:
-        nonlocal written
-        tensor = tensor_of(name)
-        written += tensor.nbytes
-        progress(written, total)
-        return tensor
-
-    return told
-
-
-class _Quantizer:
-    """Gives tensors in 8 bits and their scales, by name, and adds up what that costs."""
-
-    def __init__(self, dtype: torch.dtype, parts: Sequence[Part], read: Callable[[str], Tensor]) -> None:
-        self._dtype = dtype
-        self._dtype_name = next(name for name, stored in QUANTIZED_DTYPES.items() if stored == dtype)
-        self._parts = parts
-        self._read = read
-        self._scales: dict[str, Tensor] = {}
-        self._squares: dict[tuple[int, Part], list[float]] = {}
-
-    def respecify(self, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-        """List the tensors to write: 8-bit weights each with its scales, and all others as they were."""
-        found = []
-        for spec in specs:
-            if spec.dtype in QUANTIZED_DTYPES:
-                raise CheckpointError(f"{spec.name} is in 8 bits already: quantise the checkpoint it was made from.")
-            if part_of(spec.name) in self._parts:
-                found.append(TensorSpec(spec.name, spec.shape, self._dtype_name))
-                found.append(TensorSpec(scale_name(spec.name), spec.shape[:-1], "F32"))
+    targets: dict[str, Target] = {}
+    for name, shape in layout_of(model, model.state_dict() if is_merged else ()).items():
+        pieces = pieces_of(name, shape, stored)
+        if pieces:
+            dtype = _common_dtype(name, {stored[piece].dtype for piece in pieces}, quantization)
+            targets[name] = Target(name, shape, dtype, pieces, quantization.scheme_of(name, shape))
+    plans = plan_files([target.specs for target in targets.values()], max_shard_bytes)
+    files = {tensor.file for tensor in stored.values()}
+    identity = {
+        "layout": is_merged, "quantization": asdict(quantization), "max_shard_bytes": max_shard_bytes,
+        "files": sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
+        "config": read_json(folder / CONFIG_FILE),
+    }  # fmt: skip
+    with unfinished_folder(Path(destination), identity, overwrite) as unfinished:
+        _check_space(unfinished.path, sum(plan.num_bytes for plan in plans if unfinished.finished(plan) is None))
+        told = _Telling(plans, progress)
+        sums: dict[str, Squares] = {}
+        for plan in plans:
+            noted = unfinished.finished(plan)
+            if noted is None:
+                own = [targets[spec.name] for spec in plan.specs if spec.name in targets]
+                method = quantization.method
+                noted = unfinished.write(
+                    plan, partial(write_targets, plan=plan, targets=own, stored=stored, method=method, written=told.add)
+                )
             else:
-                found.append(spec)
-        return found
-
-    def tensor_of(self, name: str) -> Tensor:
-        # Scales and weights are asked for in an order that depends on the file; scales are small enough to be kept.
-        if name.endswith("_scale"):
-            return self._scale(name.removesuffix("_scale"))
-        part = part_of(name)
-        if part not in self._parts:
-            return self._read(name)
-        assert part is not None
-        scale_O = self._scale(name)
-        weight_OI = self._read(name)
-        quantized_OI = quantize(weight_OI, scale_O, self._dtype)
-        difference_OI = dequantize(quantized_OI, scale_O, torch.float32) - weight_OI
-        sums = self._squares.setdefault((_layer_of(name), part), [0.0, 0.0])
-        sums[0] += difference_OI.square().sum(dtype=torch.float64).item()
-        sums[1] += weight_OI.float().square().sum(dtype=torch.float64).item()
-        return quantized_OI
-
-    def errors(self) -> list[QuantizationError]:
-        return [
-            QuantizationError(layer, part, (wrong / whole) ** 0.5 if whole else 0.0)
-            for (layer, part), (wrong, whole) in sorted(self._squares.items())
-        ]
-
-    def _scale(self, name: str) -> Tensor:
-        if name not in self._scales:
-            scale_O = scales_of(self._read(name), self._dtype)
-            if not scale_O.isfinite().all():
-                raise CheckpointError(f"{name} holds values that are not finite: it cannot be quantised.")
-            self._scales[name] = scale_O
-        return self._scales[name]
+                told.add(sum(spec.num_bytes for spec in plan.specs))
+            for name, squares in noted.items():
+                sums[name] = sums.get(name, Squares()).plus(Squares(*squares))
+        write_index(unfinished.path, plans)
+        for companion in (folder / name for name in COMPANION_FILES):
+            if companion.exists():
+                shutil.copyfile(companion, unfinished.path / companion.name)
+        if quantization.is_any:
+            said = {"quantization_config": quantization.to_config()}
+            write_config(unfinished.path, {**read_json(folder / CONFIG_FILE), **said})
+    return [WeightError(name, part, squares) for name, squares in sums.items() if (part := part_of(name)) is not None]
 
 
-def _layer_of(name: str) -> int:
-    return int(name.split(".layers.")[1].split(".")[0])
-
-
-def _pieces(name: str, shape: tuple[int, ...], stored: Mapping[str, StoredTensor]) -> list[str]:
-    """List the stored tensors that hold a target one: itself, the experts of a stack, or the stack of an expert."""
-    if name in stored:
-        return [name]
-    if is_stack(name):
-        return [expert_name(name, e) for e in range(shape[0])]
-    stack, _ = native_name(name)
-    return [stack] if stack in stored else []  # only a tensor that the configuration makes optional is in neither
-
-
-def _common_dtype(name: str, pieces: list[str], stored: Mapping[str, StoredTensor]) -> str:
-    dtypes = sorted({stored[piece].dtype for piece in pieces})
+def _common_dtype(name: str, dtypes: set[str], quantization: Quantization) -> str:
     if len(dtypes) > 1:
         raise CheckpointError(
-            f"The experts of {name} are stored as {listing(dtypes)}: a stack can only have one dtype."
+            f"The experts of {name} are stored as {listing(sorted(dtypes))}: a stack can only have one dtype."
         )
-    return dtypes[0]
+    [dtype] = dtypes
+    if quantization.is_any and dtype in QUANTIZED_DTYPES:
+        raise CheckpointError(f"{name} is quantised already: quantise the checkpoint that it was made from.")
+    return dtype
 
 
-def _assemble(name: str, pieces: list[tuple[Any, str]]) -> Tensor:
-    """Read a target tensor from the opened files that hold its pieces."""
-    file, piece = pieces[0]
-    if piece == name:
-        return file.get_tensor(name)
-    if is_stack(name):
-        return torch.stack([file.get_tensor(piece) for file, piece in pieces])
-    _, expert = native_name(name)
-    return file.get_slice(piece)[expert]
+def _check_memory() -> None:
+    needed, device = torch.get_num_threads() * BYTES_OF_A_THREAD, torch.device("cpu")
+    available = available_memory(device)
+    if needed > available:
+        refuse(
+            "Converting", {"working memory": needed}, available, device, "end other programs or set OMP_NUM_THREADS=1"
+        )
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"The converted checkpoint needs {needed / 2**30:.1f} GiB more on the disk of {folder.parent}, which has "
+            f"{free / 2**30:.1f} GiB free: make room, choose another folder, or quantise further."
+        )
+
+
+class _Telling:
+    """Adds up the bytes that are written, and tells them."""
+
+    def __init__(self, plans: Sequence[FilePlan], progress: Progress | None) -> None:
+        self._total = sum(spec.num_bytes for plan in plans for spec in plan.specs)
+        self._progress, self._done = progress, 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)

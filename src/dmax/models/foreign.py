@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dmax.models.quantized import STORED_AS
+
 _PREFIXES = {
     "_orig_mod.": "as torch.compile names them: save the module that it wraps, `compiled._orig_mod`",
     "module.": "as DataParallel names them: save the module that it wraps, `wrapped.module`",
@@ -55,9 +57,16 @@ def foreign_quantization(folder: Path, values: Mapping[str, Any]) -> str | None:
         values: its ``config.json``.
     """
     section = values.get("quantization_config")
-    method = section.get("quant_method") if isinstance(section, Mapping) else None
-    if method in (None, "dmax"):
+    if not isinstance(section, Mapping) or section.get("quant_method") is None:
         return None
+    method, weights = section["quant_method"], section.get("weights")
+    if method == "dmax":
+        if weights is None or weights in STORED_AS:
+            return None
+        return (
+            f"The weights in {folder} are in the format {str(weights)[:40]!r}, of which this version knows "
+            f"{', '.join(STORED_AS)}: install the newest dmax, or convert the checkpoint that they were made from."
+        )
     known = str(method) if str(method).lower() in _QUANTIZERS else f"{str(method)[:40]!r}, which is unknown here"
     return (
         f"The weights in {folder} are quantised by {known}, whose packing is not read: take the checkpoint that they "

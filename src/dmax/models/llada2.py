@@ -5,6 +5,8 @@ Shape suffixes: B rows, T positions, S key positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
 from dmax.models.masks import block_causal_mask
 from dmax.models.moe import Experts, Router, SparseMLP
+from dmax.models.quantized import QuantizedEmbedding
 
 
 class DecoderLayer(nn.Module):
@@ -70,7 +73,7 @@ class LLaDA2(nn.Module):
         self.model = Backbone(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.word_embeddings.weight
+            tie_embeddings(self)
 
     def forward(
         self,
@@ -93,8 +96,14 @@ class LLaDA2(nn.Module):
         return self.model(embeds_BTD, position_ids, mask_BTS, store)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Look up rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
-        return self.model.word_embeddings(token_ids)
+        """Rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
+        return self.model.word_embeddings(token_ids).to(self.dtype)
+
+    @property
+    def embedding_table(self) -> Tensor | Callable[[Tensor], Tensor]:
+        """The input embeddings ``(V, D)``; where they are quantised, what looks rows up (:meth:`embed`)."""
+        table = self.model.word_embeddings
+        return self.embed if isinstance(table, QuantizedEmbedding) else table.weight
 
     def head(self, hidden: Tensor) -> Tensor:
         """Compute logits ``(..., V)`` of hidden states ``(..., D)``, in the model's dtype."""
@@ -122,7 +131,15 @@ class LLaDA2(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm_head.weight.dtype
+        """What activations are computed in; quantised weights have their own."""
+        return self.model.norm.weight.dtype
+
+
+def tie_embeddings(model: LLaDA2) -> None:
+    """Let the head of a model read the embedding table."""
+    table = model.model.word_embeddings
+    for name, tensor in {**table._parameters, **table._buffers}.items():
+        setattr(model.lm_head, name, tensor)
 
 
 @torch.no_grad()

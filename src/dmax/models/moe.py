@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU
-from dmax.models.quantized import dequantize, keeping_dtypes
+from dmax.models.quantized import dequantize, keeping_dtypes, scale_name
 
 
 class RoutingRule(NamedTuple):
@@ -89,7 +89,7 @@ which costs several times the matmul itself, and grouped matmuls on a GPU want a
 
 
 class Experts(nn.Module):
-    """The SwiGLU experts of one layer, stacked (the "merged" checkpoint layout), in 8 bits where there are scales."""
+    """The SwiGLU experts of one layer, stacked (the "merged" checkpoint layout), quantised where there are scales."""
 
     def __init__(self, num_experts: int, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -104,24 +104,44 @@ class Experts(nn.Module):
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         """Sum each token's experts by weight, ``(N, D)``: tokens sorted by expert, a grouped matmul a projection."""
+        if self.gate_proj_scale is not None and x_ND.device.type == "cpu":
+            return self._one_by_one(x_ND, experts_NA, weights_NA)
         num_tokens, per_token = experts_NA.shape
         multiple = _GROUP_ROWS if torch.is_grad_enabled() else 1
         slots = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], multiple)
         x_PD = _to_slots(x_ND, slots, per_token)
-        gate_EFD, up_EFD, down_EDF = self.wide_weights(x_ND.dtype)
-        gate_PF = F.grouped_mm(x_PD, gate_EFD.transpose(1, 2), offs=slots.ends_E)
-        up_PF = F.grouped_mm(x_PD, up_EFD.transpose(1, 2), offs=slots.ends_E)
-        out_PD = F.grouped_mm(F.silu(gate_PF) * up_PF, down_EDF.transpose(1, 2), offs=slots.ends_E)
+
+        def through(projection: str, x: Tensor) -> Tensor:
+            weight = self._wide(projection, x.dtype)  # of one projection at a time: widened, it takes a lot of memory
+            return F.grouped_mm(x, weight.transpose(1, 2), offs=slots.ends_E)
+
+        hidden_PF = F.silu(through("gate_proj", x_PD)) * through("up_proj", x_PD)
+        out_PD = through("down_proj", hidden_PF)
         slots_NAD = _from_slots(out_PD, slots).view(num_tokens, per_token, -1)
         return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
 
+    def _one_by_one(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
+        """Do the same over quantised weights: the chosen experts' alone are widened, one expert's at a time."""
+        out_ND = torch.zeros_like(x_ND)
+        names = ("gate_proj", "up_proj", "down_proj")
+        stacks = [(getattr(self, name), getattr(self, scale_name(name))) for name in names]
+        for expert in experts_NA.unique().tolist():
+            token_M, place_M = (experts_NA == expert).nonzero(as_tuple=True)
+            gate, up, down = (
+                dequantize(stack[expert], None if scale is None else scale[expert], x_ND.dtype)
+                for stack, scale in stacks
+            )
+            x_MD = x_ND[token_M]
+            out_MD = F.linear(F.silu(F.linear(x_MD, gate)) * F.linear(x_MD, up), down)
+            out_ND.index_add_(0, token_M, out_MD * weights_NA[token_M, place_M, None].to(x_ND.dtype))
+        return out_ND
+
     def wide_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gates, ups and downs of all experts, widened if they are in 8 bits."""
-        return (
-            dequantize(self.gate_proj, self.gate_proj_scale, dtype),
-            dequantize(self.up_proj, self.up_proj_scale, dtype),
-            dequantize(self.down_proj, self.down_proj_scale, dtype),
-        )
+        """Return gates, ups and downs of all experts, widened if they are quantised."""
+        return self._wide("gate_proj", dtype), self._wide("up_proj", dtype), self._wide("down_proj", dtype)
+
+    def _wide(self, projection: str, dtype: torch.dtype) -> Tensor:
+        return dequantize(getattr(self, projection), getattr(self, scale_name(projection)), dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Experts:
         if self.gate_proj_scale is not None:

@@ -25,7 +25,7 @@ from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU
 from dmax.models.llada2 import LLaDA2
 from dmax.models.moe import Experts, SparseMLP
-from dmax.models.quantized import QuantizedLinear
+from dmax.models.quantized import QuantizedLinear, scale_name, weight_scale
 
 
 def tensor_parallel(model: LLaDA2, mesh: DeviceMesh) -> LLaDA2:
@@ -126,9 +126,9 @@ class _ShareOfWidth(_PartOfASum):
     def _cut_experts(self, experts: Experts, processes: int, rank: int) -> None:
         for name, dimension in (("gate_proj", 1), ("up_proj", 1), ("down_proj", 2)):
             _keep(experts, name, getattr(experts, name).chunk(processes, dimension)[rank])
-        for name in ("gate_proj_scale", "up_proj_scale"):
-            if getattr(experts, name) is not None:
-                _keep(experts, name, getattr(experts, name).chunk(processes, 1)[rank])
+            scale = getattr(experts, scale_name(name))
+            if scale is not None and dimension < scale.ndim:  # in 8 bits, an output channel has one
+                _keep(experts, scale_name(name), scale.chunk(processes, dimension)[rank])
 
 
 class _ShareOfVocabulary(ParallelStyle):
@@ -156,8 +156,11 @@ def _keep_outputs(linear: nn.Linear | QuantizedLinear, own: Callable[[Tensor], T
 
 
 def _keep_inputs(linear: nn.Linear | QuantizedLinear, processes: int, rank: int) -> None:
-    """Leave a linear layer some of its input channels; scales belong to output channels."""
+    """Leave a linear layer some of its input channels, and the scales of their groups where they have any."""
     _keep(linear, "weight", linear.weight.chunk(processes, 1)[rank])
+    scale = weight_scale(linear)
+    if scale is not None and scale.ndim > 1:
+        _keep(linear, "weight_scale", scale.chunk(processes, 1)[rank])
 
 
 def _keep(module: nn.Module, name: str, share: Tensor) -> None:

@@ -7,6 +7,7 @@ checkpoint ships.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ _FETCHED = (*_SMALL, "model*.safetensors")
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Names of the dtypes that a safetensors header may give a weight."""
 
-QUANTIZED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
+QUANTIZED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8, "U8": torch.uint8}
 """Names of the dtypes of quantised weights."""
 
 _NUMBER = re.compile(r"\d+")
@@ -174,6 +175,13 @@ def open_tensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({str(error).rstrip('.')}): fetch or write it again."
         ) from error
+
+
+def read_ahead(path: Path) -> None:
+    """Let the system begin to read a file that is mapped: a page at a time it would come at a fraction of the speed."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _no_weights(folder: Path) -> str:

@@ -28,7 +28,9 @@ from dmax.models.source import (
 
 DEFAULT_SHARD_BYTES = 4 * 2**30
 _DTYPES = {**FLOAT_DTYPES, **QUANTIZED_DTYPES}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ALIGNED = 64
+"""Bytes of a cache line, on which mapped tensors begin as far as their sizes allow."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class TensorSpec:
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> TensorSpec:
-        return cls(name, tuple(tensor.shape), _DTYPE_NAMES[tensor.dtype])
+        return cls(name, tuple(tensor.shape), DTYPE_NAMES[tensor.dtype])
 
     @property
     def item_bytes(self) -> int:
@@ -53,74 +55,110 @@ class TensorSpec:
         return prod(self.shape) * self.item_bytes
 
 
+@dataclass(frozen=True)
+class FilePlan:
+    """A safetensors file about to be written: length of the header (8 bytes, little-endian), header (JSON), tensors."""
+
+    name: str
+    specs: tuple[TensorSpec, ...]
+    """In the order of the file."""
+    header: bytes
+    starts: dict[str, int]
+    """Of each tensor, by name: bytes from the begin of the file."""
+
+    @classmethod
+    def of(cls, name: str, specs: Sequence[TensorSpec]) -> FilePlan:
+        """Lay tensors out in a file."""
+        # Wide dtypes first keep every tensor aligned to its items; odd sizes last, the others to a cache line.
+        ordered = tuple(sorted(specs, key=lambda spec: (-spec.item_bytes, spec.num_bytes % _ALIGNED > 0)))
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for spec in ordered:
+            start, end = end, end + spec.num_bytes
+            entries[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [start, end]}
+        encoded = json.dumps(entries, separators=(",", ":")).encode()
+        encoded += b" " * (-(8 + len(encoded)) % _ALIGNED)
+        header = len(encoded).to_bytes(8, "little") + encoded
+        starts = {spec.name: len(header) + entries[spec.name]["data_offsets"][0] for spec in ordered}
+        return cls(name, ordered, header, starts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.header) + sum(spec.num_bytes for spec in self.specs)
+
+
+def plan_files(units: Sequence[Sequence[TensorSpec]], max_shard_bytes: int) -> list[FilePlan]:
+    """Lay tensors out in one ``model.safetensors``, or in shards where they exceed the limit.
+
+    Args:
+        units: tensors in order; those of a unit stay together, and a unit larger than the limit gets a file of its own.
+        max_shard_bytes: most bytes of weights in a file.
+    """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1.")
+    shards: list[list[TensorSpec]] = [[]]
+    room = max_shard_bytes
+    for unit in units:
+        size = sum(spec.num_bytes for spec in unit)
+        if shards[-1] and size > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1] += unit
+        room -= size
+    if len(shards) == 1:
+        return [FilePlan.of(WEIGHTS_FILE, shards[0])]
+    return [
+        FilePlan.of(f"model-{number:05d}-of-{len(shards):05d}.safetensors", shard)
+        for number, shard in enumerate(shards, start=1)
+    ]
+
+
+def write_index(folder: Path, plans: Sequence[FilePlan]) -> None:
+    """Write the index of several files; one alone needs none."""
+    if len(plans) > 1:
+        weight_map = {spec.name: plan.name for plan in plans for spec in plan.specs}
+        total = sum(spec.num_bytes for plan in plans for spec in plan.specs)
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
 def write_tensors(
     folder: Path, specs: Sequence[TensorSpec], tensor_of: Callable[[str], Tensor], max_shard_bytes: int
 ) -> None:
     """Write tensors as one ``model.safetensors``, or as shards with an index where they exceed the limit.
 
     The shapes are known beforehand, so each header is written first and the tensors follow one at a time: no more
-    than one is in memory on our account. A tensor larger than the limit gets a file of its own.
+    than one is in memory on our account.
 
     Args:
         folder: where the files go.
         specs: what to write, in order.
         tensor_of: gives a tensor by name; called once for each.
-        max_shard_bytes: most bytes of weights in a file.
+        max_shard_bytes: as for :func:`plan_files`.
     """
-    shards = _split(specs, max_shard_bytes)
-    if len(shards) == 1:
-        _write_file(folder / WEIGHTS_FILE, shards[0], tensor_of)
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file_name, shard, tensor_of)
-        weight_map.update({spec.name: file_name for spec in shard})
-    total = sum(spec.num_bytes for spec in specs)
-    _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    plans = plan_files([[spec] for spec in specs], max_shard_bytes)
+    for plan in plans:
+        with (folder / plan.name).open("wb") as file:
+            file.write(plan.header)
+            for spec in plan.specs:
+                tensor = tensor_of(spec.name)
+                assert TensorSpec.of(spec.name, tensor) == spec
+                file.write(bytes_of(tensor.detach().cpu()))
+    write_index(folder, plans)
 
 
-def _split(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
-    if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1.")
-    shards: list[list[TensorSpec]] = [[]]
-    room = max_shard_bytes
-    for spec in specs:
-        if shards[-1] and spec.num_bytes > room:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(spec)
-        room -= spec.num_bytes
-    return shards
-
-
-def _write_file(path: Path, specs: Sequence[TensorSpec], tensor_of: Callable[[str], Tensor]) -> None:
-    """Write the safetensors format: header length (8 bytes, little-endian), JSON header, then the tensors' bytes."""
-    # Wide dtypes first, and a header that is a multiple of 8 bytes, keep every tensor aligned to its items.
-    specs = sorted(specs, key=lambda spec: -spec.item_bytes)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for spec in specs:
-        start, end = end, end + spec.num_bytes
-        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for spec in specs:
-            tensor = tensor_of(spec.name)
-            assert TensorSpec.of(spec.name, tensor) == spec
-            items = tensor.detach().cpu().contiguous().reshape(-1)
-            file.write(items.view(torch.uint8).numpy().data)
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor on the CPU; without a copy where it is contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_config(folder: Path, values: dict[str, Any]) -> None:
     """Write ``config.json``."""
-    _write_json(folder / CONFIG_FILE, values)
+    write_json(folder / CONFIG_FILE, values)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -132,26 +170,36 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         CheckpointError: the place is taken (with ``overwrite``: by anything but a checkpoint), or cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    _check_free(folder, overwrite)
+    check_free(folder, overwrite)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed and had the same id
     try:
         partial.mkdir(parents=True)
         yield partial
-        if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-            folder.rename(replaced)
-            partial.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
+        move_into_place(partial, folder)
     except OSError as error:
         raise CheckpointError(f"Checkpoint {folder} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def move_into_place(partial: Path, folder: Path) -> None:
+    """Give a folder that was filled beside its place its own name; what was there goes."""
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    folder.rename(replaced)
+    partial.rename(folder)
+    shutil.rmtree(replaced)
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a place for a checkpoint that is taken.
+
+    Raises:
+        CheckpointError: by anything, or with ``overwrite`` by anything but a checkpoint.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -26,6 +26,7 @@ from ray.serve.handle import DeploymentHandle
 
 from dmax.decoding import DecoderError
 from dmax.engine import LLM, EngineStats, GenerationError, GenerationParams, LLMEngine
+from dmax.engine.requirements import Workload
 from dmax.models import ModelConfig, load_config, load_tokenizer
 from dmax.serving.access import log_to_stderr
 from dmax.serving.app import create_app_over
@@ -98,12 +99,14 @@ class ModelReplica:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        llm = LLM(settings.model, device=device, dtype=dtype)
+        memory = parse_kv_memory(settings.kv_memory)
+        workload = Workload(settings.max_batch_size, cache=memory)
+        llm = LLM(settings.model, device=device, dtype=dtype, workload=workload)
         engine = LLMEngine(
             llm.model,
             llm.tokenizer,
             page_length=settings.block_length,
-            kv_memory=parse_kv_memory(settings.kv_memory),
+            kv_memory=memory,
             max_batch_size=settings.max_batch_size,
             prefill_tokens=settings.prefill_tokens,
         )

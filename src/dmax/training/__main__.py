@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dmax.models.memory import DoesNotFit
 from dmax.training.checkpointing import CheckpointWriteError, ResumeError
 from dmax.training.data import DataError
 from dmax.training.divergence import TrainingDiverged
@@ -20,7 +21,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run_recipe(arguments.recipe, arguments.output, arguments.resume)
-    except (RecipeError, DataError, ResumeError, TrainingDiverged, CheckpointWriteError) as error:
+    except (RecipeError, DataError, DoesNotFit, ResumeError, TrainingDiverged, CheckpointWriteError) as error:
         parser.exit(2, f"Error: {error}\n")
 
 

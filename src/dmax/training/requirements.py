@@ -7,7 +7,6 @@ run's first ones.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +16,7 @@ from torch import nn
 
 from dmax.models.config import ModelConfig
 from dmax.models.llada2 import LLaDA2
+from dmax.models.memory import available_memory, refuse
 from dmax.training.activations import BatchShape, loss_bytes, saved_bytes, working_bytes
 from dmax.training.batches import POOL, Batches
 from dmax.training.optim import split_parameters
@@ -25,10 +25,6 @@ from dmax.training.section import RecipeError
 
 POOLS_READ = 2
 """Pools of batches in which the largest is sought."""
-
-
-class DoesNotFit(ValueError):
-    """A run that no device it is meant for can hold."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +60,26 @@ class Requirements:
     """Of the largest batch."""
     memory: Memory
 
-    def check(self, available: int) -> None:
+    def check(self, available: int, device: torch.device) -> None:
         """Refuse what cannot fit.
+
+        Args:
+            available: bytes that each process has of its device.
+            device: of one of them.
 
         Raises:
             DoesNotFit: with what could help.
         """
-        if self.memory.total > available:
-            raise DoesNotFit(
-                f"the run needs {self.memory.total / 2**30:.2f} GiB on each device, of which it has "
-                f"{available / 2**30:.2f} GiB: use more processes, fewer train.rows, parallel.recompute, "
-                "parallel.cpu_offload or lora."
-            )
+        memory = self.memory
+        if memory.total > available:
+            needed = {
+                "weights": memory.weights,
+                "gradients": memory.gradients,
+                "optimizer": memory.optimizer,
+                "passes": memory.total - memory.weights - memory.gradients - memory.optimizer,
+            }
+            mends = "use more processes, fewer train.rows, parallel.recompute, parallel.cpu_offload or lora"
+            refuse("Each process of the run", needed, available, device, mends)
 
 
 def largest_batch(batches: Batches) -> BatchShape:
@@ -167,10 +171,8 @@ def _with_adapters(recipe: Recipe, section: LoraSection, model: LLaDA2, activati
 
 
 def device_memory(device: torch.device, processes: int) -> int:
-    """Return the bytes that each process has on this machine."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+    """Bytes that each of the processes on this machine may still take: all of its own GPU, or its share of the rest."""
+    return available_memory(device) // (1 if device.type == "cuda" else processes)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

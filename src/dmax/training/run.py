@@ -17,7 +17,7 @@ from dmax.models.llada2 import LLaDA2, initialize
 from dmax.models.tokenizer import Tokenizer
 from dmax.training.batches import Batches
 from dmax.training.data import generator_for
-from dmax.training.distributed import local_rank, process_group, rank
+from dmax.training.distributed import local_rank, local_world_size, process_group, rank, world_size
 from dmax.training.identity import only_run_in
 from dmax.training.predictor import Predictor
 from dmax.training.problem_sources import GsmSymbolic
@@ -41,6 +41,7 @@ def run_recipe(
     resume: bool = False,
     validator: MakeValidator | None = None,
     data: Mapping[str, str] | None = None,
+    ignore_memory: bool = False,
 ) -> Path:
     """Run a recipe to its end.
 
@@ -50,12 +51,14 @@ def run_recipe(
         resume: continue from the newest complete checkpoint in ``output`` (from the start where there is none).
         validator: gives what measures generated answers where the recipe asks for it.
         data: files or folders to read in place of the data sets of the Hub whose ids they stand under.
+        ignore_memory: whether to begin although there is less memory than the run needs.
 
     Returns:
         The folder of the final weights, ``output / "model"``.
 
     Raises:
         RecipeError: the recipe cannot be run, or ``output`` holds another run.
+        DoesNotFit: there is less memory than it needs; no weight has been read then.
     """
     recipe = load_recipe(recipe_path)
     if recipe.train.generate_rows and validator is None:
@@ -68,7 +71,7 @@ def run_recipe(
         raise RecipeError(f"{output} holds a run already: continue it with --resume, or choose another --output.")
     device = _device(recipe.train.device)
     with process_group(device), only_run_in(output):
-        _run(recipe, output, device, resume, validator, data)
+        _run(recipe, output, device, resume, validator, data, ignore_memory)
     return output / "model"
 
 
@@ -78,7 +81,7 @@ _PROBLEMS_OF_A_PLAN = 500
 
 def plan_recipe(
     recipe_path: Path, output: Path | None = None, processes: int = 1, memory: float | None = None
-) -> tuple[Requirements, int]:
+) -> tuple[Requirements, torch.device, int]:
     """Work out what a recipe needs, without reading a weight.
 
     Args:
@@ -88,17 +91,20 @@ def plan_recipe(
         memory: GiB of a device; this machine's if not given.
 
     Returns:
-        What each process needs, and the bytes that it has.
+        What each process needs, its device, and the bytes that it has there.
 
     Raises:
         RecipeError: the recipe cannot be run.
     """
     recipe = load_recipe(recipe_path)
     device = _device(recipe.train.device)
-    prepared = _prepared_to_look_at(recipe, output, None)
+    plan = _plan(_prepared_to_look_at(recipe, output, None), processes, device)
+    return plan, device, device_memory(device, processes) if memory is None else int(memory * 2**30)
+
+
+def _plan(prepared: Prepared, processes: int, device: torch.device) -> Requirements:
     batches = Batches.of(prepared.recipe, prepared.source, prepared.config.eos_token_id)
-    plan = requirements_of(prepared.recipe, prepared.config, largest_batch(batches), processes, device.type)
-    return plan, device_memory(device, processes) if memory is None else int(memory * 2**30)
+    return requirements_of(prepared.recipe, prepared.config, largest_batch(batches), processes, device.type)
 
 
 def show_rows(
@@ -147,8 +153,11 @@ def _run(
     resume: bool,
     validator: MakeValidator | None,
     data: Mapping[str, str] | None,
+    ignore_memory: bool,
 ) -> None:
     prepared = prepare(recipe, output / "tokenizer", data)
+    if not ignore_memory:
+        _plan(prepared, world_size(), device).check(device_memory(device, local_world_size()), device)
     recipe, tokenizer = prepared.recipe, prepared.tokenizer
     config = replace(prepared.config, block_length=max(recipe.objective.block_lengths_at(recipe.train.steps)))
     if prepared.counts and rank() == 0:

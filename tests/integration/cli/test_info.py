@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -131,3 +132,24 @@ def test_the_tokenizer_is_the_one_that_loads(describe: Callable[[object], dict[s
     tokenizer = load_tokenizer(checkpoints.raw)
     assert tokenizer is not None
     assert describe(checkpoints.raw)["tokenizer"] == {"vocab_size": tokenizer.vocab_size, "chat_template": False}
+
+
+def test_it_tells_what_a_model_needs_to_run_and_what_is_there(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_MINI))
+    monkeypatch.setattr("dmax.cli._common.facts.available_memory", lambda _: 24 * 2**30)
+    memory = json.loads(invoke("info", tmp_path, "--json").stdout)["memory"]
+    assert memory["available"] == 24 * 2**30
+    needed = {name: size / 2**30 for name, size in memory["needed"].items()}
+    assert list(needed) == ["float32", "bfloat16", "int8", "int4", "int4 --embeddings int8"]
+    assert 60 < needed["float32"] < 65 and 30 < needed["bfloat16"] < 32 and 9 < needed["int4"] < 13
+    assert "here are 24.0 GiB" in " ".join(invoke("info", tmp_path).stdout.split())
+
+
+def test_the_page_of_memory_is_made_of_the_code() -> None:
+    writer = Path(__file__).parents[3] / ".ci" / "write_memory.py"
+    if not writer.is_file():
+        pytest.skip("not in a checkout")
+    page = (writer.parents[1] / "docs" / "reference" / "memory.md").read_text(encoding="utf-8")
+    assert page == runpy.run_path(str(writer))["page"](), "run python .ci/write_memory.py"

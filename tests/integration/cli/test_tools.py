@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +40,64 @@ def test_quantising_says_what_it_costs(invoke: Callable[..., Result], checkpoint
     assert model.model.layers[0].attention.dense.weight.dtype == torch.int8
 
 
+def test_4_bits_with_embeddings_in_8_and_a_report_of_every_weight(
+    invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    report = tmp_path / "errors.json"
+    four = ("--quantize", "int4", "--group", 32, "--embeddings", "int8", "--errors", report)
+    result = invoke("convert", "nano", tmp_path / "small", *four)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1].split()[:2] == ["embeddings", "relative"]
+    model = load_model(tmp_path / "small")
+    assert (
+        model.lm_head.weight.dtype == torch.int8 and model.model.layers[0].attention.dense.weight.dtype == torch.uint8
+    )
+    weights = json.loads(report.read_text())["weights"]
+    assert {weight["name"] for weight in weights[-2:]} == {"lm_head.weight", "model.word_embeddings.weight"}
+    assert all(0 < weight["relative_error"] < 0.12 for weight in weights)
+    answer = invoke("generate", "1 + 1", "--model", tmp_path / "small", "--gen-length", 32)
+    assert answer.exit_code == 0, answer.stderr
+
+
+def test_where_no_terminal_is_a_line_now_and_then_says_how_far_it_is(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmax.cli._common.progress.EVERY", 0.0)
+    result = invoke("convert", "nano", tmp_path / "merged", "--layout", "merged")
+    lines = result.stderr.splitlines()
+    assert len(lines) > 2
+    assert all(re.fullmatch(r"Converting: [\d.]+ of 0\.0 GiB, about \d+ s left", line) for line in lines)
+    monkeypatch.setattr("dmax.cli._common.progress.EVERY", 600.0)
+    assert invoke("convert", "nano", tmp_path / "again", "--layout", "merged").stderr == ""
+
+
+def test_stopping_a_conversion_says_that_it_goes_on(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("dmax.models.convert.write_index", _interrupted)
+        result = invoke("convert", "nano", tmp_path / "merged", "--layout", "merged")
+    assert result.exit_code == 130 and "goes on" in result.stderr and not (tmp_path / "merged").exists()
+    monkeypatch.setattr("dmax.models.convert.write_targets", lambda **_: pytest.fail("it was done already"))
+    assert invoke("convert", "nano", tmp_path / "merged", "--layout", "merged").exit_code == 0
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_convert_refuses(refusal: Callable[..., str], checkpoints: Any, tmp_path: Path) -> None:
     assert "'merged'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--layout", "merge")
     assert "nowhere" in refusal("convert", tmp_path / "nowhere", tmp_path / "a", "--layout", "merged")
     assert "--layout" in refusal("convert", checkpoints.chat, tmp_path / "a")
-    assert "'int4'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--quantize", "int4")
+    assert "'int3'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--quantize", "int3")
+    assert "choose 32 or 64" in refusal(
+        "convert", checkpoints.chat, tmp_path / "a", "--quantize", "int4", "--group", 48
+    )
+    assert "'fp8'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--embeddings", "fp8")
+    assert "is for int4" in refusal(
+        "convert", checkpoints.chat, tmp_path / "a", "--quantize", "int8", "--method", "search"
+    )
     assert "'router'" in refusal("convert", checkpoints.chat, tmp_path / "a", "--quantize", "fp8", "--parts", "router")
     (tmp_path / "mine").write_text("keep", encoding="utf-8")
     assert "not empty" in refusal("convert", checkpoints.chat, tmp_path, "--layout", "merged")
@@ -59,14 +114,14 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(arguments)
         return Path("run/model")
 
-    def plan_recipe(*arguments: Any) -> tuple[Any, int]:
+    def plan_recipe(*arguments: Any) -> tuple[Any, torch.device, int]:
         from dmax.training.activations import BatchShape
         from dmax.training.requirements import Memory, Requirements
 
         calls.append(arguments)
         memory = Memory(weights=2**30, copies=0, gradients=2**30, optimizer=2**31, activations=2**30, update=0)
         available = 2**33 if arguments[3] is None else int(arguments[3] * 2**30)
-        return Requirements(1000, 1000, 7, arguments[2], BatchShape(2, 64, 50), memory), available
+        return Requirements(1000, 1000, 7, arguments[2], BatchShape(2, 64, 50), memory), torch.device("cpu"), available
 
     module.run_recipe = run_recipe  # type: ignore[attr-defined]
     module.plan_recipe = plan_recipe  # type: ignore[attr-defined]
@@ -77,11 +132,11 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_train_hands_over_its_arguments(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     assert invoke("train", "a.yaml").stdout == "run/model\n"
     assert invoke("train", "a.yaml", "--output", "run", "--resume").exit_code == 0
-    assert invoke("train", "a.yaml", "--data", "openai/gsm8k=rows.jsonl").exit_code == 0
+    assert invoke("train", "a.yaml", "--data", "openai/gsm8k=rows.jsonl", "--ignore-memory").exit_code == 0
     assert training == [
-        (Path("a.yaml"), None, False, validator, {}),
-        (Path("a.yaml"), Path("run"), True, validator, {}),
-        (Path("a.yaml"), None, False, validator, {"openai/gsm8k": "rows.jsonl"}),
+        (Path("a.yaml"), None, False, validator, {}, False),
+        (Path("a.yaml"), Path("run"), True, validator, {}, False),
+        (Path("a.yaml"), None, False, validator, {"openai/gsm8k": "rows.jsonl"}, True),
     ]
 
 
@@ -116,7 +171,8 @@ def test_rows_are_shown_with_what_is_trained_on(
 def test_a_dry_run_refuses_what_cannot_fit(invoke: Callable[..., Result], training: list[tuple[Any, ...]]) -> None:
     result = invoke("train", "a.yaml", "--dry-run", "--device-memory", 4)
     assert result.exit_code == 2
-    assert "needs 5.00 GiB on each device, of which it has 4.00 GiB" in result.stderr
+    assert "Each process of the run needs 5.0 GiB of memory" in result.stderr
+    assert "this machine has 4.0 GiB available: use more processes" in result.stderr
     assert len(training) == 1
 
 
@@ -137,10 +193,7 @@ def test_a_recipe_that_is_not_there(refusal: Callable[..., str], tmp_path: Path)
 def test_stopping_a_run_says_how_to_go_on(
     invoke: Callable[..., Result], training: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys.modules["dmax.training.run"], "run_recipe", interrupted)
+    monkeypatch.setattr(sys.modules["dmax.training.run"], "run_recipe", _interrupted)
     result = invoke("train", "a.yaml")
     assert result.exit_code == 130
     assert "--resume" in result.stderr

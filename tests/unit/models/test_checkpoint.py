@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmax.models import CheckpointError, LLaDA2, load_model, save_model
-from dmax.models.convert import convert_checkpoint
+from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.llada2 import expert_stacks, routers
 
 Tensors = dict[str, torch.Tensor]
@@ -313,6 +313,16 @@ def test_weights_that_another_tool_quantised_are_recognised(
         load_model(folder)
 
 
+def test_a_format_of_a_later_version_is_recognised(folder: Path, edit: Callable[..., Path]) -> None:
+    name = "model.layers.0.attention.dense"
+    edit(lambda tensors: tensors.update({f"{name}.codes": tensors.pop(f"{name}.weight").to(torch.int32)}))
+    config = json.loads((folder / "config.json").read_text())
+    said = {"quantization_config": {"quant_method": "dmax", "weights": "int2"}}
+    (folder / "config.json").write_text(json.dumps({**config, **said}))
+    with pytest.raises(CheckpointError, match="in the format 'int2', of which this version knows fp8, int8, int4"):
+        load_model(folder)
+
+
 def test_a_file_that_was_not_fetched_is_recognised(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(CheckpointError, match="is a Git LFS pointer, not the weights: run `git lfs pull`"):
@@ -321,7 +331,7 @@ def test_a_file_that_was_not_fetched_is_recognised(folder: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["scalar", "one", "column"])
 def test_scales_may_be_one_for_a_weight_or_a_column(folder: Path, tmp_path: Path, shape: str) -> None:
-    convert_checkpoint(folder, tmp_path / "int8", weights="int8")
+    convert_checkpoint(folder, tmp_path / "int8", quantization=Quantization("int8"))
     path = tmp_path / "int8" / "model.safetensors"
     tensors = load_file(path)
     name = "model.layers.0.attention.dense.weight_scale"

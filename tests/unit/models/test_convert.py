@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dmax.models import CheckpointError, LLaDA2, load_model, save_model
-from dmax.models.convert import convert_checkpoint
+from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.llada2 import expert_stacks, routers
 
 
@@ -120,3 +128,117 @@ def test_bad_requests(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_shard_bytes is 0"):
         convert_checkpoint(folder, tmp_path / "out", "merged", max_shard_bytes=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+KILLED = """
+import os, signal, sys
+from dmax.models.convert import Quantization, convert_checkpoint
+
+def die(done, total):
+    if done > total // 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+convert_checkpoint(
+    sys.argv[1], sys.argv[2], quantization=Quantization("int8"), max_shard_bytes=int(sys.argv[3]), progress=die
+)
+"""
+INT8 = Quantization("int8")
+SHARD = 9_000
+
+
+@pytest.fixture
+def killed(folder: Path, tmp_path: Path) -> Path:
+    """Where a conversion to int8 was killed half-way."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out"), str(SHARD)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    return tmp_path / "out"
+
+
+def test_a_killed_conversion_goes_on_where_it_was(killed: Path, folder: Path, tmp_path: Path) -> None:
+    partial = killed.with_name(".out.partial")
+    kept = {path.name: path.stat().st_ino for path in partial.glob("*.safetensors")}
+    assert kept and not killed.exists()
+    with pytest.raises(CheckpointError):
+        load_model(partial)
+    calls: list[tuple[int, int]] = []
+    arguments = {"quantization": INT8, "max_shard_bytes": SHARD}
+    errors = convert_checkpoint(folder, killed, progress=lambda *call: calls.append(call), **arguments)
+    assert {name: (killed / name).stat().st_ino for name in kept} == kept, "what was whole was not written again"
+    assert calls[-1][0] == calls[-1][1]
+    expected = convert_checkpoint(folder, tmp_path / "at once", **arguments)
+    assert errors == expected
+    assert bits(tensors_of(killed)) == bits(tensors_of(tmp_path / "at once"))
+    assert sorted(path.name for path in killed.iterdir()) == sorted(p.name for p in (tmp_path / "at once").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at once", "checkpoint", "out"]
+
+
+@pytest.mark.parametrize("change", ["options", "source"])
+def test_another_conversion_begins_anew(change: str, killed: Path, folder: Path) -> None:
+    if change == "source":
+        tensors = tensors_of(folder)
+        save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
+    quantization = Quantization("fp8") if change == "options" else INT8
+    convert_checkpoint(folder, killed, quantization=quantization, max_shard_bytes=SHARD)
+    other = killed.with_name("other")
+    convert_checkpoint(folder, other, quantization=quantization, max_shard_bytes=SHARD)
+    assert bits(tensors_of(killed)) == bits(tensors_of(other))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**10))
+    with pytest.raises(CheckpointError, match=r"needs 0\.0 GiB more on the disk of .*, which has 0\.0 GiB free"):
+        convert_checkpoint(folder, tmp_path / "out", "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_what_is_done_is_kept_when_writing_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device; what is done is kept in .*\.out\.partial"):
+            convert_checkpoint(folder, tmp_path / "out", "merged")
+    assert (tmp_path / ".out.partial").is_dir()
+    convert_checkpoint(folder, tmp_path / "out", "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "out"]
+
+
+def test_two_conversions_do_not_write_one_folder(folder: Path, tmp_path: Path) -> None:
+    with (
+        FileLock(tmp_path / ".out.lock"),
+        pytest.raises(CheckpointError, match=r"Another process is writing .*out: wait for it"),
+    ):
+        convert_checkpoint(folder, tmp_path / "out", "merged")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_memory_does_not_grow_with_the_checkpoint(weights: str, build: Callable[..., LLaDA2], tmp_path: Path) -> None:
+    save_model(
+        build(hidden_size=1024, intermediate_size=64, moe_intermediate_size=512, num_experts=16, vocab_size=64),
+        tmp_path / "wide",
+    )
+    size = (tmp_path / "wide" / "model.safetensors").stat().st_size
+    assert size > 200 * 2**20
+    script = f"""
+import json, re, threading, time
+from pathlib import Path
+from dmax.models.convert import Quantization, convert_checkpoint
+
+def own():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+before = peak = own()
+
+def look(done, total):
+    global peak
+    peak = max(peak, own())
+
+convert_checkpoint("wide", "small", quantization=Quantization({weights!r}), progress=look)
+print(peak - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True, text=True)
+    assert int(done.stdout) < 0.4 * size

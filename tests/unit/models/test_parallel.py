@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from dmax import LLM, GenerationParams
 from dmax.models import LLaDA2, ModelConfig, load_model, save_model
-from dmax.models.convert import convert_checkpoint
+from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.llada2 import initialize
 from dmax.models.parallel import tensor_parallel
 
@@ -51,7 +51,7 @@ def run_process(rank: int, processes: int, folder: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_processes_together_answer_as_one_model(processes: int, tmp_path: Path) -> None:
     save_model(initialize(LLaDA2(CONFIG), torch.Generator().manual_seed(0)), tmp_path / "whole")
-    convert_checkpoint(tmp_path / "whole", tmp_path / "int8", weights="int8")
+    convert_checkpoint(tmp_path / "whole", tmp_path / "int8", quantization=Quantization("int8"))
     context = multiprocessing.get_context("fork")
     members = [context.Process(target=run_process, args=(rank, processes, tmp_path)) for rank in range(processes)]
     for member in members:

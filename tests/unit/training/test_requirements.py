@@ -9,12 +9,13 @@ import torch
 
 from dmax.models import LLaDA2, ModelConfig
 from dmax.models.llada2 import initialize
+from dmax.models.memory import DoesNotFit
 from dmax.training.activations import BatchShape
 from dmax.training.batches import POOL, Batches
 from dmax.training.data import Example, generator_for
 from dmax.training.objectives.registry import BuiltInSection, get_objective
 from dmax.training.recipe import Recipe
-from dmax.training.requirements import POOLS_READ, DoesNotFit, Memory, Requirements, largest_batch, requirements_of
+from dmax.training.requirements import POOLS_READ, Memory, Requirements, largest_batch, requirements_of
 from dmax.training.section import RecipeError
 
 MINI = ModelConfig(
@@ -28,6 +29,7 @@ SMALL = ModelConfig(
     num_key_value_heads=1, head_dim=8, mask_token_id=1, eos_token_id=2, pad_token_id=0, num_experts=4,
     num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=8, first_k_dense_replace=1,
 )  # fmt: skip
+GPU = torch.device("cuda")
 SHAPE = BatchShape(rows=1, length=4096, supervised=2000)
 
 
@@ -51,15 +53,17 @@ def test_the_published_model_trains_on_eight_gpus_of_80_gib_and_not_on_one() -> 
     assert eight.memory.weights + eight.memory.gradients + eight.memory.optimizer == pytest.approx(
         16 * eight.parameters / 8, rel=0.01
     )
-    eight.check(80 * 2**30)
-    with pytest.raises(DoesNotFit, match=r"needs 30\d\.\d\d GiB on each device, of which it has 80\.00 GiB"):
-        requirements_of(settings, MINI, SHAPE, 1, "cuda").check(80 * 2**30)
+    eight.check(80 * 2**30, GPU)
+    with pytest.raises(
+        DoesNotFit, match=r"needs 30\d\.\d GiB of memory .*, and cuda has 80\.0 GiB available: use more"
+    ):
+        requirements_of(settings, MINI, SHAPE, 1, "cuda").check(80 * 2**30, GPU)
 
 
 def test_adapters_of_the_published_model_train_on_one_gpu() -> None:
     plan = requirements_of(recipe(lora={"rank": 16}, parallel={"recompute": True}), MINI, SHAPE, 1, "cuda")
     assert plan.trained < 0.05 * plan.parameters
-    plan.check(80 * 2**30)
+    plan.check(80 * 2**30, GPU)
 
 
 @pytest.mark.parametrize("section", [{}, {"attention": False}, {"feed_forward": False}])
@@ -106,9 +110,9 @@ def test_the_peak_is_in_the_backward_pass_or_in_the_update() -> None:
     backward = Memory(weights=1, copies=2, gradients=3, optimizer=4, activations=50, update=10)
     update = Memory(weights=1, copies=2, gradients=3, optimizer=4, activations=5, update=100)
     assert (backward.total, update.total) == (60, 108)
-    Requirements(1, 1, 1, 1, SHAPE, backward).check(60)
+    Requirements(1, 1, 1, 1, SHAPE, backward).check(60, GPU)
     with pytest.raises(DoesNotFit):
-        Requirements(1, 1, 1, 1, SHAPE, backward).check(59)
+        Requirements(1, 1, 1, 1, SHAPE, backward).check(59, GPU)
 
 
 class Growing:

@@ -92,7 +92,7 @@ def local_answerer(options: ModelOptions, decoding: DecodingOptions, batch_size:
     from dmax.evaluation.answerers import LocalAnswerer, weights_hash
 
     rule = decoding_rule(decoding)
-    llm = load_llm(options)
+    llm = load_llm(options, sequences=batch_size, gen_length=rule.params.gen_length)
     llm.max_batch_size = batch_size
     return LocalAnswerer(llm, rule.params, options.model, weights_hash(options.model))
 

@@ -85,13 +85,14 @@ def run_batch(source: Path, rule: Rule, model: ModelOptions, sink: OutputOptions
     if done:
         note(f"{len(done)} of {len(batch.items)} answers are in {sink.output} already.")
     if todo:
-        llm = load_llm(model)
+        size = sink.batch_size or DEFAULT_BATCH_SIZE
+        llm = load_llm(model, sequences=min(size, len(todo)), gen_length=rule.params.gen_length)
         ready = list(batch.encoded(llm, todo, rule.params.gen_length))
         with user_errors(), ExitStack() as stack:
             for file in (answers, traces):
                 if file is not None and ready:
                     stack.enter_context(file)
-            _Run(llm, rule, model.model, answers, traces, batch).run(ready, sink.batch_size or DEFAULT_BATCH_SIZE)
+            _Run(llm, rule, model.model, answers, traces, batch).run(ready, size)
     if batch.refused:
         lines = ", ".join(map(str, sorted(batch.refused)))
         note(f"Not answered: line{'s' if len(batch.refused) > 1 else ''} {lines}.")

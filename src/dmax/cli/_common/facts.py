@@ -10,9 +10,11 @@ import torch
 
 from dmax.cli._common.session import AUTO, pick_device
 from dmax.engine.backends import backend_name
+from dmax.engine.requirements import Workload, formats_needed
 from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_config, load_tokenizer, resolve
 from dmax.models.checkpoint import is_stack, native_name
 from dmax.models.llada2 import expert_stacks
+from dmax.models.memory import available_memory
 from dmax.models.source import INDEX_FILE, WEIGHTS_FILE, list_tensors, read_json
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -42,6 +44,21 @@ def describe(name: str) -> dict[str, Any]:
         "decoder_defaults": config.decoder_defaults,
         "backend": _backend(),
         "weights": _weights(folder),
+        "memory": _memory(config),
+    }
+
+
+def _memory(config: ModelConfig) -> dict[str, Any]:
+    """Bytes that are there, and that one sequence needs: in each dtype, and converted in each format."""
+    device = torch.device(pick_device(AUTO))
+    narrow, load = torch.bfloat16, Workload()
+    needed = {"bfloat16": formats_needed(config, narrow, device, load)}
+    if device.type == "cpu":
+        needed = {"float32": formats_needed(config, torch.float32, device, load), **needed}
+    own = {dtype: sizes.pop(None) for dtype, sizes in needed.items()}
+    return {
+        "available": available_memory(device),
+        "needed": {**own, **next(iter(needed.values()))},
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dmax.cli._common.decoding import DecodingOptions
-from dmax.cli._common.errors import CommandError, choose, user_errors
+from dmax.cli._common.errors import CommandError, choose, note, user_errors
 from dmax.cli._common.options import ModelOptions
 from dmax.engine import GenerationOutput, GenerationParams
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """The device and dtype that suit the machine."""
+_PROMPT = 1024
+"""Positions of a prompt that memory has to suffice for, before any prompt is known."""
 _DTYPES = ("float32", "bfloat16", "float16")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -62,24 +64,42 @@ def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
             return Rule(params, params.build_decoder())
 
 
-def load_llm(options: ModelOptions) -> LLM:
+def load_llm(
+    options: ModelOptions, *, sequences: int = 1, gen_length: int = 1024, cache: int | None = None
+) -> LLM:  # fmt: skip
     """Load the model; in a terminal, say so meanwhile.
 
+    Args:
+        options: what the user gave.
+        sequences: answered at a time.
+        gen_length: most tokens of an answer.
+        cache: bytes of the KV cache, where it has to have a size.
+
     Raises:
-        CommandError: there is no such model, device or dtype, or the checkpoint is damaged.
+        CommandError: there is no such model, device or dtype, the checkpoint is damaged or does not fit into memory.
     """
     device_name, dtype_name = check_placement(options.device, options.dtype)
     with status(f"Loading {options.model}"), user_errors():
         import torch
 
         from dmax.engine import LLM
+        from dmax.engine.requirements import Workload, widens
 
         device = pick_device(device_name)
         dtype: torch.dtype | None = None if dtype_name == AUTO else getattr(torch, dtype_name)
         try:
-            return LLM(options.model, device=device, dtype=dtype)
+            llm = LLM(
+                options.model,
+                device=device,
+                dtype=dtype,
+                workload=Workload(sequences, _PROMPT + gen_length, cache),
+                ignore_memory=options.ignore_memory,
+            )
         except torch.OutOfMemoryError as error:
             raise CommandError(f"{options.model} does not fit into the memory of {device}.") from error
+    if widens(llm.model, llm.model.device):
+        note(f"{options.model} has quantised weights that {device} has no kernel for: every pass widens them, slowly.")
+    return llm
 
 
 def check_placement(device: str, dtype: str) -> tuple[str, str]:

@@ -37,7 +37,7 @@ class PackedLinear(Linear):
 
 
 class PackedQuantizedLinear(QuantizedLinear):
-    """A linear map over 8-bit weights: widened once where they are small, and multiplied as they are where large.
+    """A linear map over quantised weights: widened once where they are small; where large, int8 is multiplied as it is.
 
     What is multiplied with large int8 weights is rounded to 8 bits too, because widening the weights in every pass
     would take thirty times as long.

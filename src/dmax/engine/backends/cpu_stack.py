@@ -19,7 +19,7 @@ from dmax.kernels.cpu.library import LANES
 from dmax.models.layers import SwiGLU
 from dmax.models.llada2 import DecoderLayer, LLaDA2
 from dmax.models.moe import RoutingRule, SparseMLP
-from dmax.models.quantized import wide_weight
+from dmax.models.quantized import QuantizedEmbedding, wide_weight
 
 _BESIDE = ("expert_bias", "_scale")
 """Ends of the names of what stands beside weights, in float32 whatever the model's dtype."""
@@ -44,7 +44,7 @@ class LayerStack:
         self._children = [
             (module._modules, name, child) for module in self._called for name, child in module._modules.items()
         ]
-        own = [module for module in self._called if not isinstance(module, nn.Embedding)]
+        own = [module for module in self._called if not isinstance(module, nn.Embedding | QuantizedEmbedding)]
         kept = [(place, name) for module in own for place in (module._parameters, module._buffers) for name in place]
         self._weights = [at for at in kept if not at[1].endswith(_BESIDE)]
         self._beside = [at for at in kept if at[1].endswith(_BESIDE)]

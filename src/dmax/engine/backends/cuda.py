@@ -90,11 +90,11 @@ class CudaBackend(TorchBackend):
 
     def embed(self, state: BlockState) -> Tensor:
         """Compute what a pass reads at blocks in this state."""
-        mix = state.mix
-        if mix is None:
+        mix, table_VD = state.mix, self._model.embedding_table
+        if mix is None or not isinstance(table_VD, Tensor):
             return super().embed(state)
         return soft_parallel.soft_embeddings(
-            state.tokens, mix.where, mix.token_ids, mix.weights, self._model.model.word_embeddings.weight,
+            state.tokens, mix.where, mix.token_ids, mix.weights, table_VD,
             mask_token_id=state.mask_token_id, renormalize=mix.renormalize,
         )  # fmt: skip
 
@@ -120,7 +120,8 @@ class CudaBackend(TorchBackend):
 
     def decide(self, decoder: Decoder, hidden_BLD: Tensor, blocks: PassInput, noise: Noise | None = None) -> Decided:
         """Apply head and decoder: by a graph, or the decoder by its kernels, or both by their modules."""
-        if type(decoder) is not SoftParallelDecoder or not decoder.is_common:
+        is_quantized = not isinstance(self._model.embedding_table, Tensor)
+        if type(decoder) is not SoftParallelDecoder or not decoder.is_common or is_quantized:
             return super().decide(decoder, hidden_BLD, blocks, noise)
         decisions = self._decisions_of(hidden_BLD.shape[1])
         if decoder.renormalize and hidden_BLD.shape[0] <= decisions.limit:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from dmax.kernels.experts import Stack, run_experts
@@ -73,10 +74,10 @@ class KernelAttention(Attention):
 
 
 class KernelQuantizedLinear(QuantizedLinear):
-    """A linear map whose 8-bit weights are widened in registers, for few tokens."""
+    """A linear map whose 8-bit weights are widened in registers, for few tokens; those in 4 bits are widened before."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() <= MOST_TOKENS * x.shape[-1]:
+        if x.numel() <= MOST_TOKENS * x.shape[-1] and self.weight.dtype != torch.uint8:
             return scaled_linear(x, self.weight, self.weight_scale)
         return super().forward(x)
 
@@ -86,7 +87,8 @@ class KernelSparseMLP(SparseMLP):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         # Where a module of another kind stands around the experts, such as an adapter, it has to be called.
-        if not (isinstance(self.experts, Experts) and isinstance(self.shared_experts, SwiGLU | None)):
+        is_own = isinstance(self.experts, Experts) and isinstance(self.shared_experts, SwiGLU | None)
+        if not is_own or _has_4_bits(self):
             return super().forward(x_BTD)
         x_ND = x_BTD.flatten(0, 1)
         routing = route(x_ND, self.gate.weight, self.gate.expert_bias, **self.gate.rule._asdict())
@@ -101,6 +103,13 @@ class KernelSparseMLP(SparseMLP):
         )
         shared = None if self.shared_experts is None else _shared_stack(self.shared_experts, experts)
         return run_experts(x_ND, routing, routed, shared).view_as(x_BTD)
+
+
+def _has_4_bits(mlp: SparseMLP) -> bool:
+    """Tell whether weights are in 4 bits, for which there is no kernel."""
+    shared = mlp.shared_experts
+    weights = [mlp.experts.gate_proj, *([] if shared is None else [shared.gate_proj.weight])]
+    return any(weight.dtype == torch.uint8 for weight in weights)
 
 
 def _shared_stack(shared: SwiGLU, experts: Experts) -> Stack:

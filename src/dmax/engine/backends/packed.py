@@ -17,7 +17,7 @@ from torch import Tensor
 
 MOST_WEIGHTS = 2**21
 """Of a weight that is packed."""
-_EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
+_QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.uint8)
 
 # There is no public name for oneDNN's layouts; where a release of torch lacks these, nothing is packed.
 _pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if torch.backends.mkldnn.is_available() else None
@@ -29,7 +29,7 @@ _DTYPES = (torch.float32, torch.bfloat16) if _has_bfloat16() else (torch.float32
 def packable(x: Tensor, *sources: Tensor) -> bool:
     """Tell whether ``x``, ``(..., I)`` on a CPU, may be multiplied with packed copies of ``sources`` in inference.
 
-    Sources are in the dtype of ``x``, or in 8 bits, which are widened for the copy. Weights made in inference mode
+    Sources are in the dtype of ``x``, or quantised, which are widened for the copy. Weights made in inference mode
     count no changes, so that a copy could not follow them.
     """
     dtype = x.dtype
@@ -37,7 +37,7 @@ def packable(x: Tensor, *sources: Tensor) -> bool:
         return False
     for source in sources:  # a loop, because this runs dozens of times in a pass of milliseconds
         if (
-            (source.dtype != dtype and source.dtype not in _EIGHT_BITS)
+            (source.dtype != dtype and source.dtype not in _QUANTIZED)
             or source.numel() > MOST_WEIGHTS
             or source.is_inference()
         ):

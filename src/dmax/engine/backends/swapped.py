@@ -11,13 +11,13 @@ from dmax.models.attention import Attention
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
 from dmax.models.llada2 import Backbone, DecoderLayer, LLaDA2
 from dmax.models.moe import Experts, Router, SparseMLP
-from dmax.models.quantized import QuantizedLinear
+from dmax.models.quantized import QuantizedEmbedding, QuantizedLinear
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 OWN_KINDS = {
     *(LLaDA2, Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
-    *(Linear, QuantizedLinear, nn.Embedding, nn.ModuleList),
+    *(Linear, QuantizedLinear, nn.Embedding, QuantizedEmbedding, nn.ModuleList),
 }
 """The modules of the package's own model. What stands in the place of one, such as an adapter, has to be called."""
 

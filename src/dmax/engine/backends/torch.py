@@ -55,7 +55,7 @@ class TorchBackend:
 
     def embed(self, state: BlockState) -> Tensor:
         """Compute what a pass reads at blocks in this state: ``(B, L, D)``."""
-        return input_embeddings(state, self._model.model.word_embeddings.weight)
+        return input_embeddings(state, self._model.embedding_table)
 
     def forward(self, spans: list[Span], inputs: list[Tensor]) -> Tensor:
         """Run the layers over all spans, packed one behind the other."""
