@@ -61,7 +61,7 @@ def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--prompt-ids", "[1]"], ["PROMPT and --prompt-ids"]),
         (["--input", "prompts.jsonl"], ["PROMPT and --input"]),
         (["w8"], ["unexpected extra argument", "into quotes", 'dmax generate "…"']),
-        (["--gen-length", "5000"], ["1 token,", "5000", "64"]),
+        (["--gen-length", "5000"], ["1 token,", "--gen-length 5000", "64"]),
     ],
 )
 def test_options_that_make_no_sense(refusal: Refusal, checkpoints: Any, arguments: list[str], parts: list[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,17 @@ def test_text_goes_through_the_chat_template(generate: Run, checkpoints: Any) ->
 def test_text_goes_in_as_it_is_where_there_is_no_template(generate: Run, checkpoints: Any) -> None:
     [expected] = LLM(checkpoints.raw).generate("w7 w8", SHORT)
     assert generate("w7 w8", "--model", checkpoints.raw).stdout == f"{expected.text}\n"
+
+
+def test_an_empty_answer_says_so_beside_the_output(
+    generate: Run, checkpoints: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = LLM.generate
+    monkeypatch.setattr(LLM, "generate", lambda *args, **more: [replace(answer(*args, **more)[0], text="")])
+    result = generate("w7 w8", "--model", checkpoints.chat)
+    assert (result.exit_code, result.stdout) == (0, "\n")
+    assert result.stderr.startswith("The answer is empty: ")
+    assert generate("w7 w8", "--json", "--model", checkpoints.chat).stderr == ""
 
 
 def test_the_prompt_comes_from_stdin_where_it_is_left_out(generate: Run, checkpoints: Any) -> None:

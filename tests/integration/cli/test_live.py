@@ -312,6 +312,18 @@ def test_a_short_answer_cut_at_a_stop_string_replaces_what_was_shown(
     assert next(line for line in scrollback(file.getvalue()) if line) == "ab"
 
 
+def test_a_terminal_is_told_of_an_answer_without_text(
+    terminal: Callable[..., tuple[Console, io.StringIO]],
+) -> None:
+    console, file = terminal(80, 20)
+    with LiveView(console, canvas()) as view:
+        view.on_pass(0, record("$$$$", final=True))
+        view.finish(output(" "))
+    lines = [line for line in scrollback(file.getvalue()) if line]
+    assert lines[0] == "The answer is empty: the model ended it at once."
+    assert "NFE" in lines[1]
+
+
 def test_an_error_takes_the_picture_away(terminal: Callable[..., tuple[Console, io.StringIO]]) -> None:
     console, file = terminal(80, 20)
 
