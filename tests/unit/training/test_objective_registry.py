@@ -93,7 +93,8 @@ def test_what_is_wrong_with_an_objective_is_named(tmp_path: Path, objective: dic
 
 def test_the_keys_of_the_objectives_here_are_these(tmp_path: Path) -> None:
     """Their order is part of the fingerprint of every run."""
-    keys = "kind, block_length, noise, prefix_share, mask_ratio, losses, rollout, form, beta, far_smoothing, group"
+    keys = "kind, block_length, noise, prefix_share, mask_ratio, losses, rollout, form, rollout_passes, rollout_states"
+    keys += ", rollout_threshold, beta, far_smoothing, group"
     with pytest.raises(RecipeError, match=f"'objective.betta'; did you mean 'beta'. Valid here: {keys}[.]"):
         load_recipe(recipe(tmp_path, kind="masked", betta=1))
     with pytest.raises(RecipeError, match=r"'objective\.far_smoothing\.shre'; did you mean 'share'"):
