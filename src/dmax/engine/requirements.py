@@ -114,7 +114,7 @@ def _widened(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> int:
 
 
 def _working(config: ModelConfig, dtype: torch.dtype, load: Workload) -> int:
-    """Activations of the largest pass: a prompt's chunk, or the logits of all blocks and what is made of them."""
+    """Count activations of the largest pass: a prompt's chunk, or the logits of all blocks and what is made of them."""
     per_token = config.num_experts_per_tok if config.num_experts else 0
     width = max(config.intermediate_size, per_token * ((config.moe_intermediate_size or 0) + config.hidden_size))
     heads = config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)

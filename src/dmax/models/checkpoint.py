@@ -270,7 +270,7 @@ def _spreads(name: str, stored: tuple[int, ...], expected: tuple[int, ...]) -> b
 
 
 def _is_leftover(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tensors that some writers store and no model reads: rotary tables, and the head where it is the embedding."""
+    """Tell what some writers store and no model reads: rotary tables, and the head where it is the embedding."""
     return _ROTARY_TABLE.fullmatch(name) is not None or (name == _HEAD and name not in expected)
 
 

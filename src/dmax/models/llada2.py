@@ -96,7 +96,7 @@ class LLaDA2(nn.Module):
         return self.model(embeds_BTD, position_ids, mask_BTS, store)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
+        """Look up rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
         return self.model.word_embeddings(token_ids).to(self.dtype)
 
     @property

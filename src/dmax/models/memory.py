@@ -70,7 +70,7 @@ def _left(root: Path, path: str, limit: str, usage: str, files: tuple[str, ...])
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Read lines of a name and a number."""
     found = (line.replace(":", " ").split() for line in _text(path).splitlines())
     return {words[0]: int(words[1]) for words in found if len(words) > 1 and words[1].isdecimal()}
 

@@ -171,7 +171,7 @@ def _with_adapters(recipe: Recipe, section: LoraSection, model: LLaDA2, activati
 
 
 def device_memory(device: torch.device, processes: int) -> int:
-    """Bytes that each of the processes on this machine may still take: all of its own GPU, or its share of the rest."""
+    """Return bytes that each process on this machine may still take: all of its own GPU, or its share of the rest."""
     return available_memory(device) // (1 if device.type == "cuda" else processes)
 
 

@@ -49,7 +49,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _memory(config: ModelConfig) -> dict[str, Any]:
-    """Bytes that are there, and that one sequence needs: in each dtype, and converted in each format."""
+    """Count bytes that are there, and that one sequence needs: in each dtype, and converted in each format."""
     device = torch.device(pick_device(AUTO))
     narrow, load = torch.bfloat16, Workload()
     needed = {"bfloat16": formats_needed(config, narrow, device, load)}

@@ -261,7 +261,7 @@ def _read_prose(text: str) -> Reading | None:
 
 
 def _without_checks(text: str) -> str:
-    """Text without sentences at its end that check what was said before, and without a remark on rounding."""
+    """Drop sentences at the end that check what was said before, and a remark on rounding."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     for end in reversed(ends):
         if not _CHECK.match(text[end:]) or not re.search("[0-9]", text[:end]):
