@@ -88,8 +88,9 @@ class PassDriver:
             raise MeasurementError(f"context is {context}; this model has room for {longest // 32 * 32} at most.")
         self._reader = RequestReader(model.config, None)
         generator = torch.Generator().manual_seed(seed)
-        vocabulary = model.config.vocab_size
-        self._prompts = torch.randint(vocabulary, (batch, context), generator=generator).tolist()
+        mask = model.config.mask_token_id
+        ids_BT = torch.randint(model.config.vocab_size - 1, (batch, context), generator=generator)
+        self._prompts = (ids_BT + (ids_BT >= mask)).tolist()  # any token but the mask, which no prompt may hold
         self._seed, self._wrap = seed, wrap
         self._engine = self._make_engine(eager)
         self._running: set[str] = set()
