@@ -1,10 +1,16 @@
-"""Tests that notice when a program skips some of them: marks at every statement that surely runs, counted last."""
+"""Tests that notice when a program skips some of them, or passes whatever they expect.
+
+Every statement that surely runs leaves a mark, and the marks are counted last. In a second run one of the tests expects
+what no right program gives.
+"""
 
 from __future__ import annotations
 
 import ast
 import random
 from collections import Counter
+
+from dmax.evaluation.sandbox.expectations import Edit, false_expectation
 
 _LEAVES = (ast.Return, ast.Raise, ast.Yield, ast.YieldFrom, ast.Await, ast.Break, ast.Continue)
 _COMPOUND = (
@@ -16,26 +22,39 @@ _COMPOUND = (
 def with_checkpoints(tests: str, name: str, number: int) -> str:
     """Return tests that pass where the given ones do and every statement that surely runs did, if ``number`` is even.
 
-    Lines keep their numbers; ``jail/runner.py`` leaves the marks out where it quotes one.
-    An odd number is found out at a random place, an even one at none.
+    If it is odd, a right program fails: one test, drawn at random, expects another value. Where no test plainly expects
+    a value, the number itself is found out at a random place. Lines keep their numbers; ``jail/runner.py`` leaves the
+    marks out where it quotes one.
 
     Args:
         tests: Python source.
         name: of a global variable that nothing else uses.
         number: the program can tell its parity only by looking at the tests.
     """
-    places = _places(tests)
-    lines = tests.encode(errors="surrogatepass").split(b"\n")
-    last = random.SystemRandom().randrange(len(places) + 1)
-    for at, (line, column) in sorted(enumerate(places), key=lambda place: place[1], reverse=True):
+    statements = _statements(tests)
+    draw = random.SystemRandom()
+    expectations = [edit for edit in map(false_expectation, statements) if edit]
+    last = None if expectations else draw.randrange(len(statements) + 1)
+    edits = [draw.choice(expectations)] if expectations and number % 2 else []
+    for at, statement in enumerate(statements):
+        place = statement.lineno, statement.col_offset
         passed = f"1 // (1 - {number} % 2)" if at == last else "0"
-        lines[line - 1] = lines[line - 1][:column] + f"{name}.append({passed});".encode() + lines[line - 1][column:]
-    marked = b"\n".join(lines).decode(errors="surrogatepass")
-    return f"{marked}\nassert len({name}) == {len(places)} and {number} % 2 == 0, 'not every test was run'\n"
+        edits.append(Edit(place, place, f"{name}.append({passed});"))
+    count = f"len({name}) == {len(statements)}" + ("" if expectations else f" and {number} % 2 == 0")
+    return f"{_edited(tests, edits)}\nassert {count}, 'not every test was run'\n"
 
 
-def _places(tests: str) -> list[tuple[int, int]]:
-    """Line and column of every simple statement that surely runs exactly once, where the tests pass."""
+def _edited(source: str, edits: list[Edit]) -> str:
+    lines = source.encode(errors="surrogatepass").split(b"\n")
+    for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
+        (first, begin), (last, end) = edit.start, edit.end
+        text = lines[first - 1][:begin] + edit.text.encode() + lines[last - 1][end:]
+        lines[first - 1 : last] = text.split(b"\n")
+    return b"\n".join(lines).decode(errors="surrogatepass")
+
+
+def _statements(tests: str) -> list[ast.stmt]:
+    """Every simple statement that surely runs exactly once, where the tests pass."""
     try:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -63,14 +82,14 @@ def _places(tests: str) -> list[tuple[int, int]]:
     return found
 
 
-def _straight(body: list[ast.stmt]) -> list[tuple[int, int]]:
+def _straight(body: list[ast.stmt]) -> list[ast.stmt]:
     """List simple statements of a block up to the first that may leave it."""
     found = []
     for number, statement in enumerate(body):
         future = isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
         docstring = number == 0 and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if not isinstance(statement, _COMPOUND) and not future and not docstring:
-            found.append((statement.lineno, statement.col_offset))
+            found.append(statement)
         definition = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         if not definition and any(isinstance(part, _LEAVES) for part in ast.walk(statement)):
             break
