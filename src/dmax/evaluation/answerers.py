@@ -197,7 +197,7 @@ class RemoteAnswerer:
             reply = self._client.get(f"{self.base_url}/models", timeout=min(10, self._timeout))
         except self._failures as error:
             raise AnswererError(f"{self.base_url} does not answer ({_one_line(error)}); check --base-url.") from error
-        self._check_access(reply.status_code)
+        self._check_access(reply)
         if reply.status_code >= 400:
             raise AnswererError(f"{self.base_url}/models answers HTTP {reply.status_code}; --base-url must end in /v1.")
         body = self._body("Hello", 0, 1)
@@ -209,14 +209,22 @@ class RemoteAnswerer:
                 "--timeout."
             ) from error
         self._check_settings(probe, known=_model_names(reply.text))
+        if probe.status_code == 200:
+            try:
+                read_completion(_utf8(probe))
+            except MalformedReply as error:
+                raise AnswererError(f"{self.base_url} is no chat API: {error}; check --base-url.") from error
 
-    def _check_access(self, status: int) -> None:
-        if status in (401, 403):
-            raise AnswererError(f"{self.base_url} refuses the API key (HTTP {status}); check --api-key.")
+    def _check_access(self, reply: Any) -> None:
+        if reply.status_code in (401, 403):
+            raise AnswererError(f"{self.base_url} refuses the API key (HTTP {reply.status_code}); check --api-key.")
+        if 300 <= reply.status_code < 400:  # not followed: the key is for the address that was given
+            place = reply.headers.get("Location", "nowhere")
+            raise AnswererError(f"{self.base_url} redirects to {place}; give --base-url as it is there.")
 
     def _check_settings(self, reply: Any, known: str = "") -> None:
         """Raise where a reply is about something that every request has."""
-        self._check_access(reply.status_code)
+        self._check_access(reply)
         fields = {"model", *self.settings, *self.settings.get("decoder_options", ())}
         if is_configuration_error(reply.status_code, reply.text, fields):
             raise AnswererError(
@@ -267,9 +275,9 @@ class RemoteAnswerer:
                 continue
             seconds = time.perf_counter() - started
             if reply.status_code == 200:
-                return _remote_answer(reply.text, seconds)
+                return _remote_answer(_utf8(reply), seconds)
             self._check_settings(reply)
-            problem = f"HTTP {reply.status_code}: {reply.text[:200]}"
+            problem = f"HTTP {reply.status_code}: {' '.join(reply.text[:200].split())}"
             pause = seconds_to_wait(reply.headers.get("Retry-After"))
             if reply.status_code not in _RETRIED:
                 break
@@ -356,6 +364,11 @@ def _answer(output: GenerationOutput) -> Answer:
         seconds=output.seconds,
         finish_reason=output.finish_reason,
     )
+
+
+def _utf8(reply: Any) -> str:
+    """The body as JSON is written, whatever the header says of it."""
+    return str(reply.content.decode("utf-8-sig", errors="replace"))
 
 
 def _remote_answer(reply: str, seconds: float) -> Answer:

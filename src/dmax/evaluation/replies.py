@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from dmax.models.tokenizer import text_of
+
 _NOT_ALLOWED = frozenset({401, 403, 404, 405})
 """Whatever the row, the next one will hear the same."""
 
@@ -38,10 +40,16 @@ def read_completion(reply: str) -> Completion:
     try:
         body = json.loads(reply)
         [choice] = body["choices"]
-        text = choice["message"]["content"]
+        message = choice["message"]
+        text = message["content"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise MalformedReply(f"the reply is no chat completion: {reply[:200]}") from error
-    text = _text(text, "content") or ""
+        raise MalformedReply(f"the reply is no chat completion: {' '.join(reply[:200].split())}") from error
+    if isinstance(text, list):
+        try:
+            text = text_of(text)
+        except ValueError as error:
+            raise MalformedReply(f"the reply's content is no text but {str(text)[:80]!r}") from error
+    text = _text(text, "content") or _text(message.get("refusal"), "refusal") or ""
     usage, cost = _object(body, "usage"), _object(body, "dmax")
     tokens = _count(cost, "num_tokens") if "num_tokens" in cost else _count(usage, "completion_tokens")
     counts = {key: _count(cost, key) for key in ("passes", "nfe", "blocks", "revisions")}

@@ -177,6 +177,80 @@ def test_a_configuration_error_ends_a_run_before_its_first_row(status: int, erro
         answerer.answer(["a"], [0], 64)
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab"),
+        ({"content": None}, ""),
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"content": "x", "refusal": None}, "x"),
+        ({"content": None, "reasoning_content": "hm"}, ""),
+    ],
+)
+def test_content_may_be_missing_refused_or_in_parts(message: dict[str, Any], text: str) -> None:
+    body = {"choices": [{"message": message, "finish_reason": "content_filter"}]}
+    [answer] = server(lambda request: httpx.Response(200, json=body)).answer(["a"], [0], 64)
+    assert (answer.text, answer.finish_reason, answer.error) == (text, "content_filter", None)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "text/html; charset=iso-8859-1", "application/octet-stream", ""]
+)
+def test_json_is_read_whatever_its_content_type(content_type: str) -> None:
+    body = json.dumps(completion("zwölf €"), ensure_ascii=False).encode("utf-8-sig")
+    reply = httpx.Response(200, content=body, headers={"Content-Type": content_type})
+    [answer] = server(lambda request: reply).answer(["a"], [0], 64)
+    assert answer.text == "zwölf €"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<!DOCTYPE html>\n<html><body>Welcome</body></html>",
+        'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: {"choi',
+        '{"choices": [{"message": {"content": "x',
+        '{"error": {"message": "overloaded"}}',
+        "",
+    ],
+)
+def test_what_is_no_completion_fails_a_row_and_the_check_of_a_server(body: str) -> None:
+    answerer = server(lambda request: httpx.Response(200, text=body))
+    [answer] = answerer.answer(["a"], [0], 64)
+    assert answer.text is None
+    assert "no chat completion" in (answer.error or "")
+    assert "\n" not in (answer.error or "")
+    with pytest.raises(AnswererError, match=r"is no chat API: .*check --base-url"):
+        answerer.check()
+
+
+def test_two_choices_are_no_answer() -> None:
+    body = {"choices": [*completion("x")["choices"], *completion("y")["choices"]]}
+    [answer] = server(lambda request: httpx.Response(200, json=body)).answer(["a"], [0], 64)
+    assert "no chat completion" in (answer.error or "")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_told_and_not_followed(status: int) -> None:
+    def handle(request: Any) -> Any:
+        assert request.url.host == "server"
+        return httpx.Response(status, headers={"Location": "https://elsewhere/v1/models"})
+
+    with pytest.raises(AnswererError, match="redirects to https://elsewhere/v1/models; give --base-url"):
+        server(handle).check()
+    with pytest.raises(AnswererError, match="redirects to"):
+        server(handle).answer(["a"], [0], 64)
+
+
+def test_a_page_of_an_error_is_told_in_one_line_once_it_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(answerers.time, "sleep", pauses.append)
+    for status in (429, 502):  # without Retry-After
+        page = httpx.Response(status, text="<html>\n<h1>Busy</h1>\n</html>")
+        [answer] = server(lambda request, page=page: page).answer(["a"], [0], 64)
+        assert answer.error == f"HTTP {status}: <html> <h1>Busy</h1> </html>"
+    assert pauses == [2.0, 4.0, 8.0, 16.0] * 2
+
+
 def test_a_server_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(answerers.time, "sleep", pauses.append)
