@@ -192,7 +192,7 @@ def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, Stored
         _check_fit(folder, stored, model, biased)
     except CheckpointError as error:
         raise CheckpointError(
-            foreign_names(folder, stored) or foreign_quantization(folder, values) or str(error)
+            foreign_names(folder, stored) or foreign_quantization(folder, values, stored) or str(error)
         ) from error
     return model, stored
 

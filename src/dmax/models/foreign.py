@@ -14,6 +14,13 @@ _PREFIXES = {
     "_fsdp_wrapped_module.": "as FSDP names them: gather the whole state dict, and save that",
     "base_model.model.": "as PEFT names them: merge the adapter by `merge_and_unload()`, and save the result",
 }
+_PACKED = {
+    ".qweight": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    ".quant_map": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+}
+"""How the names of weights end that a tool has packed."""
 _ADAPTER = "adapter_config.json"
 _QUANTIZERS = (
     "gptq",
@@ -46,28 +53,34 @@ def foreign_names(folder: Path, names: Iterable[str]) -> str | None:
     for prefix, reason in _PREFIXES.items():
         if names and all(name.startswith(prefix) for name in names):
             return f"The tensors in {folder} are all called {prefix}…, {reason}, or rename the tensors."
+    first = {name.partition(".")[0] for name in names}
+    if len(first) == 1 and first != {"model"}:
+        return f"The tensors in {folder} are all called {first.pop()}.…: rename them to begin with model. and lm_head."
     return None
 
 
-def foreign_quantization(folder: Path, values: Mapping[str, Any]) -> str | None:
-    """Return which tool quantised a checkpoint, by its configuration; None where none did.
+def foreign_quantization(folder: Path, values: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """Return which tool quantised a checkpoint, by its configuration or else its names; None where none did.
 
     Args:
         folder: of the checkpoint.
         values: its ``config.json``.
+        names: of its tensors.
     """
     section = values.get("quantization_config")
-    if not isinstance(section, Mapping) or section.get("quant_method") is None:
-        return None
-    method, weights = section["quant_method"], section.get("weights")
-    if method == "dmax":
-        if weights is None or weights in STORED_AS:
-            return None
+    method, weights = (section.get(key) if isinstance(section, Mapping) else None for key in ("quant_method", "weights"))
+    if method is None:
+        packed = (tool for name in names for end, tool in _PACKED.items() if name.endswith(end))
+        method = next(packed, None)
+    if method == "dmax" and weights is not None and weights not in STORED_AS:
         return (
             f"The weights in {folder} are in the format {str(weights)[:40]!r}, of which this version knows "
             f"{', '.join(STORED_AS)}: install the newest dmax, or convert the checkpoint that they were made from."
         )
-    known = str(method) if str(method).lower() in _QUANTIZERS else f"{str(method)[:40]!r}, which is unknown here"
+    if method in (None, "dmax"):
+        return None
+    is_known = str(method).lower() in _QUANTIZERS or method in _PACKED.values()
+    known = str(method) if is_known else f"{str(method)[:40]!r}, which is unknown here"
     return (
         f"The weights in {folder} are quantised by {known}, whose packing is not read: take the checkpoint that they "
         "were made from, and run `dmax convert --quantize int8` on it."

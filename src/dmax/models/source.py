@@ -190,6 +190,9 @@ def _no_weights(folder: Path) -> str:
     adapter = adapter_in(folder)
     if adapter is not None:
         return adapter
+    torn = [path.name for path in folder.iterdir() if path.name.endswith(".incomplete") or not path.exists()]
+    if torn:
+        return f"{folder} was not fetched whole ({listing(sorted(torn), 3)}): fetch the checkpoint again."
     if pickles:
         found += f" Pickled weights ({listing(pickles)}) are never loaded: save them as safetensors first."
     return found

@@ -279,6 +279,7 @@ def test_pickled_weights_alone_are_refused(folder: Path) -> None:
         ("module.", "DataParallel"),
         ("base_model.model.", "merge_and_unload"),
         ("_fsdp_wrapped_module.", "gather the whole state dict"),
+        ("state_dict.", "begin with model"),
     ],
 )
 def test_a_wrapper_that_named_all_tensors_is_recognised(edit: Callable[..., Path], prefix: str, mend: str) -> None:
@@ -320,6 +321,29 @@ def test_a_format_of_a_later_version_is_recognised(folder: Path, edit: Callable[
     said = {"quantization_config": {"quant_method": "dmax", "weights": "int2"}}
     (folder / "config.json").write_text(json.dumps({**config, **said}))
     with pytest.raises(CheckpointError, match="in the format 'int2', of which this version knows fp8, int8, int4"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("ending", "tool"), [("qweight", "GPTQ or AWQ"), ("weight_packed", "compressed-tensors"), ("SCB", "bitsandbytes")]
+)
+def test_packed_weights_are_recognised_by_their_names(edit: Callable[..., Path], ending: str, tool: str) -> None:
+    name = "model.layers.0.attention.dense"
+    packed = edit(lambda tensors: tensors.update({f"{name}.{ending}": tensors.pop(f"{name}.weight").to(torch.int32)}))
+    with pytest.raises(CheckpointError, match=f"quantised by {tool}, whose packing is not read"):
+        load_model(packed)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_download_that_broke_off_is_recognised(folder: Path, link: bool) -> None:
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model.safetensors.incomplete")
+    if link:  # as the Hub's cache has them
+        (folder / "model.safetensors.incomplete").unlink()
+        weights.symlink_to("../blobs/0123")
+    with pytest.raises(
+        CheckpointError, match=r"was not fetched whole \(model\.safetensors.*fetch the checkpoint again"
+    ):
         load_model(folder)
 
 
