@@ -169,6 +169,14 @@ def test_no_request_has_more_positions_in_flight_than_the_server_allows(
     assert max(widest) == 3 * BLOCK
 
 
+@pytest.mark.parametrize("prompt", [[7, 1, 8], "w7 <mask>"])
+def test_a_prompt_that_holds_the_mask_token_is_refused(serve: Any, prompt: Any) -> None:
+    with serve() as client:
+        reply = client.post("/v1/completions", json={"prompt": prompt})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
+        assert "holds the mask token (id 1)" in reply.json()["error"]["message"]
+
+
 def test_half_a_character_in_a_prompt_is_refused(serve: Any) -> None:
     with serve() as client:
         for prompt in ("\ud800", ["w7", "\udfff"]):
@@ -262,6 +270,7 @@ def test_a_trace_tells_every_pass_and_the_answer(serve: Any, llm: LLM) -> None:
                 messages.append(socket.receive_json())
             start, *passes, end = messages
             assert start["prompt_pieces"] == ["w3", "w7", "w8", "w5"]
+            assert (start["mask_token_id"], start["eos_token_ids"]) == (1, [2])
             records = [{k: v for k, v in p.items() if k not in ("type", "pieces")} for p in passes]
             assert records == [record.to_dict() for record in expected.trace]
             assert [len(p["pieces"]) for p in passes] == [BLOCK] * len(passes)
