@@ -72,6 +72,8 @@ _CHECK = re.compile(r"[\s*_(]*(?:check|checking|double-check|verif\w+|note)\b", 
 _ROUNDED = re.compile(r"(?<=[0-9])([^()\n]{0,30})\([^()]*\brounded\b[^()]*\)", re.IGNORECASE)
 _CALCULATION = re.compile(rf"(?<![0-9.]){_BESIDE}(?:\s*(?:\+|\*|\\times\b|\\div\b|(?<=\s)[-/](?=\s))\s*{_BESIDE})+$")
 """A calculation that ends a text, without what it comes to."""
+_WITH_UNITS = re.compile(rf"{_BESIDE}\s+[^\W\d]+\s*(?:[-+*/]|\\times\b)\s*{_BESIDE}[^=]*=\D*[0-9]")
+"""A calculation with units, and what it comes to: ``15 gallons * 8 pints = 120``."""
 _MARK = re.compile(r"(?<!#)####(?!#)")
 _BETWEEN_BOXES = re.compile(r"[\s$.,;]*(?:or|and)?[\s$]*(?:maybe|perhaps|possibly)?[\s$]*(?:[a-zA-Z]\s*=)?[\s$]*")
 
@@ -278,7 +280,10 @@ def _read_answer(text: str) -> Reading | None:
     sentence, *later = _SENTENCE_END.split(text[found[-1].end() :])
     if any(re.search("[0-9]", part) and not _REMARK.match(part) for part in later):
         return None
-    value, begins = _statement_value(without_latex(sentence), in_box=False)
+    words = without_latex(sentence)
+    value, begins = _statement_value(words, in_box=False)
+    if value is None and _WITH_UNITS.match(words):
+        value, begins = _statement_value(words.rpartition("=")[2], in_box=False)
     return Reading(value, sentence, "answer") if begins else None
 
 
