@@ -74,7 +74,7 @@ def test_throughput_tells_its_runs_and_their_share_of_the_peak(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.skipif("DMAX_DATA" not in os.environ, reason="DMAX_DATA names no folder of the public data sets")
 def test_reference_answers_of_the_public_data_are_right_and_corrupted_ones_wrong(tmp_path: Path) -> None:
-    """An hour and more: all programs of HumanEval and MBPP. The script fails where a verdict is not the one expected."""
+    """Takes an hour and more. The script fails where a verdict is not the one expected."""
     result = result_of("reference_answers.py", tmp_path / "result.json", "--data", os.environ["DMAX_DATA"])
     for task in result["tasks"].values():
         for variant in task["variants"].values():
