@@ -29,11 +29,11 @@ def false_expectation(statement: ast.stmt) -> Edit | None:
     if literal is None:
         return None
     value = ast.literal_eval(literal)
-    other = _changed(value)
     try:
+        other = _changed(value)
         if ast.literal_eval(repr(other)) != other or other == value:
             return None
-    except (ValueError, SyntaxError):  # infinity cannot be written
+    except (ValueError, SyntaxError, OverflowError, RecursionError):  # infinity cannot be written, nor a huge number
         return None
     assert literal.end_lineno is not None and literal.end_col_offset is not None
     lines = "\n" * (literal.end_lineno - literal.lineno)  # those behind it keep their numbers

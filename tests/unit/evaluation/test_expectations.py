@@ -1,0 +1,77 @@
+"""A test that expects something else: only where it is plain what it expects, and never what is right."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from dmax.evaluation.sandbox.expectations import false_expectation
+
+
+def changed(test: str) -> str | None:
+    """The test with its other expectation."""
+    edit = false_expectation(ast.parse(test).body[0])
+    if edit is None:
+        return None
+    lines = test.encode().split(b"\n")
+    (first, begin), (last, end) = edit.start, edit.end
+    return (lines[first - 1][:begin] + edit.text.encode() + lines[last - 1][end:]).decode()
+
+
+@pytest.mark.parametrize(
+    ("test", "given"),
+    [
+        ("assert f() == 3", 3),
+        ("assert 3 == f()", 3),
+        ("assert f() == -0.5, 'not a half'", -0.5),
+        ("assert f() == True", True),
+        ("assert f() == None", None),
+        ("assert f() == 'ä'", "ä"),
+        ("assert f() == b'a'", b"a"),
+        ("assert f() == []", []),
+        ("assert f() == {}", {}),
+        ("assert f() == [1, (2, 'b'), {'c': {3}}]", [1, (2, "b"), {"c": {3}}]),
+        ("assert set(f()) == set([1, 2])", [1, 2]),
+        ("assert tuple(f()) == tuple(sorted([2, 1]))", [1, 2]),
+        ("assert abs(f() - 0.25) < 1e-6", 0.25),
+        ("assert abs(0.25 - f()) <= 0.001", 0.25),
+        ("assert math.isclose(f(), 2.5, rel_tol=0.001)", 2.5),
+        ("assert f() == 1 + 2j", 1 + 2j),
+    ],
+)
+def test_another_expectation_is_not_met(test: str, given: object) -> None:
+    scope = {"f": lambda: given, "math": __import__("math")}
+    exec(test, scope)
+    for _ in range(20):
+        other = changed(test)
+        assert other is not None
+        with pytest.raises(AssertionError):
+            exec(other, scope)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert f()",
+        "assert not f()",
+        "assert f() != 3",
+        "assert f() == g()",
+        "assert 3 == 3",
+        "assert f() < 3",
+        "assert abs(f() - 3) < 100",
+        "assert 1 < f() < 3",
+        "assert f() == 1e400",
+        "assert f() in [1, 2]",
+        "assert f() == 3 or True",
+        "x = 3",
+    ],
+)
+def test_what_is_not_plain_is_left_alone(test: str) -> None:
+    assert changed(test) is None
+
+
+def test_lines_keep_their_numbers() -> None:
+    edit = false_expectation(ast.parse("assert f() == [\n    1,\n    2,\n]").body[0])
+    assert edit is not None
+    assert edit.text.count("\n") == 3
