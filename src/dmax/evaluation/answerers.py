@@ -367,7 +367,7 @@ def _answer(output: GenerationOutput) -> Answer:
 
 
 def _utf8(reply: Any) -> str:
-    """The body as JSON is written, whatever the header says of it."""
+    """Decode a body as JSON is written, whatever the header says of it."""
     return str(reply.content.decode("utf-8-sig", errors="replace"))
 
 

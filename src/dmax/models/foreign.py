@@ -68,7 +68,9 @@ def foreign_quantization(folder: Path, values: Mapping[str, Any], names: Iterabl
         names: of its tensors.
     """
     section = values.get("quantization_config")
-    method, weights = (section.get(key) if isinstance(section, Mapping) else None for key in ("quant_method", "weights"))
+    method, weights = (
+        section.get(key) if isinstance(section, Mapping) else None for key in ("quant_method", "weights")
+    )
     if method is None:
         packed = (tool for name in names for end, tool in _PACKED.items() if name.endswith(end))
         method = next(packed, None)

@@ -43,7 +43,7 @@ def false_expectation(statement: ast.stmt) -> Edit | None:
 
 
 def _expected(test: ast.expr) -> ast.expr | None:
-    """The literal that something computed is compared with."""
+    """Find the literal that something computed is compared with."""
     if isinstance(test, ast.Call) and len(test.args) >= 2 and _name(test.func) in _CLOSE:
         return _only_literal(test.args[0], test.args[1])
     if not isinstance(test, ast.Compare) or len(test.ops) != 1:
@@ -62,7 +62,7 @@ def _expected(test: ast.expr) -> ast.expr | None:
 
 
 def _only_literal(left: ast.expr, right: ast.expr) -> ast.expr | None:
-    """The one of two expressions that is a literal, where the other is not."""
+    """Return the one of two expressions that is a literal, where the other is not."""
     found = [_literal(left), _literal(right)]
     return (found[0] or found[1]) if (found[0] is None) != (found[1] is None) else None
 
