@@ -43,7 +43,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
 
 BLOCK_ROUTING: dict[str, Any] = {
     "num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "expert_capacity": 3, "block_length": 4,
+    "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "expert_capacity": 3, "routing_block_length": 4,
 }  # fmt: skip
 """The family that transformers has no class for is held to the published code by the golden tests; this is what newer
 members have in addition."""

@@ -30,10 +30,6 @@ class RoutingRule(NamedTuple):
     """Whether scores are shares of all experts', instead of each expert's own."""
     normalize: bool = True
     """Whether the weights of a token add up to ``scale``."""
-    block_experts: int = 0
-    """Experts that a block's tokens may go to, in place of groups; 0 where there is no such limit."""
-    block_length: int = 0
-    """Of those blocks."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> RoutingRule:
@@ -45,9 +41,19 @@ class RoutingRule(NamedTuple):
             config.routed_scaling_factor,
             config.score_function == "softmax",
             config.norm_topk_prob,
-            config.expert_capacity,
-            config.routing_block_length if config.expert_capacity else 0,
         )
+
+
+class BlockLimit(NamedTuple):
+    """Which experts are in reach of a block's tokens; groups do not count then."""
+
+    experts: int
+    block_length: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> BlockLimit | None:
+        """Read the limit of a model; None where there is none."""
+        return cls(config.expert_capacity, config.routing_block_length) if config.expert_capacity else None
 
 
 class Router(nn.Module):
@@ -57,7 +63,7 @@ class Router(nn.Module):
         super().__init__()
         assert config.num_experts is not None
         self.num_experts = config.num_experts
-        self.rule = RoutingRule.of(config)
+        self.rule, self.limit = RoutingRule.of(config), BlockLimit.of(config)
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.expert_bias: Tensor
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
@@ -66,25 +72,27 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the experts of tokens ``(..., T, D)``: indices ``(N, A)`` int64 and weights ``(N, A)`` float32."""
-        experts_NA, weights_NA = choose_experts(x, self.weight, self.expert_bias, self.rule)
+        experts_NA, weights_NA = choose_experts(x, self.weight, self.expert_bias, self.rule, self.limit)
         if self.training and self.load_E is not None:
             chosen_NAE = experts_NA[..., None] == torch.arange(self.num_experts, device=experts_NA.device)
             self.load_E.add_(chosen_NAE.sum((0, 1)))
         return experts_NA, weights_NA
 
 
-def choose_experts(x: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> tuple[Tensor, Tensor]:
+def choose_experts(
+    x: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule, limit: BlockLimit | None = None
+) -> tuple[Tensor, Tensor]:
     """Do what :class:`Router` does: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32.
 
     Args:
         x: ``(..., T, D)``, rows of whole blocks where experts are limited block by block; the last may be shorter.
         weight_ED: projection.
         bias_E: float32.
-        rule: of the model.
+        rule, limit: of the model.
     """
     scores_NE, biased_NE = score_experts(x.flatten(0, -2), weight_ED, bias_E, rule)
-    if rule.block_experts:
-        biased_NE = keep_best_of_block(biased_NE, x.shape[-2], rule)
+    if limit is not None:
+        biased_NE = keep_best_of_block(biased_NE, x.shape[-2], limit)
     elif rule.groups_kept < rule.num_groups:
         biased_NE = _keep_best_groups(biased_NE, rule.num_groups, rule.groups_kept)
     experts_NA = biased_NE.topk(rule.experts_per_token, dim=-1, sorted=False).indices
@@ -101,20 +109,20 @@ def score_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: Routing
     return scores_NE, scores_NE + bias_E
 
 
-def keep_best_of_block(biased_NE: Tensor, length: int, rule: RoutingRule) -> Tensor:
+def keep_best_of_block(biased_NE: Tensor, length: int, limit: BlockLimit) -> Tensor:
     """Put experts out of reach that are not among a block's best; one counts as much as its best token's score for it.
 
     Args:
         biased_NE: scores.
         length: of a row; blocks are cut from its start.
-        rule: of the model. Ties go to the lowest index.
+        limit: of the model. Ties go to the lowest index.
     """
     biased_BTE = biased_NE.unflatten(0, (-1, length))
-    missing = -length % rule.block_length
-    blocks_BKLE = F.pad(biased_BTE, (0, 0, 0, missing), value=float("-inf")).unflatten(1, (-1, rule.block_length))
+    missing = -length % limit.block_length
+    blocks_BKLE = F.pad(biased_BTE, (0, 0, 0, missing), value=float("-inf")).unflatten(1, (-1, limit.block_length))
     order_BKE = blocks_BKLE.amax(2).argsort(dim=-1, descending=True, stable=True)
-    kept_BKE = torch.zeros_like(order_BKE, dtype=torch.bool).scatter(-1, order_BKE[..., : rule.block_experts], True)
-    kept_BTE = kept_BKE.repeat_interleave(rule.block_length, 1)[:, :length]
+    kept_BKE = torch.zeros_like(order_BKE, dtype=torch.bool).scatter(-1, order_BKE[..., : limit.experts], True)
+    kept_BTE = kept_BKE.repeat_interleave(limit.block_length, 1)[:, :length]
     return biased_BTE.masked_fill(~kept_BTE, float("-inf")).flatten(0, 1)
 
 

@@ -33,6 +33,6 @@ def test_parameters_are_those_of_the_published_model(shape: str) -> None:
 
 def test_every_shape_is_counted() -> None:
     assert set(SHAPES) == {*PARAMETERS, "nano"}
-    assert (SHAPES["sdar-8b"].block_length, SHAPES["sdar-8b"].tie_word_embeddings) == (4, False)
+    assert (SHAPES["sdar-8b"].usual_block_length, SHAPES["sdar-8b"].tie_word_embeddings) == (4, False)
     assert SHAPES["fast-dllm-v2-1.5b"].shift_logits
-    assert (SHAPES["llada2.2-mini"].expert_capacity, SHAPES["llada2.2-mini"].block_length) == (48, 32)
+    assert (SHAPES["llada2.2-mini"].expert_capacity, SHAPES["llada2.2-mini"].usual_block_length) == (48, 32)

@@ -17,7 +17,7 @@ from dmax.engine.backends.packed import Packed, packable
 from dmax.engine.backends.swapped import copy_as
 from dmax.kernels.cpu.experts import CpuExperts, down_in_panels, gate_up_in_panels
 from dmax.models.layers import Linear, SwiGLU
-from dmax.models.moe import Experts, Router, RoutingRule, SparseMLP, keep_best_of_block, score_experts
+from dmax.models.moe import BlockLimit, Experts, Router, RoutingRule, SparseMLP, keep_best_of_block, score_experts
 from dmax.models.quantized import QuantizedLinear, quantize, scales_of, wide_weight
 
 
@@ -105,18 +105,20 @@ class EveryExpertRouter(Router):
     """Sends every token to all experts, to those that were not chosen with weight 0."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weights_NE = weigh_experts(x, self.weight, self.expert_bias, self.rule)
+        weights_NE = weigh_experts(x, self.weight, self.expert_bias, self.rule, self.limit)
         return torch.arange(self.num_experts).expand_as(weights_NE), weights_NE
 
 
-def weigh_experts(x: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> Tensor:
+def weigh_experts(
+    x: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule, limit: BlockLimit | None = None
+) -> Tensor:
     """Return :func:`~dmax.models.moe.choose_experts` as one weight an expert, 0 where not chosen: ``(N, E)`` float32.
 
     Every expert is compared with every other one, which for few of them takes a fraction of a sort's time.
     """
     scores_NE, biased_NE = score_experts(x.flatten(0, -2), weight_ED, bias_E, rule)
-    if rule.block_experts:
-        biased_NE = keep_best_of_block(biased_NE, x.shape[-2], rule)
+    if limit is not None:
+        biased_NE = keep_best_of_block(biased_NE, x.shape[-2], limit)
     elif rule.groups_kept < rule.num_groups:
         biased_NGE = biased_NE.unflatten(-1, (rule.num_groups, -1))
         group_scores_NG = torch.where(_largest(biased_NGE, 2), biased_NGE, 0.0).sum(-1)

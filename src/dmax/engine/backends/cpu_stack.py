@@ -53,7 +53,7 @@ class LayerStack:
         rule = RoutingRule.of(config) if config.num_experts is not None else RoutingRule(1, 1, 1, 1.0)
         self.size = LayersSize(
             config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
-            config.rotary_dim, config.use_qk_norm, config.use_qkv_bias, config.use_bias, config.rms_norm_eps, rule[:6],
+            config.rotary_dim, config.use_qk_norm, config.use_qkv_bias, config.use_bias, config.rms_norm_eps, rule,
             tuple(map(_feed_forward_size, model.model.layers)),
         )  # fmt: skip
 

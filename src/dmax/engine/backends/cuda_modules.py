@@ -96,15 +96,10 @@ class KernelSparseMLP(SparseMLP):
     def forward(self, x_BTD: Tensor) -> Tensor:
         # Where a module of another kind stands around the experts, such as an adapter, it has to be called.
         is_own = isinstance(self.experts, Experts) and isinstance(self.shared_experts, SwiGLU | None)
-        rule = self.gate.rule
-        if not is_own or _has_4_bits(self) or rule.block_experts:
+        if not is_own or _has_4_bits(self) or self.gate.limit is not None:
             return super().forward(x_BTD)
         x_ND = x_BTD.flatten(0, 1)
-        routing = route(
-            x_ND, self.gate.weight, self.gate.expert_bias, experts_per_token=rule.experts_per_token,
-            num_groups=rule.num_groups, groups_kept=rule.groups_kept, scale=rule.scale, softmax=rule.softmax,
-            normalize=rule.normalize,
-        )  # fmt: skip
+        routing = route(x_ND, self.gate.weight, self.gate.expert_bias, **self.gate.rule._asdict())
         experts = self.experts
         routed = Stack(
             experts.gate_proj,
