@@ -29,13 +29,13 @@ class Problems:
         result = score(self.rows, outputs)
         right = [[is_right] for is_right in grade(self.rows, outputs)]
         record = {
-            "model": name, "decoder": params.decoder, "threshold": outputs[0].params["threshold"],
+            "model": name, "decoder": outputs[0].decoder, "threshold": outputs[0].params["threshold"],
             "buffer_size": params.buffer_size, **asdict(result),
             "accuracy_95": interval(bootstrap_means(right, self.seed)[:, 0]),
             "tokens_per_second_batch_32": result.tokens / seconds,
         }  # fmt: skip
         print(
-            f"{name:10} {params.decoder:14} {record['threshold']:.3f}  N {params.buffer_size}  "
+            f"{name:10} {outputs[0].decoder:14} {record['threshold']:.3f}  N {params.buffer_size}  "
             f"acc {result.accuracy:.3f}  TPF {result.tpf:.2f}", flush=True
         )  # fmt: skip
         return record

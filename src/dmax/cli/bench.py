@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 def bench(
     shape: Annotated[
-        str | None, typer.Option(help="llada2-mini, llada2-flash or nano: this shape with random weights.")
+        str | None,
+        typer.Option(
+            help="This shape with random weights: llada2-mini, llada2-flash, llada2.2-mini, sdar-1.7b, sdar-4b, "
+            "sdar-8b, fast-dllm-v2-1.5b or nano."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Or a model: a folder, a Hugging Face id, nano or nano-base.")
@@ -32,10 +36,11 @@ def bench(
         str, typer.Option(help="float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 elsewhere.")
     ] = AUTO,
     batch: Annotated[int, typer.Option(help="Sequences decoded together.")] = 1,
-    context: Annotated[int, typer.Option(help="Positions before the block, a multiple of 32.")] = 1024,
+    context: Annotated[int, typer.Option(help="Positions before the block, whole blocks.")] = 1024,
     positions: Annotated[
-        int, typer.Option(help="Positions a pass and sequence: 32, or 64 where it also stores the block before.")
-    ] = 32,
+        int | None,
+        typer.Option(help="Positions a pass and sequence: a block, or two where it also stores the block before."),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Passes timed.")] = 50,
     tpf: Annotated[float, typer.Option(help="Tokens per forward for the rate in tokens per second.")] = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of random weights and prompts.")] = 0,
@@ -58,7 +63,7 @@ def bench(
 
         options = BenchOptions(batch, context, positions, repeats, tpf, seed)
     with status("Timing"), user_errors():
-        workload = None if ignore_memory else Workload(batch, context + 2 * positions)
+        workload = None if ignore_memory else Workload(batch, context + 2 * (positions or Workload.block_positions))
         timed = _build(shape, model, layers, device, dtype, seed, workload)
         result = {
             "what": "random weights, time per pass" if model is None else "time per pass",

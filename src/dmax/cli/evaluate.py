@@ -15,7 +15,7 @@ from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks
 from dmax.cli._common.decoding import DecodingOptions
 from dmax.cli._common.errors import CommandError, note, resumable
 from dmax.cli._common.options import ModelOptions
-from dmax.cli._common.session import own_command
+from dmax.cli._common.session import decoder_of, own_command
 
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer
@@ -185,7 +185,8 @@ def _request_fields(decoding: DecodingOptions) -> dict[str, Any]:
 def _run_name(
     model: ModelOptions, decoding: DecodingOptions, base_url: str | None, fields_given: dict[str, Any]
 ) -> str:
-    decoder = "as-served" if base_url and "decoder" not in fields_given else decoding.decoder
+    served = base_url and "decoder" not in fields_given
+    decoder = "as-served" if served else decoder_of(model.model, decoding)
     threshold = "" if decoding.threshold is None else f"-{decoding.threshold:g}"
     return f"{'served-' if base_url else ''}{Path(model.model).name or 'model'}-{decoder}{threshold}"
 

@@ -46,23 +46,27 @@ def _table(name: str, facts: dict[str, Any]) -> Table:
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     shape = facts["architecture"]
-    yield "architecture", f"LLaDA2, {shape['kind']}"
+    yield "architecture", f"{shape['family']}, {shape['kind']}"
     sparse = shape["layers"] - shape["dense_layers"]
     split = f" ({shape['dense_layers']} dense, {sparse} with experts)" if sparse else ""
     yield "layers", f"{shape['layers']}{split} of width {shape['hidden_size']}"
     yield "attention", f"{shape['heads']} heads of {shape['head_dim']}, {shape['kv_heads']} for keys and values"
-    yield "rotary", f"{shape['rotary_dim']} channels, base {shape['rope_theta']:,.0f}"
+    stretched = f", stretched by {shape['rope_scaling']['rope_type']}" if shape["rope_scaling"] else ""
+    yield "rotary", f"{shape['rotary_dim']} channels, base {shape['rope_theta']:,.0f}{stretched}"
     experts = shape.get("experts")
     if experts is None or shape["dense_layers"]:
         yield "feed-forward", f"width {shape['dense_width']}"
     if experts is not None:
         grouped = f", from {experts['groups_per_token']} of {experts['groups']} groups" if experts["groups"] > 1 else ""
+        grouped = f", from {experts['per_block']} of its block" if experts["per_block"] else grouped
         yield "experts", f"{experts['count']} of width {experts['width']}, {experts['per_token']} a token{grouped}"
         yield "shared experts", str(experts["shared"])
     tied = ", input and output embeddings shared" if shape["tied_embeddings"] else ""
     yield "vocabulary", f"{shape['vocab_size']:,}{tied}"
     blocks = f", trained in blocks of {shape['block_length']}" if shape["block_length"] else ""
     yield "context", f"{shape['context']:,} positions{blocks}"
+    shifted = ", tokens read one position before their own" if shape["shifted_logits"] else ""
+    yield "decoder", f"{shape['decoder']}{shifted}"
     total, active = (_count_text(facts["parameters"][key]) for key in ("total", "active"))
     yield "parameters", total if total == active else f"{total}, {active} active for a token"
     yield "weights", _by_dtype(facts["weight_bytes"], 1)

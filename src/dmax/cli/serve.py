@@ -112,7 +112,7 @@ def serve(
         engine = LLMEngine(
             llm.model,
             llm.tokenizer,
-            page_length=block_length,
+            block_length=block_length,
             kv_memory=memory,
             max_batch_size=max_batch_size,
             prefill_tokens=prefill_tokens,

@@ -12,7 +12,7 @@ from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks
 from dmax.cli._common.decoding import DecodingOptions
 from dmax.cli._common.errors import CommandError, note, resumable
 from dmax.cli._common.options import ModelOptions, in_panel
-from dmax.cli._common.session import decoding_rule, own_command
+from dmax.cli._common.session import decoder_of, decoding_rule, own_command
 from dmax.engine.params import OPTIONAL_SETTINGS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def sweep(
     """
     if tolerance < 0:
         raise CommandError(f"--tolerance is {tolerance:g}; it must be 0 or more accuracy points.")
-    settings = _settings(over or [decoding.decoder], model, decoding, thresholds)
+    settings = _settings(over or [decoder_of(model.model, decoding)], model, decoding, thresholds)
     tasks = load_tasks(asking, decoding)
     with evaluation_errors():
         from dmax.evaluation.answerers import weights_hash

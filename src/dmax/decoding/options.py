@@ -116,7 +116,7 @@ def switch(default: bool, help: str, **more: Any) -> Any:
     return _field(Option("", "switch", default, help, **more))
 
 
-def text(default: str, help: str, **more: Any) -> Any:
+def text(default: str | None, help: str, **more: Any) -> Any:
     """Declare a setting that is a string."""
     return _field(Option("", "text", default, help, **more))
 

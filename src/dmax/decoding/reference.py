@@ -21,7 +21,7 @@ from dmax.decoding.multi_block import MultiBlockRule, SlotView
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 """A model: input embeddings ``(1, T, D)``, mask ``(1, T, T)`` bool (True where one sees another), and the position
-of the first logits that are wanted -> logits ``(1, T - start, V)`` of the positions from there on."""
+of the first logits that are wanted -> logits ``(1, T - start, V)`` for the tokens at the positions from there on."""
 
 Noise = Callable[[Tensor], Tensor]
 """Logits ``(1, L, V)`` -> noise ``(1, L, V)`` float32, with which a decoder draws."""

@@ -13,7 +13,7 @@ from uuid import uuid4
 import torch
 
 from dmax.engine.backends import Backend, choose_backend
-from dmax.engine.kv_cache import page_bytes
+from dmax.engine.kv_cache import page_bytes, page_length_for
 from dmax.engine.model_runner import ModelRunner
 from dmax.engine.outputs import EngineStats, RequestUpdate
 from dmax.engine.page_allocator import PagePool
@@ -35,16 +35,17 @@ class LLMEngine:
     Args:
         model: put into eval mode and otherwise used as it is.
         tokenizer: for prompts and answers in text.
-        page_length: positions of a page of the KV cache, by default the model's block length. Requests whose block
-            length divides it share the pages of prompts that begin alike.
+        block_length: that most requests have; by default the page length if that is given, else the model's.
+        page_length: positions of a page of the KV cache, by default whole blocks. Requests whose block length divides
+            it share the pages of prompts that begin alike.
         kv_memory: bytes of the KV cache.
         pages: its size in pages, where that is known; ``kv_memory`` does not count then.
         max_batch_size: most requests that run together; further ones wait.
         prefill_tokens: most prompt positions that one step carries while answers are decoded.
         reuse_prefixes: whether pages are shared.
         record_passes: whether updates carry a :class:`PassRecord` for every pass of every request.
-        capture_graphs: on a GPU, whether the forwards of every size over blocks of ``page_length`` are captured as CUDA
-            graphs now. The engine is ready later, and no request waits for a capture. Elsewhere it changes nothing.
+        capture_graphs: on a GPU, whether the forwards of every size over blocks of ``block_length`` are captured as
+            CUDA graphs now. The engine is ready later, and no request waits for a capture. Elsewhere nothing changes.
         backend: computes the passes; no other engine uses it meanwhile. Chosen for the model by default.
         launch_ahead: whether passes are launched before the host has seen the last one; by default on a GPU.
 
@@ -57,6 +58,7 @@ class LLMEngine:
         model: LLaDA2,
         tokenizer: Tokenizer | None = None,
         *,
+        block_length: int | None = None,
         page_length: int | None = None,
         kv_memory: int = 2**30,
         pages: int | None = None,
@@ -68,7 +70,8 @@ class LLMEngine:
         backend: Backend | None = None,
         launch_ahead: bool | None = None,
     ) -> None:
-        page_length = model.config.usual_block_length if page_length is None else page_length
+        block_length = block_length or page_length or model.config.usual_block_length
+        page_length = page_length_for(block_length) if page_length is None else page_length
         limits = {"page_length": page_length, "max_batch_size": max_batch_size, "prefill_tokens": prefill_tokens}
         for name, value in limits.items():
             if value < 1:
@@ -82,7 +85,9 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.page_length = page_length
         self._pool = PagePool(pages)
-        self._scheduler = Scheduler(self._pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes)
+        self._scheduler = Scheduler(
+            self._pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes, model.config.shift_logits
+        )
         self._backend = backend or choose_backend(model)
         self._backend.open(pages, page_length, max_batch_size)
         self._counters = EngineStats(backend=self._backend.name, pages=pages)
@@ -93,7 +98,7 @@ class LLMEngine:
         self._reader = RequestReader(model.config, tokenizer)
         self._sequences: dict[str, Sequence] = {}
         if capture_graphs:
-            self._backend.warm_up(page_length)
+            self._backend.warm_up(block_length)
 
     def add_request(self, prompt: Prompt, params: GenerationParams = _DEFAULTS, request_id: str | None = None) -> str:
         """Queue a request.

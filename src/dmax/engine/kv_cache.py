@@ -32,6 +32,11 @@ def page_bytes(config: ModelConfig, page_length: int, dtype: torch.dtype) -> int
     return numbers * dtype.itemsize
 
 
+def page_length_for(block_length: int) -> int:
+    """Return the positions of a page for blocks of a length: whole blocks, and at least 32, lest pages become many."""
+    return block_length * max(1, -(-32 // block_length))
+
+
 class KVCache:
     """The memory of the pool.
 

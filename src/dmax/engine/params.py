@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from dmax.decoding.drawing import Nucleus
     from dmax.models.config import ModelConfig
 
+DEFAULT_DECODER = "soft-parallel"
+"""What decodes where neither a caller nor a model says anything."""
+
 
 class GenerationError(ValueError):
     """A request that cannot be run as asked; the message says what is allowed."""
@@ -34,10 +37,12 @@ class GenerationParams:
         GenerationError: a value lies outside what its field allows.
     """
 
-    decoder: str = options.text(
-        "soft-parallel",
-        "soft-parallel, threshold, hierarchical, fixed-steps, joint-threshold, or a decoder of your own.",
+    decoder: str | None = options.text(
+        None,
+        "soft-parallel, threshold, hierarchical, fixed-steps, joint-threshold, or a decoder of your own; the model's "
+        "if not given.",
     )
+    """None takes the one that the model is best decoded with (``ModelConfig.default_decoder``)."""
     threshold: float | None = options.probability(
         None, "Confidence from which a mask becomes a token.", of_decoder=True
     )
@@ -52,7 +57,7 @@ class GenerationParams:
     """Any further option of the decoder, by name."""
     gen_length: int = options.whole(512, "Most tokens of the answer.", maximum=None, label="Longest answer")
     block_length: int | None = options.whole(None, "Tokens denoised together.", maximum=None, served_maximum=1024)
-    """None is what the checkpoint was trained with (``block_length`` in its ``config.json``), else 32."""
+    """None is what the checkpoint was trained with (``ModelConfig.usual_block_length``)."""
     temperature: float = options.number(0.0, "0 decodes greedily, above 0 tokens are drawn.", served_maximum=2)
     """0 decodes greedily; above 0 tokens are drawn (algorithm.md#predict)."""
     top_p: float = options.probability(1.0, "Draw from the likeliest tokens that together have this probability.")
@@ -118,19 +123,26 @@ class GenerationParams:
         return {name: value for name, value in values.items() if value != PARAMS[name].default}
 
     def with_defaults(self, config: ModelConfig) -> GenerationParams:
-        """Return these params with what a checkpoint says of blocks and of the decoder, where nothing is given.
+        """Return these params with a model's own where nothing is given: decoder, its options, block length.
 
         Raises:
             GenerationError: a value of the checkpoint lies outside what its field allows.
         """
-        defaults = config.decoder_defaults.get(self.decoder, {})
+        decoder = self.decoder or config.default_decoder
+        defaults = config.decoder_defaults.get(decoder, {})
         fields = {name: defaults[name] for name in _DECODER_FIELDS if name in defaults and getattr(self, name) is None}
         further = {name: value for name, value in defaults.items() if name not in _DECODER_FIELDS}
         length = config.usual_block_length if self.block_length is None else self.block_length
         try:
-            return replace(self, **fields, block_length=length, decoder_options={**further, **self.decoder_options})
+            return replace(
+                self,
+                decoder=decoder,
+                **fields,
+                block_length=length,
+                decoder_options={**further, **self.decoder_options},
+            )
         except GenerationError as error:
-            raise GenerationError(f"decoder_defaults.{self.decoder} in the checkpoint's config.json: {error}") from None
+            raise GenerationError(f"decoder_defaults.{decoder} in the checkpoint's config.json: {error}") from None
 
     def decoder_arguments(self) -> dict[str, Any]:
         """Return the options given for the decoder, by name, without those left at their default."""
@@ -140,14 +152,14 @@ class GenerationParams:
         return {**given, **self.decoder_options}
 
     def build_decoder(self) -> Decoder:
-        """Build the decoder with the options given for it.
+        """Build the decoder with the options given for it; soft-parallel where none is named.
 
         Raises:
             DecoderError: there is no such decoder or option.
         """
         from dmax.decoding import get_decoder  # loads torch, which checking the parameters does without
 
-        return get_decoder(self.decoder, **self.decoder_arguments())
+        return get_decoder(self.decoder or DEFAULT_DECODER, **self.decoder_arguments())
 
 
 _IN_FLIGHT = tuple(option.name for option in declared_options(MultiBlockRule))

@@ -65,7 +65,14 @@ class RequestReader:
                 f"buffer_size is {params.buffer_size}, and {params.decoder} decodes one block at a time; leave it at "
                 "1, or take soft-parallel, threshold or joint-threshold."
             )
-        return Sequence(request_id, token_ids, params, stop_rule, decoder, started)
+        sequence = Sequence(request_id, token_ids, params, stop_rule, decoder, started)
+        length, routed = sequence.block_length, self.config.routing_block_length
+        if self.config.expert_capacity and length % routed:
+            raise GenerationError(
+                f"block_length is {length}; this model chooses experts for blocks of {routed}, so give a multiple of "
+                "that."
+            )
+        return sequence
 
     def _warn_of_long_blocks(self, params: GenerationParams) -> None:
         trained, asked = self.config.block_length, params.block_length

@@ -11,11 +11,12 @@ import torch
 from dmax.engine.backends.packed import MOST_WEIGHTS
 from dmax.engine.kv_cache import page_bytes
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
-from dmax.models.checkpoint import is_stack, load_config
+from dmax.models.checkpoint import load_config
 from dmax.models.config import ModelConfig
 from dmax.models.convert import Quantization
 from dmax.models.llada2 import LLaDA2
 from dmax.models.memory import available_memory, gib, refuse
+from dmax.models.names import is_stack
 from dmax.models.quantized import STORED_AS, hold_quantized
 from dmax.models.source import CONFIG_FILE, EMBEDDED_MODELS, CheckpointError, read_json, resolve
 

@@ -41,10 +41,18 @@ class Scheduler:
         max_batch_size: most sequences admitted at a time.
         prefill_tokens: most prompt positions of a step in which others decode.
         reuse_prefixes: whether sequences that begin alike share pages.
+        computes_last: whether every sequence computes the last block before its first one in flight itself, because
+            more of it is needed than its keys and values.
     """
 
     def __init__(
-        self, pool: PagePool, page_length: int, max_batch_size: int, prefill_tokens: int, reuse_prefixes: bool
+        self,
+        pool: PagePool,
+        page_length: int,
+        max_batch_size: int,
+        prefill_tokens: int,
+        reuse_prefixes: bool,
+        computes_last: bool = False,
     ) -> None:
         self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         """Those that hold none yet, in the order in which they are to be admitted."""
@@ -56,6 +64,7 @@ class Scheduler:
         self._max_batch_size = max_batch_size
         self._prefill_tokens = prefill_tokens
         self._reuse_prefixes = reuse_prefixes
+        self._computes_last = computes_last
         self._prefilling: dict[Sequence, None] = {}  # admitted ones that do not decode yet
         self._slots = list(reversed(range(max_batch_size)))
 
@@ -147,10 +156,11 @@ class Scheduler:
         return len(sequence.pages) < self.pages_for(sequence.furthest_end)
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
-        """Return keys of the whole pages before the current block."""
+        """Return keys of the whole pages before the current block that may be those of others."""
         if not self._shares(sequence):
             return []
-        return list(page_keys(sequence.tokens[: sequence.block_start], self._page_length, sequence.block_length))
+        end = max(sequence.block_start - self._computes_last, 0)
+        return list(page_keys(sequence.tokens[:end], self._page_length, sequence.block_length))
 
     def _shares(self, sequence: Sequence) -> bool:
         return self._reuse_prefixes and self._page_length % sequence.block_length == 0

@@ -65,7 +65,7 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
 
     def logits_from(embeds_1TD: Tensor, mask_1TT: Tensor, start: int) -> Tensor:
         positions_1T = torch.arange(embeds_1TD.shape[1], device=embeds_1TD.device)[None]
-        return model.head(model(embeds_1TD, positions_1T, mask_1TT)[:, start:])
+        return model.head(model.read_from(model(embeds_1TD, positions_1T, mask_1TT))[:, start:])
 
     passes = decode(
         logits_from,

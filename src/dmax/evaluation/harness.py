@@ -279,13 +279,14 @@ class DMaxLM(LM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """Return what the results file says of the model: how it decoded, and what the answers to each task cost."""
         params = self.params.with_defaults(self.llm.model.config)
+        decoder = str(params.decoder)
         return {
             "dmax": {
                 "dtype": str(self.llm.model.dtype).removeprefix("torch."),
                 "device": str(self._device),
                 "batch_size": self.batch_size,
-                "decoder": params.decoder,
-                "decoder_options": {**decoder_options(params.decoder), **params.decoder_arguments()},
+                "decoder": decoder,
+                "decoder_options": {**decoder_options(decoder), **params.decoder_arguments()},
                 "block_length": params.block_length,
                 "seed": params.seed,
                 "cost": {task: cost.to_dict() for task, cost in self._costs.items()},

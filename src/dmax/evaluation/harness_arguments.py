@@ -10,7 +10,7 @@ import torch
 
 from dmax.decoding import decoder_options
 from dmax.engine import GenerationParams
-from dmax.engine.params import PARAMS, params_of
+from dmax.engine.params import DEFAULT_DECODER, PARAMS, params_of
 
 AUTO = "auto"
 _AUTO_BATCH_SIZE = 32
@@ -40,7 +40,7 @@ def generation_params(given: dict[str, Any]) -> GenerationParams:
         if "gen_length" in given:
             raise HarnessError("gen_length and max_gen_toks are two names of the same thing; give one of them.")
         given["gen_length"] = given.pop("max_gen_toks")
-    options = decoder_options(str(given.get("decoder", GenerationParams.decoder)))
+    options = decoder_options(str(given.get("decoder") or DEFAULT_DECODER))
     names = list(dict.fromkeys([*_LOADING_ARGUMENTS, *_GENERATION_ARGUMENTS, "max_gen_toks", *options]))
     for name in given:
         if name not in names:

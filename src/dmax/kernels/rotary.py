@@ -26,8 +26,8 @@ class CacheSlots(NamedTuple):
 
 def normalize_and_rotate(
     qkv_NJC: Tensor,
-    query_weight_C: Tensor,
-    key_weight_C: Tensor,
+    query_weight_C: Tensor | None,
+    key_weight_C: Tensor | None,
     cos_NR: Tensor,
     sin_NR: Tensor,
     num_heads: int,
@@ -38,7 +38,7 @@ def normalize_and_rotate(
 
     Args:
         qkv_NJC: contiguous output of the projection: H query, K key and K value heads.
-        query_weight_C, key_weight_C: weights of the two norms.
+        query_weight_C, key_weight_C: weights of the two norms; None where heads turn as they are.
         cos_NR, sin_NR: float32, contiguous, of the tokens' positions, as
             :class:`~dmax.models.layers.RotaryTable` gives them.
         num_heads: H.
@@ -56,15 +56,18 @@ def normalize_and_rotate(
     rotary = cos_NR.shape[-1]
     _normalize_and_rotate[(num_tokens, all_heads if cache else num_heads + kv_heads)](
         qkv_NJC, q_NHC, k_NKC, query_weight_C, key_weight_C, cos_NR, sin_NR, eps, *(cache or (None, None, None)),
-        *strides, H=num_heads, K=kv_heads, C=channels, R=rotary, CACHE=cache is not None,
+        *strides, H=num_heads, K=kv_heads, C=channels, R=rotary, NORM=key_weight_C is not None, CACHE=cache is not None,
         BLOCK_C=triton.next_power_of_2(channels), num_warps=1,
     )  # fmt: skip
     return q_NHC, k_NKC
 
 
 @triton.jit
-def _rotated(x_ptr, weight_ptr, cos_ptr, sin_ptr, eps, C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Norm and rotate one head, in float32 but for the rounding of the norm's quotient."""
+def _rotated(
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, eps,
+    C: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Norm one head, where there are norms, and rotate it, in float32 but for the rounding of the norm's quotient."""
     c_C = tl.arange(0, BLOCK_C)
     has_C = c_C < C
     turns_C = c_C < R
@@ -72,12 +75,15 @@ def _rotated(x_ptr, weight_ptr, cos_ptr, sin_ptr, eps, C: tl.constexpr, R: tl.co
     partner_C = tl.where(turns_C, (c_C + R // 2) % R, c_C)
     x_C = tl.load(x_ptr + c_C, mask=has_C, other=0.0)
     other_C = tl.load(x_ptr + partner_C, mask=has_C, other=0.0)
-    wide_C = x_C.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide_C * wide_C, axis=0) / C + eps)
-    x_weight_C = tl.load(weight_ptr + c_C, mask=has_C, other=0.0).to(tl.float32)
-    other_weight_C = tl.load(weight_ptr + partner_C, mask=has_C, other=0.0).to(tl.float32)
-    normed_C = (wide_C * scale).to(x_C.dtype).to(tl.float32) * x_weight_C
-    other_C = (other_C.to(tl.float32) * scale).to(x_C.dtype).to(tl.float32) * other_weight_C
+    normed_C = x_C.to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(normed_C * normed_C, axis=0) / C + eps)
+        x_weight_C = tl.load(weight_ptr + c_C, mask=has_C, other=0.0).to(tl.float32)
+        other_weight_C = tl.load(weight_ptr + partner_C, mask=has_C, other=0.0).to(tl.float32)
+        normed_C = (normed_C * scale).to(x_C.dtype).to(tl.float32) * x_weight_C
+        other_C = (other_C.to(tl.float32) * scale).to(x_C.dtype).to(tl.float32) * other_weight_C
+    else:
+        other_C = other_C.to(tl.float32)
     cos_C = tl.load(cos_ptr + c_C, mask=turns_C, other=1.0)
     sin_C = tl.load(sin_ptr + c_C, mask=turns_C, other=0.0)
     return normed_C * cos_C + tl.where(c_C < R // 2, -other_C, other_C) * sin_C
@@ -87,7 +93,8 @@ def _rotated(x_ptr, weight_ptr, cos_ptr, sin_ptr, eps, C: tl.constexpr, R: tl.co
 def _normalize_and_rotate(
     qkv_ptr, q_ptr, k_ptr, query_weight_ptr, key_weight_ptr, cos_ptr, sin_ptr, eps,
     keys_ptr, values_ptr, writes_ptr, cache_head_stride, cache_slot_stride,
-    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, R: tl.constexpr, CACHE: tl.constexpr, BLOCK_C: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+    NORM: tl.constexpr, CACHE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate one head of one token."""
     token = tl.program_id(0).to(tl.int64)
@@ -98,10 +105,10 @@ def _normalize_and_rotate(
     cos_ptr += token * R
     sin_ptr += token * R
     if head < H:
-        q_C = _rotated(x_ptr, query_weight_ptr, cos_ptr, sin_ptr, eps, C, R, BLOCK_C)
+        q_C = _rotated(x_ptr, query_weight_ptr, cos_ptr, sin_ptr, eps, C, R, NORM, BLOCK_C)
         tl.store(q_ptr + (token * H + head) * C + c_C, q_C.to(q_ptr.dtype.element_ty), mask=has_C)
     elif head < H + K:
-        k_C = _rotated(x_ptr, key_weight_ptr, cos_ptr, sin_ptr, eps, C, R, BLOCK_C).to(k_ptr.dtype.element_ty)
+        k_C = _rotated(x_ptr, key_weight_ptr, cos_ptr, sin_ptr, eps, C, R, NORM, BLOCK_C).to(k_ptr.dtype.element_ty)
         tl.store(k_ptr + (token * K + head - H) * C + c_C, k_C, mask=has_C)
         if CACHE:
             slot = tl.load(writes_ptr + token)

@@ -1,4 +1,4 @@
-"""Router: sigmoid scores, group-limited choice, normalised weights, tokens by expert (algorithm.md#the-model).
+"""Router: sigmoid or softmax scores, group-limited choice, weights, tokens by expert (algorithm.md#the-model).
 
 Two kernels. The first spreads the router's matmul over the device: over the hidden channels too, because a few tokens
 by some hundred experts are too few outputs to keep it busy. The second takes one token a program: it adds up the parts,
@@ -45,6 +45,8 @@ def route(
     num_groups: int,
     groups_kept: int,
     scale: float,
+    softmax: bool = False,
+    normalize: bool = True,
 ) -> Routing:
     """Choose and weigh experts; all arithmetic in float32, ties to the lowest index.
 
@@ -55,7 +57,9 @@ def route(
         experts_per_token: A.
         num_groups: groups the experts form, in order.
         groups_kept: groups a token may choose from: those whose two best biased scores have the largest sum.
-        scale: what the weights of a token add up to.
+        scale: factor of the weights.
+        softmax: whether scores are shares of all experts', instead of each expert's own sigmoid.
+        normalize: whether the weights of a token add up to ``scale``.
     """
     num_tokens, hidden = x_ND.shape
     num_experts = weight_ED.shape[0]
@@ -77,6 +81,7 @@ def route(
     _choose[(num_tokens,)](
         logits_SNE, bias_E, routing.experts_NA, routing.weights_NA, routing.loads_E, routing.slots_EN, num_tokens,
         scale, S=parts, E=num_experts, A=experts_per_token, G=num_groups, P=per_group, KEPT=groups_kept,
+        SOFTMAX=softmax, NORMALIZE=normalize,
         BLOCK_A=triton.next_power_of_2(experts_per_token), BLOCK_G=triton.next_power_of_2(num_groups),
         BLOCK_P=triton.next_power_of_2(per_group), num_warps=1,
     )  # fmt: skip
@@ -115,6 +120,7 @@ def _score_parts(
 def _choose(
     logits_ptr, bias_ptr, experts_ptr, weights_ptr, loads_ptr, slots_ptr, num_tokens, scale,
     S: tl.constexpr, E: tl.constexpr, A: tl.constexpr, G: tl.constexpr, P: tl.constexpr, KEPT: tl.constexpr,
+    SOFTMAX: tl.constexpr, NORMALIZE: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Choose for one token its experts, their weights, and its place in their lists."""
@@ -127,7 +133,12 @@ def _choose(
     for part in tl.static_range(S):
         row = (part * num_tokens + token).to(tl.int64)
         logits_GP += tl.load(logits_ptr + row * E + expert_GP, mask=inside_GP, other=0.0)
-    scores_GP = 1.0 / (1.0 + tl.exp(-logits_GP))
+    if SOFTMAX:
+        logits_GP = tl.where(inside_GP, logits_GP, float("-inf"))
+        scores_GP = tl.exp(logits_GP - tl.max(tl.max(logits_GP, axis=1), axis=0))
+        scores_GP = scores_GP / tl.sum(tl.sum(scores_GP, axis=1), axis=0)
+    else:
+        scores_GP = 1.0 / (1.0 + tl.exp(-logits_GP))
     biased_GP = scores_GP + tl.load(bias_ptr + expert_GP, mask=inside_GP, other=0.0)
     biased_GP = tl.where(inside_GP, biased_GP, float("-inf"))
     if KEPT < G:
@@ -154,7 +165,9 @@ def _choose(
         experts_A = tl.where(a_A == choice, expert, experts_A)
         weights_A = tl.where(a_A == choice, score, weights_A)
         biased_GP = tl.where(here_GP, float("-inf"), biased_GP)
-    weights_A = weights_A / (tl.sum(weights_A, axis=0) + 1e-20) * scale
+    if NORMALIZE:
+        weights_A = weights_A / (tl.sum(weights_A, axis=0) + 1e-20)
+    weights_A *= scale
 
     chosen_A = a_A < A
     slots_A = token * A + a_A

@@ -27,7 +27,8 @@ class BenchOptions:
 
     batch: int = 1
     context: int = 1024
-    positions: int = 32
+    positions: int | None = None
+    """A block if not given."""
     repeats: int = 50
     """Passes timed."""
     tpf: float = 6.0
@@ -64,10 +65,11 @@ def bench(model: LLaDA2, options: BenchOptions) -> dict[str, Any]:
         "host_pass_ms": _spread([step.seconds for step in steps]),
         "tokens_per_second": options.batch * options.tpf / seconds,
         **asdict(options),
+        "positions": driver.shape.positions,
         "split_ms": {part: 1000 * taken for part, taken in split.items()},
         "split_pass_ms": 1000 * sum(split.values()),
         "touched_experts": touched,
-        "touched_experts_if_uniform": uniform_experts(model.config, options.batch * options.positions),
+        "touched_experts_if_uniform": uniform_experts(model.config, options.batch * driver.shape.positions),
         **_shares(model, cost, seconds),
     }
 

@@ -119,4 +119,6 @@ def uniform_experts(config: ModelConfig, tokens: int) -> float:
     if config.num_experts is None:
         return 0.0
     missed = (1 - config.num_experts_per_tok / config.num_experts) ** tokens
-    return config.num_experts * (1 - missed)
+    blocks = -(-tokens // config.routing_block_length)
+    most = config.expert_capacity * blocks if config.expert_capacity else config.num_experts
+    return min(config.num_experts * (1 - missed), most)

@@ -16,6 +16,7 @@ import torch
 from dmax.decoding import Decoder
 from dmax.engine.backends import choose_backend
 from dmax.engine.engine import LLMEngine
+from dmax.engine.kv_cache import page_length_for
 from dmax.engine.params import GenerationParams
 from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
@@ -23,15 +24,14 @@ from dmax.measurement.costs import PassShape
 from dmax.measurement.shapes import MeasurementError
 from dmax.models.llada2 import LLaDA2
 
-BLOCK_LENGTH = 32
-
 _RULES = {
-    # Nothing is confident enough, so a pass promotes one mask: a block takes 32 passes, of which the first carries two.
-    1: GenerationParams(threshold=1.0, acceptance_threshold=1.0, block_length=BLOCK_LENGTH, gen_length=64),
+    # Nothing is confident enough, so a pass promotes one mask: a block takes as many passes as it has positions, of
+    # which the first carries two blocks.
+    1: (1.0, 2),
     # Everything is: every pass decodes a whole block, and stores the one before.
-    2: GenerationParams(threshold=0.0, acceptance_threshold=0.0, block_length=BLOCK_LENGTH, gen_length=256),
+    2: (0.0, 8),
 }
-"""Soft Parallel Decoding by the blocks a pass carries."""
+"""By the blocks a pass carries: both thresholds of Soft Parallel Decoding, and the blocks of an answer."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class PassDriver:
     Args:
         model: in eval mode.
         batch: sequences decoded together.
-        context: positions of each before the first block that is decoded, a multiple of 32.
-        positions: of a pass and a sequence: 32, or 64 for passes that also store the block before.
+        context: positions of each before the first block that is decoded, whole blocks.
+        positions: of a pass and a sequence: a block, or two for passes that also store the block before; a block if not
+            given.
         seed: of the prompts.
         wrap: put around the decoder of every sequence.
         eager: whether modules are called one by one where the engine would replay a recording of them, a CUDA graph.
@@ -68,24 +69,32 @@ class PassDriver:
         *,
         batch: int,
         context: int,
-        positions: int,
+        positions: int | None = None,
         seed: int = 0,
         wrap: Callable[[Decoder], Decoder] | None = None,
         eager: bool = False,
     ) -> None:
-        blocks, rest = divmod(positions, BLOCK_LENGTH)
+        length = model.config.usual_block_length
+        positions = length if positions is None else positions
+        blocks, rest = divmod(positions, length)
         if rest or blocks not in _RULES:
-            raise MeasurementError(f"positions is {positions}; a pass carries 32 or 64 positions of a sequence.")
+            raise MeasurementError(
+                f"positions is {positions}; a pass of this model carries {length} or {2 * length} of a sequence."
+            )
         if batch < 1:
             raise MeasurementError(f"batch is {batch}; it must be at least 1.")
-        if context < 0 or context % BLOCK_LENGTH:
-            raise MeasurementError(f"context is {context}; it must be a multiple of {BLOCK_LENGTH}, or 0.")
+        if context < 0 or context % length:
+            raise MeasurementError(f"context is {context}; it must be a multiple of {length}, or 0.")
         self.model = model
-        self.shape = PassShape(batch, positions, context, BLOCK_LENGTH)
-        self._params = _RULES[blocks]
-        longest = model.config.max_position_embeddings - self._params.gen_length
+        self.shape = PassShape(batch, positions, context, length)
+        threshold, answer_blocks = _RULES[blocks]
+        self._params = GenerationParams(
+            decoder="soft-parallel", threshold=threshold, acceptance_threshold=threshold, block_length=length,
+            gen_length=answer_blocks * length,
+        )  # fmt: skip
+        longest = (model.config.max_position_embeddings - self._params.gen_length) // length * length
         if context > longest:
-            raise MeasurementError(f"context is {context}; this model has room for {longest // 32 * 32} at most.")
+            raise MeasurementError(f"context is {context}; this model has room for {longest} at most.")
         self._reader = RequestReader(model.config, None)
         generator = torch.Generator().manual_seed(seed)
         mask = model.config.mask_token_id
@@ -110,11 +119,12 @@ class PassDriver:
 
     def _make_engine(self, eager: bool) -> LLMEngine:
         model, batch = self.model, self.shape.batch
-        pages = batch * (-(-(self.shape.context + self._params.gen_length) // BLOCK_LENGTH) + 1)
+        page_length = page_length_for(model.config.usual_block_length)
+        pages = batch * (-(-(self.shape.context + self._params.gen_length) // page_length) + 1)
         return LLMEngine(
             model,
             pages=pages,
-            page_length=BLOCK_LENGTH,
+            page_length=page_length,
             max_batch_size=batch,
             prefill_tokens=IDLE_PREFILL_TOKENS,
             backend=choose_backend(model, eager=eager),

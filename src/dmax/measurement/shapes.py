@@ -29,7 +29,33 @@ _NANO = ModelConfig(
     routed_scaling_factor=2.5, rope_theta=10_000.0, max_position_embeddings=32_768, mask_token_id=0,
     eos_token_id=1, pad_token_id=1,
 )  # fmt: skip
-SHAPES: dict[str, ModelConfig] = {"llada2-mini": _MINI, "llada2-flash": _FLASH, "nano": _NANO}
+_QWEN3 = ModelConfig(
+    family="sdar", vocab_size=151_936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28,
+    num_attention_heads=16, num_key_value_heads=8, head_dim=128, rope_theta=1e6, tie_word_embeddings=True,
+    max_position_embeddings=32_768, mask_token_id=151_669, eos_token_id=151_645, pad_token_id=151_643,
+    default_decoder="threshold",
+)  # fmt: skip
+_QWEN2 = ModelConfig(
+    family="Fast_dLLM_Qwen", vocab_size=151_936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+    num_attention_heads=12, num_key_value_heads=2, head_dim=128, rope_theta=1e6, tie_word_embeddings=True,
+    max_position_embeddings=32_768, mask_token_id=151_665, eos_token_id=151_645, pad_token_id=151_643,
+    default_decoder="threshold", use_qkv_bias=True, use_qk_norm=False, shift_logits=True,
+)  # fmt: skip
+SHAPES: dict[str, ModelConfig] = {
+    "llada2-mini": _MINI,
+    "llada2-flash": _FLASH,
+    "llada2.2-mini": replace(_MINI, rope_theta=3e6, max_position_embeddings=131_072, expert_capacity=48),
+    "sdar-1.7b": _QWEN3,
+    "sdar-4b": replace(
+        _QWEN3, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32
+    ),
+    "sdar-8b": replace(
+        _QWEN3, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
+        tie_word_embeddings=False,
+    ),
+    "fast-dllm-v2-1.5b": _QWEN2,
+    "nano": _NANO,
+}  # fmt: skip
 """algorithm.md#the-model, and the embedded models' shape. Positions suffice for any context one may want to time."""
 
 _SHARPNESS = 8.0

@@ -147,7 +147,7 @@ def touched_experts(driver: PassDriver, count: int = 4) -> float | None:
         assert isinstance(module, SparseMLP)
         if seen:
             router = module.gate
-            experts_NA, _ = choose_experts(inputs[0].flatten(0, 1), router.weight, router.expert_bias, router.rule)
+            experts_NA, _ = choose_experts(inputs[0], router.weight, router.expert_bias, router.rule, router.limit)
             seen[-1].append(experts_NA.unique().numel())
 
     with ExitStack() as stack:

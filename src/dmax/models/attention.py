@@ -1,4 +1,4 @@
-"""Grouped-query attention with per-head query and key norms and partial rotary embedding (algorithm.md#the-model).
+"""Grouped-query attention with partial rotary embedding, and norms on query and key heads (algorithm.md#the-model).
 
 Shape suffixes: B rows, T query positions, S key positions, D hidden, H query heads, K key/value heads,
 J all heads (H + 2 K) or those that turn (H + K), R rotary channels, C head channels.
@@ -34,10 +34,10 @@ class Attention(nn.Module):
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         qkv_width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.query_key_value = Linear(config.hidden_size, qkv_width)
-        self.query_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.key_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.dense = Linear(self.num_heads * self.head_dim, config.hidden_size)
+        self.query_key_value = Linear(config.hidden_size, qkv_width, config.use_qkv_bias)
+        self.query_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.use_qk_norm else None
+        self.key_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.use_qk_norm else None
+        self.dense = Linear(self.num_heads * self.head_dim, config.hidden_size, config.use_bias)
 
     def forward(
         self,
@@ -58,15 +58,17 @@ class Attention(nn.Module):
         return self.dense(mixed_BHTC.transpose(1, 2).reshape(batch, length, -1))
 
     def normalize_and_rotate(self, heads_BTJC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Put query and key heads under their norms, and turn them by the angles of their positions.
+        """Put query and key heads under their norms, if there are any, and turn them by the angles of their positions.
 
         Queries and keys go together: for a block's worth of positions, the number of operations is what costs.
         """
-        num_keys = heads_BTJC.shape[2] - self.num_heads
-        weights = self.query_layernorm.weight, self.key_layernorm.weight
-        weight_JC = torch.cat([weights[0].expand(self.num_heads, -1), weights[1].expand(num_keys, -1)])
         cos_BT1R, sin_BT1R = (table_B1TR.transpose(1, 2) for table_B1TR in rotary)
-        return apply_rotary(rms_norm(heads_BTJC, weight_JC, self.query_layernorm.eps), cos_BT1R, sin_BT1R)
+        if self.query_layernorm is not None and self.key_layernorm is not None:
+            num_keys = heads_BTJC.shape[2] - self.num_heads
+            weights = self.query_layernorm.weight, self.key_layernorm.weight
+            weight_JC = torch.cat([weights[0].expand(self.num_heads, -1), weights[1].expand(num_keys, -1)])
+            heads_BTJC = rms_norm(heads_BTJC, weight_JC, self.query_layernorm.eps)
+        return apply_rotary(heads_BTJC, cos_BT1R, sin_BT1R)
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_B1TS: Tensor | None) -> Tensor:

@@ -1,14 +1,10 @@
-"""Checkpoints: the one place where stored tensor names meet the model's own (algorithm.md#the-model).
-
-The two differ in the experts alone. The model keeps each projection of a layer's experts as one stack
-``…mlp.experts.gate_proj`` of shape (experts, out, in); a file holds either that stack ("merged" layout) or one tensor
-an expert, ``…mlp.experts.{e}.gate_proj.weight`` ("separate", as published).
-"""
+"""Checkpoints: a model from a folder, and a folder from a model; names of tensors are in :mod:`dmax.models.names`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,10 @@ import torch
 from torch import Tensor
 
 from dmax.models.config import ConfigError, ModelConfig
+from dmax.models.families import DEFAULT, get_family
 from dmax.models.foreign import foreign_names, foreign_quantization
 from dmax.models.llada2 import LLaDA2, routers, tie_embeddings
+from dmax.models.names import TensorNames
 from dmax.models.quantized import Scheme, hold_quantized, part_of, scale_name
 from dmax.models.source import (
     CONFIG_FILE,
@@ -46,44 +44,20 @@ __all__ = [
     "save_model",
 ]
 
-_EXPERT = re.compile(
-    r"(?P<experts>.*\.mlp\.experts)\.(?P<index>\d+)\.(?P<projection>gate|up|down)_proj\.weight(?P<scale>_scale)?"
-)
-_STACK = re.compile(r".*\.mlp\.experts\.(gate|up|down)_proj(_scale)?")
 _EXPERT_BIAS = re.compile(r".*\.mlp\.gate\.expert_bias")
 _TABLE, _HEAD = "model.word_embeddings.weight", "lm_head.weight"
 _ROTARY_TABLE = re.compile(r".*\.rotary_emb\.inv_freq")
-
-
-def native_name(name: str) -> tuple[str, int | None]:
-    """Return the model's name for a stored tensor, and which expert of a stack it is (None: a whole tensor)."""
-    match = _EXPERT.fullmatch(name)
-    if match is None:
-        return name, None
-    return f"{match['experts']}.{match['projection']}_proj{match['scale'] or ''}", int(match["index"])
-
-
-def expert_name(stack: str, index: int) -> str:
-    """Return the separate layout's name for one expert of a stack; the inverse of :func:`native_name`."""
-    experts, _, projection = stack.rpartition(".")
-    scale = "_scale" if projection.endswith("_scale") else ""
-    return f"{experts}.{index}.{projection.removesuffix(scale)}.weight{scale}"
-
-
-def is_stack(name: str) -> bool:
-    """Tell whether a native name is a stack of experts."""
-    return _STACK.fullmatch(name) is not None
 
 
 def load_config(path_or_id: str | Path) -> ModelConfig:
     """Read a checkpoint's architecture; no weight is touched.
 
     Published configurations leave out some special-token ids. ``generation_config.json`` says which tokens end an
-    answer, where it does; a missing ``eos_token_id`` is the ``pad_token_id``, as in the published family; ids still
-    missing then come from the tokenizer files.
+    answer, where it does; ids that neither file has come from the tokenizer files, or else from what the family says of
+    itself.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or its ``config.json`` is not one of a LLaDA2 model.
+        CheckpointError: there is no such checkpoint, or its ``config.json`` is not that of a model we can build.
     """
     folder = resolve(path_or_id)
     return _read_config(folder, read_json(folder / CONFIG_FILE))
@@ -94,15 +68,18 @@ def _read_config(folder: Path, values: Mapping[str, Any]) -> ModelConfig:
     if (folder / GENERATION_FILE).exists():
         ends = read_json(folder / GENERATION_FILE).get("eos_token_id")
         values["eos_token_id"] = values.get("eos_token_id") if ends is None else ends
-    if values.get("eos_token_id") is None:
-        values["eos_token_id"] = values.get("pad_token_id")
-    if values["eos_token_id"] is None or values.get("mask_token_id") is None:
-        tokenizer = Tokenizer.from_folder(folder)
-        if tokenizer is not None:
-            for key in ("eos_token", "mask_token"):
-                if values.get(f"{key}_id") is None:
-                    values[f"{key}_id"] = tokenizer.special_id(key)
     try:
+        family = get_family(values.get("model_type", DEFAULT))
+        unsaid = [
+            role
+            for role in ("eos_token", "mask_token")
+            if all(values.get(key) is None for key in family.keys_of(f"{role}_id"))
+        ]
+        tokenizer = Tokenizer.from_folder(folder) if unsaid else None
+        if tokenizer is not None:
+            values |= {f"{role}_id": tokenizer.special_id(role) for role in unsaid}
+            if values.get("mask_token_id") is None and family.mask_token is not None:
+                values["mask_token_id"] = tokenizer.pipeline.token_to_id(family.mask_token)
         return ModelConfig.from_dict(values)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
@@ -156,17 +133,19 @@ def load_model(
     """
     model, stored = inspect_checkpoint(path_or_id)
     if dtype is None:
-        dtype = FLOAT_DTYPES[stored["model.norm.weight"].dtype]
+        [(norm, _)] = TensorNames(model.config).stored("model.norm.weight", ())
+        dtype = FLOAT_DTYPES[stored[norm].dtype]
     if not dtype.is_floating_point:
         raise CheckpointError(f"Weights cannot become {dtype}: choose a floating-point dtype, such as torch.bfloat16.")
     target = usable_device(device)
     if check is not None:
         check(model, dtype, target)
     model.to(dtype)
-    in_files = _mapped(model, stored) if mapped and target.type == "cpu" else {}
+    names = TensorNames(model.config)
+    in_files = _mapped(model, stored, names) if mapped and target.type == "cpu" else {}
     model.load_state_dict(in_files, strict=False, assign=True)
     materialize(model, target, dtype)
-    _fill(model, {name: tensor for name, tensor in stored.items() if name not in in_files})
+    _fill(model, {name: tensor for name, tensor in stored.items() if names.place(name).name not in in_files}, names)
     return model.eval()
 
 
@@ -183,13 +162,15 @@ def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, Stored
     values = read_json(folder / CONFIG_FILE)
     config = _read_config(folder, values)
     stored = list_tensors(folder)
+    # A router that was trained with a bias chooses other experts without it: what is stored counts, not what is said.
+    has_bias = any(_EXPERT_BIAS.fullmatch(name) for name in stored)
+    if has_bias and "moe_router_enable_expert_bias" not in get_family(config.family).fixed:
+        config = replace(config, moe_router_enable_expert_bias=True)
     with torch.device("meta"):
         model = LLaDA2(config)
         _hold_what_is_quantized(model, stored)
-    # A router that was trained with a bias chooses other experts without it, so its absence has to be declared.
-    biased = values.get("moe_router_enable_expert_bias") is not False
     try:
-        _check_fit(folder, stored, model, biased)
+        _check_fit(folder, stored, model)
     except CheckpointError as error:
         raise CheckpointError(
             foreign_names(folder, stored) or foreign_quantization(folder, values, stored) or str(error)
@@ -199,9 +180,9 @@ def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, Stored
 
 def _hold_what_is_quantized(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
     """Quantise the modules of a model on the meta device whose weights are stored with scales."""
-    native, schemes = model.state_dict(), {}
+    native, schemes, names = model.state_dict(), {}, TensorNames(model.config)
     for name, tensor in stored.items():
-        target, _ = native_name(name)
+        target = names.place(name).name
         scales, dtype = stored.get(scale_name(name)), QUANTIZED_DTYPES.get(tensor.dtype)
         if dtype and scales and target in native and part_of(target) and target not in schemes:
             scheme = Scheme.of(dtype, tensor.shape, scales.shape)
@@ -220,21 +201,22 @@ def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...
         merged: the stacks of experts that are stored as one tensor; the others are stored expert by expert.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    config, names = model.config, TensorNames(model.config)
     for name, tensor in model.state_dict().items():
-        if name in (_HEAD, scale_name(_HEAD)) and model.config.tie_word_embeddings:
+        if name in (_HEAD, scale_name(_HEAD)) and config.tie_word_embeddings:
             continue
-        if is_stack(name) and name not in merged:
-            shapes.update({expert_name(name, e): tuple(tensor.shape[1:]) for e in range(tensor.shape[0])})
-        else:
-            shapes[name] = tuple(tensor.shape)
+        if _EXPERT_BIAS.fullmatch(name) and not config.moe_router_enable_expert_bias:
+            continue
+        shapes.update(names.stored(name, tuple(tensor.shape), merged))
     return shapes
 
 
-def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, biased: bool) -> None:
+def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2) -> None:
     """Compare what is stored with what the model needs, and report every difference at once."""
     expected = layout_of(model, stored)
     quantized = {name: t.dtype for name, t in model.state_dict().items() if t.dtype in QUANTIZED_DTYPES.values()}
-    missing = [name for name in expected if name not in stored and (biased or not _EXPERT_BIAS.fullmatch(name))]
+    places = TensorNames(model.config)
+    missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected and not _is_leftover(name, expected)]
     known = {name: tensor for name, tensor in stored.items() if name in expected}
     misshapen = [
@@ -244,7 +226,7 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2, 
     ]
     not_float, not_alike = [], []
     for name, tensor in known.items():
-        should_be = quantized.get(native_name(name)[0])
+        should_be = quantized.get(places.place(name).name)
         if should_be is None and tensor.dtype not in FLOAT_DTYPES:
             not_float.append(f"{name} (is {tensor.dtype})")
         elif should_be is not None and QUANTIZED_DTYPES.get(tensor.dtype) != should_be:
@@ -308,16 +290,21 @@ def materialize(model: LLaDA2, device: torch.device, dtype: torch.dtype) -> None
         tie_embeddings(model)  # each was given its own memory
 
 
-def _mapped(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """Return the tensors that lie in the files just as a model on the meta device holds them."""
-    targets, found, by_file = model.state_dict(), {}, _by_file(stored)
-    for path, names in by_file.items():
-        alike = [name for name in names if name in targets and _is_like(stored[name], targets[name])]
+def _mapped(model: LLaDA2, stored: Mapping[str, StoredTensor], names: TensorNames) -> dict[str, Tensor]:
+    """Return the tensors that lie in the files just as a model on the meta device holds them, by the model's names."""
+    targets, found = model.state_dict(), {}
+    for path, in_file in _by_file(stored).items():
+        places = {name: names.place(name) for name in in_file}
+        alike = {
+            name: place.name
+            for name, place in places.items()
+            if place.part is None and place.name in targets and _is_like(stored[name], targets[place.name])
+        }
         if not alike:
             continue
         read_ahead(path)
         with open_tensors(path) as file:
-            found.update({name: file.get_tensor(name) for name in alike})
+            found.update({own: file.get_tensor(name) for name, own in alike.items()})
     return found
 
 
@@ -334,14 +321,14 @@ def _by_file(names: Mapping[str, StoredTensor]) -> dict[Path, list[str]]:
 
 
 @torch.no_grad()
-def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
+def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor], places: TensorNames) -> None:
     targets = model.state_dict()
     needed = layout_of(model, stored)
     for path, names in _by_file({name: tensor for name, tensor in stored.items() if name in needed}).items():
         with open_tensors(path) as file:
             for name in names:
-                native, expert = native_name(name)
-                target = targets[native] if expert is None else targets[native][expert]
+                place = places.place(name)
+                target = place.of(targets[place.name])
                 tensor = file.get_tensor(name)
                 target.copy_(tensor.squeeze(-1) if tensor.ndim > target.ndim else tensor)
 
@@ -368,11 +355,11 @@ def save_model(
     Raises:
         CheckpointError: the folder holds something else, or cannot be written.
     """
-    tensors = model.state_dict()
+    tensors, places = model.state_dict(), TensorNames(model.config)
 
     def tensor_of(name: str) -> Tensor:
-        native, expert = native_name(name)
-        return tensors[native] if expert is None else tensors[native][expert]
+        place = places.place(name)
+        return place.of(tensors[place.name])
 
     specs = [TensorSpec.of(name, tensor_of(name)) for name in layout_of(model, tensors if merged else ())]
     with new_folder(Path(folder), overwrite) as partial:

@@ -1,28 +1,23 @@
-"""Architecture of a LLaDA2 model, as its ``config.json`` describes it (algorithm.md#the-model)."""
+"""What a model computes, as the ``config.json`` of its family describes it (algorithm.md#the-model)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
-MODEL_TYPE = "llada2_moe"
-MERGED_MODEL_TYPE = "llada2_moe_veomni"
-"""What the published training code calls the same model when its experts are stacked."""
-ARCHITECTURE = "LLaDA2MoeModelLM"
-PUBLISHED_BLOCK_LENGTH = 32
+from dmax.models.families import DEFAULT, ConfigError, get_family
+from dmax.models.rotary_scaling import check_scaling
 
-
-class ConfigError(ValueError):
-    """A ``config.json`` that does not describe a model this package can build."""
+__all__ = ["ConfigError", "ModelConfig"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of one LLaDA2 model; field names are those of the published ``config.json``.
+    """Shape and constants of one model; field names are those of LLaDA2's ``config.json``, where it has the field.
 
     ``num_experts=None`` gives the dense variant, in which every layer is a SwiGLU of width ``intermediate_size``.
-    Token ids have no defaults: they come from the checkpoint (or its tokenizer), never from code.
+    Token ids have no defaults: they come from the checkpoint, its tokenizer or its family's file.
     """
 
     vocab_size: int
@@ -49,6 +44,32 @@ class ModelConfig:
     routed_scaling_factor: float = 1.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    family: str = DEFAULT
+    """Its ``model_type``: how its checkpoints spell configuration and tensors."""
+    default_decoder: str = "soft-parallel"
+    """What a decode takes that names none."""
+    shift_logits: bool = False
+    """Whether a token is read one position before its own, as in an autoregressive model."""
+    use_qkv_bias: bool = False
+    use_bias: bool = False
+    """Of the projection behind attention."""
+    use_qk_norm: bool = True
+    rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Its ``rope_type`` and that type's numbers (:mod:`dmax.models.rotary_scaling`); None for plain angles."""
+    score_function: str = "sigmoid"
+    """How a router scores experts: ``sigmoid``, each by itself, or ``softmax``."""
+    norm_topk_prob: bool = True
+    """Whether the weights of a token's experts are normalised to one sum."""
+    moe_router_enable_expert_bias: bool = True
+    """Whether checkpoints hold a bias that routers choose by."""
+    mlp_only_layers: tuple[int, ...] = ()
+    """Further layers without experts."""
+    decoder_sparse_step: int = 1
+    """Every how many layers one has experts."""
+    expert_capacity: int = 0
+    """Experts that the tokens of a block may go to, all together; 0 leaves the choice to each token's own groups."""
+    routing_block_length: int = 32
+    """Of the blocks that ``expert_capacity`` is for."""
     block_length: int | None = None
     """Tokens denoised together in training; None where the checkpoint does not say."""
     further_eos_token_ids: tuple[int, ...] = ()
@@ -58,7 +79,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        for name in (*positive, "num_key_value_heads", "head_dim", "n_group"):
+        counts = ("num_key_value_heads", "head_dim", "n_group", "decoder_sparse_step", "routing_block_length")
+        for name in (*positive, *counts):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -77,6 +99,8 @@ class ModelConfig:
             self._check_token("eos_token_id", token_id)
         if self.block_length is not None and self.block_length < 1:
             raise ConfigError(f"block_length is {self.block_length}; it must be at least 1.")
+        if self.rope_scaling is not None:
+            check_scaling(self.rope_scaling)
         if self.num_experts is not None:
             self._check_experts(self.num_experts)
 
@@ -97,6 +121,13 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.topk_group} kept groups "
                 f"hold {reachable} experts."
             )
+        if self.score_function not in ("sigmoid", "softmax"):
+            raise ConfigError(f"score_function is {self.score_function!r}; it must be 'sigmoid' or 'softmax'.")
+        if self.expert_capacity and not self.num_experts_per_tok <= self.expert_capacity <= num_experts:
+            raise ConfigError(
+                f"expert_capacity is {self.expert_capacity}; it must lie between num_experts_per_tok "
+                f"({self.num_experts_per_tok}) and num_experts ({num_experts}), or be 0."
+            )
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -105,8 +136,8 @@ class ModelConfig:
 
     @property
     def usual_block_length(self) -> int:
-        """Tokens denoised together where nobody says: as in training, else as in the published models."""
-        return self.block_length or PUBLISHED_BLOCK_LENGTH
+        """Tokens denoised together where nobody says: as in training, else as is usual in the family."""
+        return self.block_length or get_family(self.family).block_length
 
     @property
     def rotary_dim(self) -> int:
@@ -114,68 +145,39 @@ class ModelConfig:
         return int(self.head_dim * self.partial_rotary_factor)
 
     def is_moe_layer(self, index: int) -> bool:
-        """Tell whether layer ``index`` routes over experts (the first ``first_k_dense_replace`` layers never do)."""
-        return self.num_experts is not None and index >= self.first_k_dense_replace
+        """Tell whether layer ``index`` routes over experts."""
+        is_sparse = index >= self.first_k_dense_replace and index not in self.mlp_only_layers
+        return self.num_experts is not None and is_sparse and (index + 1) % self.decoder_sparse_step == 0
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Build from the parsed ``config.json``; keys that do not shape the model are passed over.
 
         Raises:
             ConfigError: a key is missing, or asks for something this architecture does not have.
         """
-        model_type = values.get("model_type", MODEL_TYPE)
-        if model_type not in (MODEL_TYPE, MERGED_MODEL_TYPE):
-            raise ConfigError(f"model_type is {model_type!r}; this package loads {MODEL_TYPE!r} checkpoints.")
-        for key, allowed in _FIXED.items():
-            if values.get(key) is not None and values[key] not in allowed:
-                raise ConfigError(f"config key {key} is {values[key]!r}; only {allowed[0]!r} is supported.")
-        values = _with_rotary({key: value for key, value in values.items() if value is not None})
-        picked = _with_defaults({f.name: values[f.name] for f in fields(cls) if f.name in values})
-        missing = sorted(_REQUIRED - picked.keys())
+        family = get_family(values.get("model_type", DEFAULT))
+        names = [each.name for each in fields(cls) if each.name not in ("family", "further_eos_token_ids")]
+        picked = _with_defaults({**family.read(values, names), "family": family.model_type})
+        missing = sorted(family.keys_of(name)[0] for name in _REQUIRED - picked.keys())
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}.")
         return cls(**picked)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the ``config.json`` of a checkpoint in the published layout."""
-        values = asdict(self)
-        if not self.decoder_defaults:
-            del values["decoder_defaults"]
-        if self.block_length is None:
-            del values["block_length"]
+        """Return the ``config.json`` of a checkpoint, as its family writes it."""
+        family, values = get_family(self.family), asdict(self)
+        for each in fields(self):
+            if each.name in _SELDOM_SAID and values[each.name] == family.defaults.get(each.name, _default(each)):
+                del values[each.name]
         if values.pop("further_eos_token_ids"):
             values["eos_token_id"] = list(self.eos_token_ids)
-        return {
-            "architectures": [ARCHITECTURE],
-            "model_type": MODEL_TYPE,
-            **values,
-            "hidden_act": "silu",
-            "use_bias": False,
-            "use_qkv_bias": False,
-            "use_qk_norm": True,
-            "rope_scaling": None,
-            "norm_topk_prob": True,
-            "score_function": "sigmoid",
-        }
+        del values["family"]
+        return family.write(values)
 
 
-def _with_rotary(values: dict[str, Any]) -> dict[str, Any]:
-    """Bring the ways to write the rotary settings down to ``rope_theta`` and ``partial_rotary_factor``."""
-    for key in ("rope_parameters", "rope_scaling"):
-        nested = values.get(key, {})
-        kind = nested.get("rope_type", nested.get("type", "default")) if isinstance(nested, dict) else nested
-        if kind != "default":
-            raise ConfigError(f"config key {key} asks for {kind!r}; only plain rotary embedding is supported.")
-        values = {**nested, **values}
-    rotary_dim, head_dim = values.get("rotary_dim"), values.get("head_dim")
-    if isinstance(rotary_dim, int) and isinstance(head_dim, int) and head_dim > 0:
-        factor = values.setdefault("partial_rotary_factor", rotary_dim / head_dim)
-        if int(head_dim * factor) != rotary_dim:
-            raise ConfigError(
-                f"rotary_dim ({rotary_dim}) is not partial_rotary_factor ({factor}) of head_dim ({head_dim})."
-            )
-    return values
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
 def _with_defaults(picked: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +196,8 @@ def _with_defaults(picked: dict[str, Any]) -> dict[str, Any]:
     for decoder, options in picked.get("decoder_defaults", {}).items():
         if not isinstance(options, dict):
             raise ConfigError(f"config key decoder_defaults.{decoder} is {options!r}; it must map options to values.")
+    if "mlp_only_layers" in picked:
+        picked["mlp_only_layers"] = tuple(picked["mlp_only_layers"])
     if "eos_token_id" in picked:
         picked.setdefault("pad_token_id", picked["eos_token_id"])
     if not picked.get("num_experts"):
@@ -211,22 +215,23 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "int | None": (int,),
     "float": (float, int),
     "bool": (bool,),
-    "tuple[int, ...]": (tuple,),
+    "str": (str,),
+    "tuple[int, ...]": (list, tuple),
+    "Mapping[str, Any] | None": (dict,),
     "Mapping[str, Mapping[str, Any]]": (dict,),
 }
 
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "use_bias": (False,),
-    "use_qkv_bias": (False,),
-    "use_qk_norm": (True,),
-    "use_sliding_window": (False,),
-    "hidden_act": ("silu",),
-    "norm_head": (False,),
-    "norm_topk_prob": (True,),
-    "score_function": ("sigmoid",),
-    "router_dtype": ("fp32", "float32"),
+_SELDOM_SAID = {
+    "decoder_defaults",
+    "block_length",
+    "default_decoder",
+    "moe_router_enable_expert_bias",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "expert_capacity",
+    "routing_block_length",
 }
-"""What this architecture fixes: the key may be absent or null, else it must have one of these values."""
+"""Fields that a ``config.json`` leaves out where it would only say what applies anyway."""
 
 _REQUIRED = {
     "vocab_size",

@@ -13,6 +13,7 @@ import torch
 
 from dmax.models.checkpoint import inspect_checkpoint, layout_of
 from dmax.models.memory import available_memory, refuse
+from dmax.models.names import TensorNames
 from dmax.models.quantized import GROUPS, Part, Scheme, WeightFormat, part_of
 from dmax.models.rewriting import BYTES_OF_A_THREAD, Squares, Target, pieces_of, write_targets
 from dmax.models.rounding import Method
@@ -180,12 +181,13 @@ def convert_checkpoint(
     quantization = Quantization() if quantization is None else quantization
     folder, is_merged = resolve(source), layout == "merged" or (layout is None and quantization.is_any)
     model, stored = inspect_checkpoint(source)
-    targets: dict[str, Target] = {}
+    names, targets = TensorNames(model.config), dict[str, Target]()
     for name, shape in layout_of(model, model.state_dict() if is_merged else ()).items():
-        pieces = pieces_of(name, shape, stored)
+        pieces = pieces_of(name, shape, stored, names)
         if pieces:
+            place = names.place(name)
             dtype = _common_dtype(name, {stored[piece].dtype for piece in pieces}, quantization)
-            targets[name] = Target(name, shape, dtype, pieces, quantization.scheme_of(name, shape))
+            targets[name] = Target(name, place, shape, dtype, pieces, quantization.scheme_of(place.name, shape))
     plans = plan_files([target.specs for target in targets.values()], max_shard_bytes)
     files = {tensor.file for tensor in stored.values()}
     identity = {

@@ -5,9 +5,14 @@ Shape suffixes: B rows, T positions, D hidden, C head channels, R rotary channel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dmax.models.rotary_scaling import scaled_frequencies
 
 
 class RMSNorm(nn.Module):
@@ -29,10 +34,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear map without bias."""
+    """A linear map, by default without bias."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias)
 
 
 class SwiGLU(nn.Module):
@@ -54,23 +59,31 @@ class RotaryTable(nn.Module):
     Nothing is stored, so there is no buffer that meta-device loading could leave unset (algorithm.md#traps).
     """
 
-    def __init__(self, rotary_dim: int, theta: float) -> None:
+    def __init__(self, rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.rotary_dim = rotary_dim
         self.theta = theta
+        self.scaling = scaling
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Compute ``(B, T)`` int64 positions -> cosines and sines, each ``(B, 1, T, R)`` float32."""
-        cos_BTR, sin_BTR = rotary_angles(position_ids, rotary_dim=self.rotary_dim, theta=self.theta)
+        cos_BTR, sin_BTR = rotary_angles(
+            position_ids, rotary_dim=self.rotary_dim, theta=self.theta, scaling=self.scaling
+        )
         return cos_BTR[:, None], sin_BTR[:, None]
 
 
-def rotary_angles(position_ids: Tensor, *, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    position_ids: Tensor, *, rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
+) -> tuple[Tensor, Tensor]:
     """Compute cosines and sines of the rotary angles, ``(B, T, R)`` float32 each, of ``(B, T)`` int64 positions."""
     exponents = torch.arange(0, rotary_dim, 2, device=position_ids.device, dtype=torch.float32)
-    frequencies = 1.0 / (theta ** (exponents / rotary_dim))
+    frequencies, factor = 1.0 / (theta ** (exponents / rotary_dim)), 1.0
+    if scaling is not None:
+        frequencies, factor = scaled_frequencies(frequencies, rotary_dim, theta, scaling)
     angles_BTR = (position_ids[:, :, None].float() * frequencies).repeat(1, 1, 2)
-    return angles_BTR.cos(), angles_BTR.sin()
+    cos_BTR, sin_BTR = angles_BTR.cos(), angles_BTR.sin()
+    return (cos_BTR, sin_BTR) if factor == 1.0 else (cos_BTR * factor, sin_BTR * factor)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

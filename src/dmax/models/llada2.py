@@ -1,4 +1,4 @@
-"""The one LLaDA2 definition, for training and inference (algorithm.md#the-model).
+"""The one model definition, for every family, training and inference (algorithm.md#the-model).
 
 Shape suffixes: B rows, T positions, S key positions, D hidden, V vocabulary.
 """
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table_VD)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryTable(config.rotary_dim, config.rope_theta)
+        self.rotary = RotaryTable(config.rotary_dim, config.rope_theta, config.rope_scaling)
 
     def forward(
         self, embeds_BTD: Tensor, position_ids: Tensor, mask_BTS: Tensor | None, store: KeyValueStore | None = None
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
 
 class LLaDA2(nn.Module):
-    """A LLaDA2 diffusion language model. Logits at a position predict the token at that position."""
+    """A diffusion language model of any family."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -95,6 +95,16 @@ class LLaDA2(nn.Module):
         """
         return self.model(embeds_BTD, position_ids, mask_BTS, store)
 
+    def read_from(self, hidden_BTD: Tensor) -> Tensor:
+        """Return what the tokens at the positions of whole rows, from position 0 on, are read from: ``(B, T, D)``.
+
+        These are the positions' own hidden states or, in a model with shifted logits, those of the positions before.
+        Nothing stands before position 0: its token is read from its own (algorithm.md#shifted-logits).
+        """
+        if not self.config.shift_logits:
+            return hidden_BTD
+        return torch.cat([hidden_BTD[:, :1], hidden_BTD[:, :-1]], 1)
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Look up rows of the input embedding table: int64 of any shape -> the same shape with D appended."""
         return self.model.word_embeddings(token_ids).to(self.dtype)
@@ -118,12 +128,12 @@ class LLaDA2(nn.Module):
             block_length: tokens in a block.
 
         Returns:
-            ``(B, T, V)`` logits, in the model's dtype.
+            ``(B, T, V)`` logits for the tokens at these positions, in the model's dtype.
         """
         positions_1T = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
         mask_1TT = block_causal_mask(positions_1T, positions_1T, block_length)
         positions_BT = positions_1T.expand(token_ids.shape[0], -1)
-        return self.head(self(self.embed(token_ids), positions_BT, mask_1TT))
+        return self.head(self.read_from(self(self.embed(token_ids), positions_BT, mask_1TT)))
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +154,7 @@ def tie_embeddings(model: LLaDA2) -> None:
 
 @torch.no_grad()
 def initialize(model: LLaDA2, generator: torch.Generator) -> LLaDA2:
-    """Fill every weight afresh: normal with ``initializer_range``, norms one, router biases zero.
+    """Fill every weight afresh: normal with ``initializer_range``, norms one, biases zero.
 
     Projections that write into the residual stream are scaled down by sqrt(2 * layers), so that depth does not
     inflate the stream.
@@ -154,6 +164,8 @@ def initialize(model: LLaDA2, generator: torch.Generator) -> LLaDA2:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.fill_(1.0)
+        elif name.endswith(".bias"):
+            parameter.zero_()
         else:
             writes_residual = name.endswith(("down_proj", "down_proj.weight", "dense.weight"))
             parameter.normal_(0.0, residual_std if writes_residual else std, generator=generator)

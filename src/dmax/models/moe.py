@@ -1,8 +1,8 @@
-"""Mixture of experts with sigmoid routing over expert groups (algorithm.md#the-model).
+"""Mixture of experts: sigmoid or softmax routing, over expert groups or block by block (algorithm.md#the-model).
 
-Shape suffixes: N tokens (rows and positions flattened), D hidden, E experts, A experts of a token, F expert width,
-G expert groups, M slots (N * A), P rows of the grouped matmuls, S width of
-the shared expert, W = E * F + S.
+Shape suffixes: B rows, T positions, N tokens (rows and positions flattened), K blocks of a row, L block positions,
+D hidden, E experts, A experts of a token, F expert width, G expert groups, M slots (N * A), P rows of the grouped
+matmuls.
 """
 
 from __future__ import annotations
@@ -26,51 +26,104 @@ class RoutingRule(NamedTuple):
     groups_kept: int
     experts_per_token: int
     scale: float
+    softmax: bool = False
+    """Whether scores are shares of all experts', instead of each expert's own."""
+    normalize: bool = True
+    """Whether the weights of a token add up to ``scale``."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> RoutingRule:
         """Read the rule of a model."""
-        return cls(config.n_group, config.topk_group, config.num_experts_per_tok, config.routed_scaling_factor)
+        return cls(
+            config.n_group,
+            config.topk_group,
+            config.num_experts_per_tok,
+            config.routed_scaling_factor,
+            config.score_function == "softmax",
+            config.norm_topk_prob,
+        )
+
+
+class BlockLimit(NamedTuple):
+    """Which experts are in reach of a block's tokens; groups do not count then."""
+
+    experts: int
+    block_length: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> BlockLimit | None:
+        """Read the limit of a model; None where there is none."""
+        return cls(config.expert_capacity, config.routing_block_length) if config.expert_capacity else None
 
 
 class Router(nn.Module):
-    """Chooses experts by biased sigmoid scores, group-limited; weighs them by the unbiased ones."""
+    """Chooses experts by biased scores, limited to groups or to a block's experts; weighs them by the unbiased ones."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.num_experts is not None
         self.num_experts = config.num_experts
-        self.rule = RoutingRule.of(config)
+        self.rule, self.limit = RoutingRule.of(config), BlockLimit.of(config)
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.expert_bias: Tensor
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
         self.load_E: Tensor | None = None
         """Set by a trainer: counts, in training mode, the tokens each expert was chosen for."""
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose each token's experts: indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
-        experts_NA, weights_NA = choose_experts(x_ND, self.weight, self.expert_bias, self.rule)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the experts of tokens ``(..., T, D)``: indices ``(N, A)`` int64 and weights ``(N, A)`` float32."""
+        experts_NA, weights_NA = choose_experts(x, self.weight, self.expert_bias, self.rule, self.limit)
         if self.training and self.load_E is not None:
             chosen_NAE = experts_NA[..., None] == torch.arange(self.num_experts, device=experts_NA.device)
             self.load_E.add_(chosen_NAE.sum((0, 1)))
         return experts_NA, weights_NA
 
 
-def choose_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> tuple[Tensor, Tensor]:
-    """Do what :class:`Router` does: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32."""
-    scores_NE, biased_NE = score_experts(x_ND, weight_ED, bias_E)
-    if rule.groups_kept < rule.num_groups:
+def choose_experts(
+    x: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule, limit: BlockLimit | None = None
+) -> tuple[Tensor, Tensor]:
+    """Do what :class:`Router` does: expert indices ``(N, A)`` int64 and combination weights ``(N, A)`` float32.
+
+    Args:
+        x: ``(..., T, D)``, rows of whole blocks where experts are limited block by block; the last may be shorter.
+        weight_ED: projection.
+        bias_E: float32.
+        rule, limit: of the model.
+    """
+    scores_NE, biased_NE = score_experts(x.flatten(0, -2), weight_ED, bias_E, rule)
+    if limit is not None:
+        biased_NE = keep_best_of_block(biased_NE, x.shape[-2], limit)
+    elif rule.groups_kept < rule.num_groups:
         biased_NE = _keep_best_groups(biased_NE, rule.num_groups, rule.groups_kept)
     experts_NA = biased_NE.topk(rule.experts_per_token, dim=-1, sorted=False).indices
     weights_NA = scores_NE.gather(-1, experts_NA)
-    weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
+    if rule.normalize:
+        weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
     return experts_NA, weights_NA * rule.scale
 
 
-def score_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor) -> tuple[Tensor, Tensor]:
+def score_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> tuple[Tensor, Tensor]:
     """Score what experts are weighed by and what they are chosen by, each ``(N, E)`` float32."""
-    scores_NE = torch.sigmoid(F.linear(x_ND.float(), weight_ED.float()))
+    logits_NE = F.linear(x_ND.float(), weight_ED.float())
+    scores_NE = logits_NE.softmax(-1) if rule.softmax else torch.sigmoid(logits_NE)
     return scores_NE, scores_NE + bias_E
+
+
+def keep_best_of_block(biased_NE: Tensor, length: int, limit: BlockLimit) -> Tensor:
+    """Put experts out of reach that are not among a block's best; one counts as much as its best token's score for it.
+
+    Args:
+        biased_NE: scores.
+        length: of a row; blocks are cut from its start.
+        limit: of the model. Ties go to the lowest index.
+    """
+    biased_BTE = biased_NE.unflatten(0, (-1, length))
+    missing = -length % limit.block_length
+    blocks_BKLE = F.pad(biased_BTE, (0, 0, 0, missing), value=float("-inf")).unflatten(1, (-1, limit.block_length))
+    order_BKE = blocks_BKLE.amax(2).argsort(dim=-1, descending=True, stable=True)
+    kept_BKE = torch.zeros_like(order_BKE, dtype=torch.bool).scatter(-1, order_BKE[..., : limit.experts], True)
+    kept_BTE = kept_BKE.repeat_interleave(limit.block_length, 1)[:, :length]
+    return biased_BTE.masked_fill(~kept_BTE, float("-inf")).flatten(0, 1)
 
 
 def _keep_best_groups(biased_NE: Tensor, num_groups: int, groups_kept: int) -> Tensor:
@@ -248,7 +301,6 @@ class SparseMLP(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_ND = x_BTD.flatten(0, 1)
-        experts_NA, weights_NA = self.gate(x_ND)
-        out_BTD = self.experts(x_ND, experts_NA, weights_NA).view_as(x_BTD)
+        experts_NA, weights_NA = self.gate(x_BTD)
+        out_BTD = self.experts(x_BTD.flatten(0, 1), experts_NA, weights_NA).view_as(x_BTD)
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)

@@ -103,6 +103,8 @@ class _ShareOfHeads(_PartOfASum):
 
         _keep_outputs(module.query_key_value, own_heads)
         _keep_inputs(module.dense, processes, rank)
+        if module.dense.bias is not None and rank:  # the sum is to have it once
+            _keep(module.dense, "bias", torch.zeros_like(module.dense.bias))
         module.num_heads //= processes
         module.num_kv_heads //= processes
 
@@ -151,6 +153,8 @@ class _ShareOfVocabulary(ParallelStyle):
 def _keep_outputs(linear: nn.Linear | QuantizedLinear, own: Callable[[Tensor], Tensor]) -> None:
     """Leave a linear layer some of its output channels."""
     _keep(linear, "weight", own(linear.weight))
+    if linear.bias is not None:
+        _keep(linear, "bias", own(linear.bias))
     if isinstance(linear, QuantizedLinear):
         _keep(linear, "weight_scale", own(linear.weight_scale))
 

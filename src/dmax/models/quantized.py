@@ -161,14 +161,23 @@ class _Quantized(nn.Module):
         self.register_buffer("weight_scale", torch.empty(scheme.scale_shape(shape), dtype=scheme.scale_dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Quantized:
-        return cast(_Quantized, super()._apply(keeping_dtypes(fn), recurse))  # type: ignore[no-untyped-call]
+        kept = keeping_dtypes(fn)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return fn(tensor) if tensor is self._parameters.get("bias") else kept(tensor)
+
+        return cast(_Quantized, super()._apply(moved, recurse))  # type: ignore[no-untyped-call]
 
 
 class QuantizedLinear(_Quantized):
-    """A linear layer without bias over quantised weights."""
+    """A linear layer over quantised weights; a bias stays in the model's dtype."""
+
+    def __init__(self, outputs: int, inputs: int, scheme: Scheme, bias: bool = False) -> None:
+        super().__init__(outputs, inputs, scheme)
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, wide_weight(self, x.dtype))
+        return F.linear(x, wide_weight(self, x.dtype), self.bias)
 
 
 class QuantizedEmbedding(_Quantized):
@@ -189,11 +198,14 @@ def hold_quantized(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
         if name.endswith(".weight"):
             parent, _, child = name.removesuffix(".weight").rpartition(".")
             module = model.get_submodule(f"{parent}.{child}" if parent else child)
-            assert isinstance(module, nn.Linear | nn.Embedding) and getattr(module, "bias", None) is None
+            assert isinstance(module, nn.Linear | nn.Embedding)
             outputs, inputs = module.weight.shape
-            kind = QuantizedEmbedding if isinstance(module, nn.Embedding) else QuantizedLinear
             with module.weight.device:
-                quantized = kind(outputs, inputs, scheme)
+                quantized = (
+                    QuantizedEmbedding(outputs, inputs, scheme)
+                    if isinstance(module, nn.Embedding)
+                    else QuantizedLinear(outputs, inputs, scheme, module.bias is not None)
+                )
             setattr(model.get_submodule(parent), child, quantized)
         else:
             parent, _, stack = name.rpartition(".")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmax.models.checkpoint import expert_name, is_stack, native_name
+from dmax.models.names import Place, TensorNames, expert_name, is_stack
 from dmax.models.quantized import Scheme, scale_name
 from dmax.models.rounding import Method, round_rows
 from dmax.models.source import CheckpointError, StoredTensor, open_tensors
@@ -36,6 +36,8 @@ class Target:
     """A tensor to be written, its scales apart, and the stored tensors that hold it."""
 
     name: str
+    place: Place
+    """What it is of the model's."""
     shape: tuple[int, ...]
     dtype: str
     """Of what is stored."""
@@ -54,7 +56,9 @@ class Target:
         ]
 
 
-def pieces_of(name: str, shape: tuple[int, ...], stored: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+def pieces_of(
+    name: str, shape: tuple[int, ...], stored: Mapping[str, StoredTensor], names: TensorNames
+) -> tuple[str, ...]:
     """Return the stored tensors that hold a target one: itself, the experts of a stack, or the stack of an expert.
 
     A tensor that the configuration makes optional may have none.
@@ -63,7 +67,7 @@ def pieces_of(name: str, shape: tuple[int, ...], stored: Mapping[str, StoredTens
         return (name,)
     if is_stack(name):
         return tuple(expert_name(name, e) for e in range(shape[0]))
-    stack, _ = native_name(name)
+    stack = names.place(name).name
     return (stack,) if stack in stored else ()
 
 
@@ -113,7 +117,7 @@ def write_targets(
         for (target, *_), (count, squares) in zip(tasks, pool.map(run, tasks), strict=True):
             written(count)
             if squares is not None:
-                name, _ = native_name(target.name)
+                name = target.place.name
                 sums[name] = sums.get(name, Squares()).plus(squares)
     return sums
 
@@ -123,12 +127,11 @@ def _parts(target: Target, sources: Mapping[str, object]) -> Iterator[tuple[Tens
     is_stacked = is_stack(target.name) and target.pieces != (target.name,)
     shape = target.shape[1:] if is_stacked else target.shape
     width = 1 if target.scheme is None else shape[-1]
-    _, expert = native_name(target.name)
     for index, piece in enumerate(target.pieces):
         file = sources[piece]
         tensor = file.get_tensor(piece)  # type: ignore[attr-defined]
-        if expert is not None and piece != target.name:
-            tensor = tensor[expert]
+        if piece == target.place.name:
+            tensor = target.place.of(tensor)
         # Scales may be stored as one for a whole weight, or as a column.
         tensor = tensor.reshape(shape) if tensor.numel() == prod(shape) else tensor.expand(shape)
         yield tensor.reshape(-1, width), index * prod(shape) // width

@@ -72,7 +72,7 @@ def create_app_over(
     _add_models(app, settings, config.max_position_embeddings)
     _add_state(app, engine, metrics)
     app.state.traces.add_to(app)
-    add_pages(app, config.decoder_defaults)
+    add_pages(app, config.decoder_defaults, config.default_decoder)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(

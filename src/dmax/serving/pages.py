@@ -13,7 +13,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 
 from dmax.decoding.options import Option
 from dmax.decoding.registry import about, described_options, sound_decoders
-from dmax.engine.params import PARAMS
+from dmax.engine.params import DEFAULT_DECODER, PARAMS
 from dmax.serving.protocol import request_settings
 from dmax.serving.replay import TEMPLATE, WEB, template
 
@@ -44,14 +44,17 @@ class _File:
     headers: dict[str, str]
 
 
-def add_pages(app: FastAPI, decoder_defaults: Mapping[str, Mapping[str, Any]]) -> None:
+def add_pages(
+    app: FastAPI, decoder_defaults: Mapping[str, Mapping[str, Any]], default_decoder: str = DEFAULT_DECODER
+) -> None:
     """Serve the page at ``/`` and its files under ``/web/``.
 
     Args:
         app: gets the routes.
         decoder_defaults: of the model, by decoder.
+        default_decoder: of the model; the page offers it first.
     """
-    served = {name: _file(name, content) for name, content in _contents(decoder_defaults).items()}
+    served = {name: _file(name, content) for name, content in _contents(decoder_defaults, default_decoder).items()}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
@@ -64,17 +67,17 @@ def add_pages(app: FastAPI, decoder_defaults: Mapping[str, Mapping[str, Any]]) -
         return _reply(request, served[name])
 
 
-def _contents(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+def _contents(decoder_defaults: Mapping[str, Mapping[str, Any]], first: str) -> dict[str, bytes]:
     """Read every file by name: those of the package, and the two that are made from it."""
     shipped = {entry.name: entry.read_bytes() for entry in WEB.iterdir() if entry.is_file()}
     return {
         **shipped,
         TEMPLATE: template().encode(),
-        "settings.json": json.dumps(_settings(decoder_defaults)).encode(),
+        "settings.json": json.dumps(_settings(decoder_defaults, first)).encode(),
     }
 
 
-def _settings(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _settings(decoder_defaults: Mapping[str, Mapping[str, Any]], first: str) -> dict[str, Any]:
     """Return what the page lets people set: for all decoders, and for each."""
     fields = request_settings()
     shared = [option for name, option in PARAMS.items() if name in fields and not option.of_decoder]
@@ -90,7 +93,7 @@ def _settings(decoder_defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, An
                 if option.name not in PARAMS or PARAMS[option.name].of_decoder
             ],
         }
-        for name in sound_decoders()
+        for name in sorted(sound_decoders(), key=lambda name: name != first)
     ]
     length = _control(replace(PARAMS["gen_length"], label=PARAMS["gen_length"].title, name="max_tokens"))
     return {"shared": [length, *map(_control, shared)], "decoders": decoders}

@@ -105,7 +105,7 @@ class ModelReplica:
         engine = LLMEngine(
             llm.model,
             llm.tokenizer,
-            page_length=settings.block_length,
+            block_length=settings.block_length,
             kv_memory=memory,
             max_batch_size=settings.max_batch_size,
             prefill_tokens=settings.prefill_tokens,

@@ -3,7 +3,7 @@
 The published layout repeats the whole sequence twice. A noisy block without supervised positions reaches no loss, and
 neither does a clean block that no noisy block looks back at; both are left out here, which changes no loss.
 
-Shape suffixes: B rows, M noisy positions, N clean positions.
+Shape suffixes: B rows, M noisy positions, N clean positions, S supervised positions of the batch.
 """
 
 from __future__ import annotations
@@ -45,6 +45,24 @@ class Layout:
     def positions(self) -> Tensor:
         """Return ``(B, M + N)`` int64 position ids of ``[noisy | clean]``, padding at 0."""
         return torch.cat([self.noisy_positions, self.clean_positions], 1).clamp(min=0)
+
+    def sources(self, shifted: bool) -> Tensor:
+        """Where the supervised tokens are read, ``(S,)`` int64: places in ``[noisy | clean]``, row behind row.
+
+        Args:
+            shifted: whether a token is read one position before its own. For the first one of a block, or of a group
+                of blocks, that is a clean position, as it is a stored one in decoding (algorithm.md#shifted-logits).
+        """
+        rows, noisy = self.noisy_positions.shape
+        place_BM = torch.arange(noisy, device=self.noisy_ids.device).expand(rows, -1)
+        if shifted:
+            before_BM = self.noisy_positions - 1
+            is_neighbour_BM = (self.noisy_positions.roll(1, 1) == before_BM) & (place_BM > 0)
+            is_neighbour_BM = is_neighbour_BM & (self.group_starts.roll(1, 1) == self.group_starts)
+            clean_BM = torch.where(before_BM >= 0, noisy + before_BM, place_BM)
+            place_BM = torch.where(is_neighbour_BM, place_BM - 1, clean_BM)
+        first_B1 = torch.arange(rows, device=place_BM.device)[:, None] * (noisy + self.clean_ids.shape[1])
+        return (first_B1 + place_BM)[self.supervised]
 
     def to(self, device: torch.device) -> Layout:
         """Return the same batch on a device."""

@@ -29,7 +29,7 @@ class _SupervisedLogits(nn.Module):
         self.model = model
 
     def forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor, supervised: Tensor, mix: SoftMix | None = None
+        self, ids: Tensor, positions: Tensor, mask: Tensor, sources: Tensor, mix: SoftMix | None = None
     ) -> Tensor:
         embeds_BTD = self.model.embed(ids)
         if mix is not None:
@@ -39,7 +39,7 @@ class _SupervisedLogits(nn.Module):
             noisy_BMD = torch.where(where_BM1, soft_BMD.to(embeds_BTD.dtype), embeds_BTD[:, :noisy])
             embeds_BTD = torch.cat([noisy_BMD, embeds_BTD[:, noisy:]], 1)
         hidden_BTD = self.model(embeds_BTD, positions, mask)
-        return self.model.head(hidden_BTD[:, : supervised.shape[1]][supervised]).float()
+        return self.model.head(hidden_BTD.flatten(0, 1)[sources]).float()
 
 
 class Predictor:
@@ -101,7 +101,8 @@ class Predictor:
     def __call__(self, noisy_ids: Tensor, layout: Layout, mix: SoftMix | None = None) -> Tensor:
         """Return ``(S, V)`` float32 logits; see :class:`dmax.training.objectives.base.Predict`."""
         ids = torch.cat([noisy_ids, layout.clean_ids], 1)
-        inputs = (ids, layout.positions(), layout.mask(), layout.supervised, mix)
+        sources = layout.sources(self.model.config.shift_logits)
+        inputs = (ids, layout.positions(), layout.mask(), sources, mix)
         if self.sharded or self._adapters is not None:
             return self._module(*inputs)
         parameters = {name: p.to(self.dtype) for name, p in self._module.named_parameters()}

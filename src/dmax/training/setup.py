@@ -70,6 +70,7 @@ def prepare(recipe: Recipe, tokenizer_folder: Path, local: Mapping[str, str] | N
     }
     config = _config(recipe, tokenizer)
     check_agreement(tokenizer, config)
+    check_experts(recipe, config)
     return Prepared(
         recipe.of_length(sum(count["examples"] for count in counts.values())),
         tokenizer,
@@ -119,6 +120,29 @@ def check_agreement(tokenizer: Tokenizer, config: ModelConfig) -> None:
                 f"the tokenizer's {role}_id is {said}, the model's {known}: take the model's own tokenizer, or mend "
                 "one of their settings."
             )
+
+
+def check_experts(recipe: Recipe, config: ModelConfig) -> None:
+    """Refuse what a model's routers cannot be trained with.
+
+    Raises:
+        RecipeError: blocks are not those that experts are chosen for, or routers have no bias that would be kept.
+    """
+    if config.num_experts is None:
+        return
+    asked, routed = recipe.objective.block_length, config.routing_block_length
+    steps = [0] if isinstance(asked, int) else [stage.step for stage in asked]
+    lengths = {length for step in steps for length in recipe.objective.block_lengths_at(step)}
+    if config.expert_capacity and any(length % routed for length in lengths):
+        raise RecipeError(
+            f"objective.block_length is {', '.join(map(str, sorted(lengths)))}: this model chooses experts for blocks "
+            f"of {routed}, so give multiples of that."
+        )
+    if recipe.optimizer.router_bias_rate and not config.moe_router_enable_expert_bias:
+        raise RecipeError(
+            f"optimizer.router_bias_rate is {recipe.optimizer.router_bias_rate}: this model's routers have no bias; "
+            "leave the rate at 0."
+        )
 
 
 def _tokenizer(recipe: Recipe, sections: list[DataSection], folder: Path) -> Tokenizer:

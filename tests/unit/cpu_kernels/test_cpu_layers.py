@@ -37,6 +37,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "groups": {"moe": True, "num_experts": 12, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
     "groups of one": {"moe": True, "num_experts": 4, "n_group": 4, "topk_group": 2, "num_shared_experts": 3},
     "many experts": {"moe": True, "num_experts": 20, "num_experts_per_tok": 3, "num_shared_experts": 0},
+    "softmax": {
+        "moe": True,
+        "num_experts": 20,
+        "num_experts_per_tok": 3,
+        "score_function": "softmax",
+        "norm_topk_prob": False,
+    },
+    "softmax in groups": {"moe": True, "num_experts": 12, "n_group": 4, "topk_group": 2, "score_function": "softmax"},
+    "heads as they are": {"moe": False, "intermediate_size": 176, "use_qk_norm": False},
+    "biases": {"moe": False, "intermediate_size": 176, "use_qk_norm": False, "use_qkv_bias": True, "use_bias": True},
+    "biases and norms": {"moe": True, "use_qkv_bias": True, "num_attention_heads": 3, "num_key_value_heads": 1},
     "wide": {"moe": True, "hidden_size": 80, "head_dim": 48, "num_attention_heads": 3, "num_key_value_heads": 1},
 }
 SPANS = [((7, 2, 9), 16, 24), ((1, 4), 0, 16), ((11, 12, 13, 14, 15), 24, 40), ((20,), 0, 8)]
@@ -52,6 +63,9 @@ def build(tiny_config: Callable[..., ModelConfig]) -> Build:
     def make(dtype: torch.dtype = torch.float32, **changes: Any) -> LLaDA2:
         config = tiny_config(**{"moe": True, "partial_rotary_factor": 0.5, "num_hidden_layers": 3, **changes})
         model = initialize(LLaDA2(config), torch.Generator().manual_seed(3)).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(4))
         for router in routers(model):
             router.expert_bias.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(4))
         return model.to(dtype)
@@ -247,3 +261,4 @@ def test_what_it_is_not_written_for(build: Build) -> None:
     two_kinds = (FeedForwardSize(4, 5, 16), FeedForwardSize(8, 9, 16))
     assert not serves(size._replace(feed_forwards=two_kinds), torch.float32)
     assert not serves(LayerStack(build(intermediate_size=72)).size, torch.float32)
+    assert LayerStack.of(build(expert_capacity=2)) is None

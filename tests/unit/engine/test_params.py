@@ -57,11 +57,13 @@ def test_a_checkpoints_defaults_fill_in_what_a_request_leaves_open(tiny_config: 
     by_decoder = {"soft-parallel": {"threshold": 0.9, "acceptance_threshold": 0.8, "soft": False, "top_k": 2}}
     config = tiny_config(moe=False, decoder_defaults=by_decoder)
     params = GenerationParams(threshold=0.3, decoder_options={"top_k": 4}).with_defaults(config)
+    assert params.decoder == "soft-parallel"
     assert params.decoder_arguments() == {
         "threshold": 0.3, "acceptance_threshold": 0.8, "soft": False, "top_k": 4
     }  # fmt: skip
     other = GenerationParams(decoder="threshold", block_length=4)
     assert other.with_defaults(config) == other
+    assert GenerationParams().with_defaults(replace(config, default_decoder="threshold")).decoder == "threshold"
     config = replace(config, decoder_defaults={"soft-parallel": {"threshold": 2}})
     with pytest.raises(GenerationError, match=r"decoder_defaults.soft-parallel in .* threshold is 2; it must"):
         GenerationParams().with_defaults(config)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from dmax.models import ModelConfig
 from dmax.models.moe import Router
 
-ROUTINGS = {
+ROUTINGS: dict[str, dict[str, Any]] = {
     "published": {"num_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4},
     "nano": {"num_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2},
     "one group": {"num_experts": 8, "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1},
     "all groups kept": {"num_experts": 12, "num_experts_per_tok": 5, "n_group": 3, "topk_group": 3},
     "one expert a group": {"num_experts": 6, "num_experts_per_tok": 2, "n_group": 6, "topk_group": 3},
     "nothing a power of two": {"num_experts": 15, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2},
+    "softmax": {"num_experts": 12, "num_experts_per_tok": 3, "score_function": "softmax"},
+    "weights as they are": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "score_function": "softmax",
+        "norm_topk_prob": False,
+    },
 }
 
 
-def build(generator: torch.Generator, hidden: int, **routing: int) -> Router:
+def build(generator: torch.Generator, hidden: int, **routing: Any) -> Router:
     config = ModelConfig(
         vocab_size=4, hidden_size=hidden, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, head_dim=8, mask_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -44,7 +53,7 @@ def fused(router: Router, x_ND: torch.Tensor):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("tokens", [1, 37])
 @pytest.mark.parametrize("routing", ROUTINGS.values(), ids=ROUTINGS.keys())
 def test_choices_and_weights_are_those_of_the_model(
-    routing: dict[str, int], tokens: int, device: torch.device, generator: torch.Generator
+    routing: dict[str, Any], tokens: int, device: torch.device, generator: torch.Generator
 ) -> None:
     router = build(generator, 264, **routing).to(device)
     x = torch.randn(tokens, 264, generator=generator).to(device)

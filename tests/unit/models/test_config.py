@@ -183,7 +183,7 @@ def test_a_configuration_survives_being_written() -> None:
 
 REFUSED = {
     "another architecture": ({"model_type": "qwen3"}, "model_type is 'qwen3'"),
-    "bias": ({"use_bias": True}, "use_bias is True"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act is .gelu."),
     "softmax router": ({"score_function": "softmax"}, "score_function is 'softmax'"),
     "low-precision router": ({"router_dtype": "bf16"}, "router_dtype is 'bf16'"),
     "sliding window": ({"use_sliding_window": True}, "use_sliding_window is True"),

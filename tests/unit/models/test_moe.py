@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,18 +18,30 @@ def route(router: Router, x: torch.Tensor, config: ModelConfig) -> list[dict[int
     assert config.num_experts is not None
     weight, bias = router.weight.double(), router.expert_bias.double()
     per_group = config.num_experts // config.n_group
+    all_scores = [scores_of(weight, token, config) for token in x.double()]
     chosen = []
-    for token in x.double():
-        scores = [1 / (1 + torch.exp(-(weight[e] @ token)).item()) for e in range(config.num_experts)]
+    for index, scores in enumerate(all_scores):
         biased = [scores[e] + bias[e].item() for e in range(config.num_experts)]
         members = [list(range(g * per_group, (g + 1) * per_group)) for g in range(config.n_group)]
         group_scores = [sum(sorted((biased[e] for e in group), reverse=True)[:2]) for group in members]
         groups = sorted(range(config.n_group), key=lambda g: -group_scores[g])[: config.topk_group]
         reachable = [e for g in groups for e in members[g]]
+        if config.expert_capacity:
+            start = index - index % config.routing_block_length
+            block = all_scores[start : start + config.routing_block_length]
+            best = [max(other[e] for other in block) + bias[e].item() for e in range(config.num_experts)]
+            reachable = sorted(range(config.num_experts), key=lambda e: -best[e])[: config.expert_capacity]
         experts = sorted(reachable, key=lambda e: -biased[e])[: config.num_experts_per_tok]
-        total = sum(scores[e] for e in experts) + 1e-20
+        total = sum(scores[e] for e in experts) + 1e-20 if config.norm_topk_prob else 1.0
         chosen.append({e: scores[e] / total * config.routed_scaling_factor for e in experts})
     return chosen
+
+
+def scores_of(weight: torch.Tensor, token: torch.Tensor, config: ModelConfig) -> list[float]:
+    logits = [(row @ token).item() for row in weight]
+    if config.score_function == "softmax":
+        return [math.exp(logit) / sum(map(math.exp, logits)) for logit in logits]
+    return [1 / (1 + math.exp(-logit)) for logit in logits]
 
 
 def random_layer(config: ModelConfig) -> tuple[SparseMLP, torch.Tensor]:
@@ -39,18 +53,23 @@ def random_layer(config: ModelConfig) -> tuple[SparseMLP, torch.Tensor]:
     return layer, torch.randn(40, config.hidden_size, generator=generator)
 
 
-ROUTINGS = {
+ROUTINGS: dict[str, dict[str, Any]] = {
     "published": {},
     "one group": {"n_group": 1, "topk_group": 1},
     "all groups kept": {"topk_group": 4},
     "one expert a group": {"n_group": 8, "topk_group": 3},
     "one group kept": {"topk_group": 1},
     "scale": {"routed_scaling_factor": 0.7},
+    "softmax": {"score_function": "softmax", "n_group": 1, "topk_group": 1},
+    "softmax in groups": {"score_function": "softmax"},
+    "weights as they are": {"score_function": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 1.0},
+    "blocks": {"expert_capacity": 3, "routing_block_length": 16},
+    "blocks of one": {"expert_capacity": 2, "routing_block_length": 1},
 }
 
 
 @pytest.mark.parametrize("changes", ROUTINGS.values(), ids=ROUTINGS.keys())
-def test_router_chooses_and_weighs_as_the_rule_says(changes: dict[str, float], config: ModelConfig) -> None:
+def test_router_chooses_and_weighs_as_the_rule_says(changes: dict[str, Any], config: ModelConfig) -> None:
     config = replace(config, **changes)
     layer, x = random_layer(config)
     experts, weights = layer.gate(x)
@@ -58,6 +77,16 @@ def test_router_chooses_and_weighs_as_the_rule_says(changes: dict[str, float], c
     for token, expected in enumerate(route(layer.gate, x, config)):
         found = dict(zip(experts[token].tolist(), weights[token].tolist(), strict=True))
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_block_reaches_experts_that_its_tokens_share(config: ModelConfig) -> None:
+    layer, x = random_layer(replace(config, expert_capacity=3, routing_block_length=8))
+    experts, _ = layer.gate(x.view(2, 20, -1))  # each row begins a block: 8, 8 and 4 tokens
+    for block in (*experts[:20].split(8), *experts[20:].split(8)):
+        assert block.unique().numel() <= 3
+    assert experts.unique().numel() > 3, "or nothing was chosen by block"
+    alone, _ = layer.gate(x.view(2, 20, -1)[1:])
+    assert torch.equal(alone, experts[20:])
 
 
 def test_the_bias_moves_the_choice_but_not_the_weights(config: ModelConfig) -> None:

@@ -21,7 +21,7 @@ def chat(**fields: Any) -> ChatRequest:
 def test_requests_without_settings_take_the_servers() -> None:
     params = chat().params(default_length=64, default_block_length=16, seed=5)
     assert (params.gen_length, params.block_length, params.seed, params.temperature) == (64, 16, 5, 0.0)
-    assert params.decoder == "soft-parallel"
+    assert params.decoder is None, "the model's"
     assert params.threshold is None
 
 

@@ -13,14 +13,15 @@ from dmax.models import ModelConfig, Tokenizer
 from dmax.training.identity import differing_keys, only_run_in, recipe_digest, recipe_text
 from dmax.training.recipe import Recipe, load_recipe
 from dmax.training.section import RecipeError
-from dmax.training.setup import check_agreement
+from dmax.training.setup import check_agreement, check_experts
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
 
-def smoke(**train: Any) -> Recipe:
+def smoke(objective: dict[str, Any] | None = None, optimizer: dict[str, Any] | None = None, **train: Any) -> Recipe:
     values = yaml.safe_load((RECIPES / "smoke" / "oput.yaml").read_text())
-    values["train"] |= train
+    for section, changes in (("train", train), ("objective", objective or {}), ("optimizer", optimizer or {})):
+        values[section] |= changes
     return Recipe.model_validate(values)
 
 
@@ -78,6 +79,21 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(
     check_agreement(tokenizer, config())
     with pytest.raises(RecipeError, match=named):
         check_agreement(tokenizer, config(**changes))
+
+
+def test_routers_are_trained_as_they_choose() -> None:
+    sizes = {"num_experts": 4, "moe_intermediate_size": 8, "num_experts_per_tok": 2}
+    blocks = config(**sizes, expert_capacity=2, block_size=16)
+    check_experts(smoke({"block_length": 32}), blocks)
+    check_experts(smoke({"block_length": 8}), config(**sizes))
+    check_experts(smoke({"block_length": 8}), config(expert_capacity=2))
+    stages = smoke({"block_length": [{"step": 0, "block_length": 8}, {"step": 2, "block_length": 32}]})
+    with pytest.raises(RecipeError, match=r"block_length is 8, 32: .* experts for blocks of 16, so give multiples"):
+        check_experts(stages, blocks)
+    unbiased = config(**sizes, moe_router_enable_expert_bias=False)
+    check_experts(smoke(), unbiased)
+    with pytest.raises(RecipeError, match=r"router_bias_rate is 0.001: this model's routers have no bias"):
+        check_experts(smoke(optimizer={"router_bias_rate": 0.001}), unbiased)
 
 
 def test_rows_for_validation_need_rows() -> None:

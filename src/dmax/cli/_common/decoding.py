@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from dmax.cli._common.errors import CommandError
 from dmax.decoding.options import DecoderError, Option
 from dmax.engine import GenerationParams
-from dmax.engine.params import PARAMS
+from dmax.engine.params import DEFAULT_DECODER, PARAMS
 
 _PANEL = "Decoding"
 _FURTHER = "decoder_option"
@@ -82,9 +82,9 @@ class DecodingOptions:
         return replace(self, values={**self.values, **reset, **values}, further=further)
 
     @property
-    def decoder(self) -> str:
-        """The decoder's name."""
-        return str(self.values["decoder"])
+    def decoder(self) -> str | None:
+        """The decoder's name, None where it is not given."""
+        return self.values["decoder"]
 
     @property
     def gen_length(self) -> int | None:
@@ -153,8 +153,7 @@ class DecodingCommand(TyperCommand):
         decoder = _decoder_of(args)
         wants_help = decoder is not None and bool({"--help", "-h"} & set(args))
         if wants_help or any(word not in known and word != "--help" for word in words):
-            default = next(parameter.default for parameter in self.params if parameter.name == "decoder")
-            ctx.meta[_OWN] = _own_parameters(str(decoder or default), known)
+            ctx.meta[_OWN] = _own_parameters(decoder or DEFAULT_DECODER, known)
         rest = super().parse_args(ctx, args)
         # typer hands on no value whose parameter the command's function does not have.
         ctx.meta[_VALUES] = {each.name: ctx.params.pop(each.name) for each in ctx.meta.get(_OWN, ())}

@@ -12,9 +12,9 @@ from dmax.cli._common.session import AUTO, pick_device
 from dmax.engine.backends import backend_name
 from dmax.engine.requirements import Workload, formats_needed
 from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_config, load_tokenizer, resolve
-from dmax.models.checkpoint import is_stack, native_name
 from dmax.models.llada2 import expert_stacks
 from dmax.models.memory import available_memory
+from dmax.models.names import is_expert, is_stack
 from dmax.models.source import INDEX_FILE, WEIGHTS_FILE, list_tensors, read_json
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -70,6 +70,7 @@ def _backend() -> str:
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
+        "family": config.family,
         "kind": "dense" if config.num_experts is None else "mixture of experts",
         "block_length": config.block_length,
         "layers": config.num_hidden_layers,
@@ -81,9 +82,12 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "rotary_dim": config.rotary_dim,
         "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling,
         "vocab_size": config.vocab_size,
         "context": config.max_position_embeddings,
         "tied_embeddings": config.tie_word_embeddings,
+        "decoder": config.default_decoder,
+        "shifted_logits": config.shift_logits,
     }
     if config.num_experts is not None:
         facts["experts"] = {
@@ -93,6 +97,7 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
             "width": config.moe_intermediate_size,
             "groups": config.n_group,
             "groups_per_token": config.topk_group,
+            "per_block": config.expert_capacity or None,
         }
     return facts
 
@@ -146,4 +151,4 @@ def _layout(names: Iterable[str]) -> str:
     names = list(names)
     if any(is_stack(name) for name in names):
         return "merged experts"
-    return "separate experts" if any(native_name(name)[1] is not None for name in names) else "dense"
+    return "separate experts" if any(is_expert(name) for name in names) else "dense"

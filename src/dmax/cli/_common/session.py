@@ -51,6 +51,18 @@ class Rule:
         return Rule(params, params.build_decoder())
 
 
+def decoder_of(model: str, options: DecodingOptions) -> str:
+    """Name the decoder that was asked for, or the model's own.
+
+    Raises:
+        CommandError: there is no such model.
+    """
+    from dmax.models import load_config
+
+    with user_errors():
+        return options.decoder or load_config(model).default_decoder
+
+
 def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
     """Check the decoding options before anything is loaded.
 

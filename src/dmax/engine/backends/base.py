@@ -92,8 +92,9 @@ class Backend(Protocol):
             inputs: input embeddings of all blocks in flight, ``(B, L, D)`` for each block length and decoder.
 
         Returns:
-            ``(sum of B * L, D)`` hidden states after the final norm, of the blocks in flight alone. They hold until the
-            next forward.
+            ``(sum of B * L, D)`` hidden states after the final norm, from which the tokens of the blocks in flight are
+            read: those of their own positions, or of the positions before where the model's logits are shifted. They
+            hold until the next forward.
         """
         ...
 

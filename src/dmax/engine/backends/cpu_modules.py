@@ -17,7 +17,7 @@ from dmax.engine.backends.packed import Packed, packable
 from dmax.engine.backends.swapped import copy_as
 from dmax.kernels.cpu.experts import CpuExperts, down_in_panels, gate_up_in_panels
 from dmax.models.layers import Linear, SwiGLU
-from dmax.models.moe import Experts, Router, RoutingRule, SparseMLP, score_experts
+from dmax.models.moe import BlockLimit, Experts, Router, RoutingRule, SparseMLP, keep_best_of_block, score_experts
 from dmax.models.quantized import QuantizedLinear, quantize, scales_of, wide_weight
 
 
@@ -31,8 +31,8 @@ class PackedLinear(Linear):
         self._packed = Packed()
 
     def forward(self, x: Tensor) -> Tensor:
-        if packable(x, self.weight):
-            return self._packed.linear(x, (self.weight,), lambda _: self.weight)
+        if packable(x, self.weight) and (self.bias is None or self.bias.dtype == x.dtype):
+            return self._packed.linear(x, (self.weight,), lambda _: self.weight, self.bias)
         return super().forward(x)
 
 
@@ -51,9 +51,10 @@ class PackedQuantizedLinear(QuantizedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if packable(x, self.weight):
-            return self._packed.linear(x, (self.weight,), partial(wide_weight, self))
+            return self._packed.linear(x, (self.weight,), partial(wide_weight, self), self.bias)
         if self.weight.numel() > packed.MOST_WEIGHTS and self.weight.dtype == torch.int8:
-            return int8_linear(x, self.weight, self.weight_scale)
+            out = int8_linear(x, self.weight, self.weight_scale)
+            return out if self.bias is None else out + self.bias
         return super().forward(x)
 
 
@@ -103,24 +104,30 @@ def gate(gate_up: Tensor) -> Tensor:
 class EveryExpertRouter(Router):
     """Sends every token to all experts, to those that were not chosen with weight 0."""
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        weights_NE = weigh_experts(x_ND, self.weight, self.expert_bias, self.rule)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights_NE = weigh_experts(x, self.weight, self.expert_bias, self.rule, self.limit)
         return torch.arange(self.num_experts).expand_as(weights_NE), weights_NE
 
 
-def weigh_experts(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule) -> Tensor:
+def weigh_experts(
+    x: Tensor, weight_ED: Tensor, bias_E: Tensor, rule: RoutingRule, limit: BlockLimit | None = None
+) -> Tensor:
     """Return :func:`~dmax.models.moe.choose_experts` as one weight an expert, 0 where not chosen: ``(N, E)`` float32.
 
     Every expert is compared with every other one, which for few of them takes a fraction of a sort's time.
     """
-    scores_NE, biased_NE = score_experts(x_ND, weight_ED, bias_E)
-    if rule.groups_kept < rule.num_groups:
+    scores_NE, biased_NE = score_experts(x.flatten(0, -2), weight_ED, bias_E, rule)
+    if limit is not None:
+        biased_NE = keep_best_of_block(biased_NE, x.shape[-2], limit)
+    elif rule.groups_kept < rule.num_groups:
         biased_NGE = biased_NE.unflatten(-1, (rule.num_groups, -1))
         group_scores_NG = torch.where(_largest(biased_NGE, 2), biased_NGE, 0.0).sum(-1)
         kept_NG1 = _largest(group_scores_NG, rule.groups_kept)[..., None]
         biased_NE = torch.where(kept_NG1, biased_NGE, float("-inf")).flatten(-2)
     weights_NE = torch.where(_largest(biased_NE, rule.experts_per_token), scores_NE, 0.0)
-    return weights_NE / (weights_NE.sum(-1, keepdim=True) + 1e-20) * rule.scale
+    if rule.normalize:
+        weights_NE = weights_NE / (weights_NE.sum(-1, keepdim=True) + 1e-20)
+    return weights_NE * rule.scale
 
 
 def _largest(x: Tensor, count: int) -> Tensor:
@@ -178,13 +185,12 @@ class PackedSparseMLP(SparseMLP):
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self._bare:
             gate_up, down = self._weights()
-            x_ND = x_BTD.flatten(0, 1)
-            if packable(x_ND, *gate_up, *down):
-                return self._by_all_experts(x_ND, gate_up, down).view_as(x_BTD)
+            if packable(x_BTD, *gate_up, *down):
+                return self._by_all_experts(x_BTD, gate_up, down).view_as(x_BTD)
         return super().forward(x_BTD)
 
-    def _by_all_experts(self, x_ND: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
-        _, weights_NE = self.every(x_ND)
+    def _by_all_experts(self, x_BTD: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
+        x_ND, (_, weights_NE) = x_BTD.flatten(0, 1), self.every(x_BTD)
         width = self.experts.gate_proj.shape[1]
         if self._kernel is not None and x_ND.dtype == self._kernel.dtype:
             gate_up_XN = self._gate_up.copy(x_ND.dtype, gate_up, lambda dtype: gate_up_panels(self, dtype))

@@ -19,7 +19,7 @@ from dmax.kernels.cpu.library import LANES
 from dmax.models.layers import SwiGLU
 from dmax.models.llada2 import DecoderLayer, LLaDA2
 from dmax.models.moe import RoutingRule, SparseMLP
-from dmax.models.quantized import QuantizedEmbedding, wide_weight
+from dmax.models.quantized import QuantizedEmbedding, QuantizedLinear, wide_weight
 
 _BESIDE = ("expert_bias", "_scale")
 """Ends of the names of what stands beside weights, in float32 whatever the model's dtype."""
@@ -53,13 +53,20 @@ class LayerStack:
         rule = RoutingRule.of(config) if config.num_experts is not None else RoutingRule(1, 1, 1, 1.0)
         self.size = LayersSize(
             config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
-            config.rotary_dim, config.rms_norm_eps, rule, tuple(map(_feed_forward_size, model.model.layers)),
+            config.rotary_dim, config.use_qk_norm, config.use_qkv_bias, config.use_bias, config.rms_norm_eps, rule,
+            tuple(map(_feed_forward_size, model.model.layers)),
         )  # fmt: skip
 
     @classmethod
     def of(cls, model: LLaDA2) -> LayerStack | None:
-        """Take the layers of a model; None where a module is of another kind than the package's own."""
-        return cls(model) if all(type(module) in OWN_KINDS for module in _called_in(model)) else None
+        """Take the layers of a model.
+
+        None where the kernel cannot stand in for them: a module is of another kind than the package's own, or experts
+        are limited block by block.
+        """
+        if model.config.expert_capacity or not all(type(module) in OWN_KINDS for module in _called_in(model)):
+            return None
+        return cls(model)
 
     def weights(self, x: Tensor) -> Tensor | None:
         """Return all weights, for passes over tensors like ``x``; None where the modules have to be called.
@@ -118,10 +125,11 @@ def _arrays(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
     assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.attention, layer.mlp
     yield layer.input_layernorm.weight
-    yield in_panels(wide_weight(attention.query_key_value, dtype)[None])
-    yield attention.query_layernorm.weight
-    yield attention.key_layernorm.weight
-    yield in_panels(wide_weight(attention.dense, dtype)[None])
+    yield from _linear(attention.query_key_value, dtype)
+    for norm in (attention.query_layernorm, attention.key_layernorm):
+        if norm is not None:
+            yield norm.weight
+    yield from _linear(attention.dense, dtype)
     yield layer.post_attention_layernorm.weight
     if isinstance(mlp, SparseMLP):
         yield in_panels(padded(mlp.gate.weight)[None])
@@ -133,3 +141,9 @@ def _arrays(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
     width = _feed_forward_size(layer).width
     yield gate_up_in_panels(wide_weight(mlp.gate_proj, dtype), wide_weight(mlp.up_proj, dtype), width)
     yield down_in_panels(wide_weight(mlp.down_proj, dtype), width)
+
+
+def _linear(linear: nn.Linear | QuantizedLinear, dtype: torch.dtype) -> Iterator[Tensor]:
+    yield in_panels(wide_weight(linear, dtype)[None])
+    if linear.bias is not None:
+        yield linear.bias

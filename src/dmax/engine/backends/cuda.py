@@ -20,6 +20,7 @@ from dmax.engine.backends.cuda_decisions import StaticDecisions
 from dmax.engine.backends.cuda_graphs import Segment, StaticForwards
 from dmax.engine.backends.cuda_modules import CUDA_KINDS
 from dmax.engine.backends.page_table import PageTable, to_device
+from dmax.engine.backends.shifted import PreviousStates, Run
 from dmax.engine.backends.swapped import SwappedModel
 from dmax.engine.backends.torch import TorchBackend
 from dmax.engine.kv_cache import KVCache
@@ -43,6 +44,7 @@ class _Room:
     """Addresses of the weights, which graphs hold."""
     cache: KVCache
     table: PageTable
+    previous: PreviousStates | None
     memory_pool: Any
     forwards: dict[int, StaticForwards] = field(default_factory=dict)
     decisions: dict[int, StaticDecisions] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class CudaBackend(TorchBackend):
             # there.
             KVCache(model.config, pages + 1, page_length, device=model.device, dtype=model.dtype),
             PageTable(slots, pages, model.device),
+            PreviousStates.of(model, slots),
             torch.cuda.graph_pool_handle() if self._graphs else None,
         )  # fmt: skip
 
@@ -105,7 +108,9 @@ class CudaBackend(TorchBackend):
         in_flight: list[Segment] = []
         stored: list[Segment] = []
         token_ids: list[int] = []
+        at: list[tuple[Span, int, int]] = []
         for span in spans:
+            at.append((span, len(stored) * length, len(in_flight) * length))
             row = room.table.row(span)
             if span.start < span.blocks_start:
                 token_ids += span.sequence.tokens[span.start : span.blocks_start]
@@ -116,7 +121,11 @@ class CudaBackend(TorchBackend):
         if token_ids:
             embeds.append(self._model.embed(to_device(token_ids, torch.int64, self._model.device)))
         hidden_ND = self._forwards_of(length).run(in_flight + stored, embeds)
-        return hidden_ND[: len(in_flight) * length]
+        positions = len(in_flight) * length
+        if room.previous is None:
+            return hidden_ND[:positions]
+        runs = [Run(span, positions + stored_at, flight_at) for span, stored_at, flight_at in at]
+        return room.previous.read(hidden_ND, runs)
 
     def decide(self, decoder: Decoder, hidden_BLD: Tensor, blocks: PassInput, noise: Noise | None = None) -> Decided:
         """Apply head and decoder: by a graph, or the decoder by its kernels, or both by their modules."""

@@ -62,10 +62,17 @@ class KernelAttention(Attention):
         batch, length, _ = x_BTD.shape
         heads_BTJC = self.query_key_value(x_BTD).view(batch, length, -1, self.head_dim)
         cos_NR, sin_NR = (table_B1TR.expand(batch, -1, -1, -1).flatten(0, 2) for table_B1TR in rotary)
-        weights = self.query_layernorm.weight, self.key_layernorm.weight
+        query, key = self.query_layernorm, self.key_layernorm
         slots = cast(SlotStore, store).slots(self.layer)
         q_NHC, k_NKC = normalize_and_rotate(
-            heads_BTJC.flatten(0, 1), *weights, cos_NR, sin_NR, self.num_heads, self.query_layernorm.eps, slots
+            heads_BTJC.flatten(0, 1),
+            None if query is None else query.weight,
+            None if key is None else key.weight,
+            cos_NR,
+            sin_NR,
+            self.num_heads,
+            0.0 if query is None else query.eps,
+            slots,
         )
         q_BHTC, k_BKTC = (heads.view(batch, length, -1, self.head_dim).transpose(1, 2) for heads in (q_NHC, k_NKC))
         v_BKTC = heads_BTJC[:, :, -self.num_kv_heads :].transpose(1, 2)
@@ -78,7 +85,8 @@ class KernelQuantizedLinear(QuantizedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() <= MOST_TOKENS * x.shape[-1] and self.weight.dtype != torch.uint8:
-            return scaled_linear(x, self.weight, self.weight_scale)
+            out = scaled_linear(x, self.weight, self.weight_scale)
+            return out if self.bias is None else out + self.bias
         return super().forward(x)
 
 
@@ -88,7 +96,7 @@ class KernelSparseMLP(SparseMLP):
     def forward(self, x_BTD: Tensor) -> Tensor:
         # Where a module of another kind stands around the experts, such as an adapter, it has to be called.
         is_own = isinstance(self.experts, Experts) and isinstance(self.shared_experts, SwiGLU | None)
-        if not is_own or _has_4_bits(self):
+        if not is_own or _has_4_bits(self) or self.gate.limit is not None:
             return super().forward(x_BTD)
         x_ND = x_BTD.flatten(0, 1)
         routing = route(x_ND, self.gate.weight, self.gate.expert_bias, **self.gate.rule._asdict())

@@ -69,13 +69,20 @@ class Packed:
         assert self._copy is not None
         return self._copy
 
-    def linear(self, x: Tensor, sources: tuple[Tensor, ...], make: Callable[[torch.dtype], Tensor]) -> Tensor:
-        """Return ``x @ W.T`` for ``x`` of shape ``(..., I)``; :func:`packable` must hold.
+    def linear(
+        self,
+        x: Tensor,
+        sources: tuple[Tensor, ...],
+        make: Callable[[torch.dtype], Tensor],
+        bias_O: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``x @ W.T``, plus a bias, for ``x`` of shape ``(..., I)``; :func:`packable` must hold.
 
         Args:
             x: in the dtype of W.
             sources: the parameters W is made of.
             make: W, ``(O, I)``, in a dtype, of the sources' present values.
+            bias_O: in the dtype of ``x``.
         """
 
         def pack(dtype: torch.dtype) -> Tensor:
@@ -84,5 +91,5 @@ class Packed:
             return packed
 
         assert _linear is not None
-        result: Tensor = _linear(x, self.copy(x.dtype, sources, pack), None, "none", [], "")
+        result: Tensor = _linear(x, self.copy(x.dtype, sources, pack), bias_O, "none", [], "")
         return result

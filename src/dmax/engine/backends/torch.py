@@ -17,6 +17,7 @@ from dmax.decoding import BlockState, Decoder, input_embeddings
 from dmax.decoding.contract import check_result
 from dmax.decoding.registry import is_built_in
 from dmax.engine.backends.base import Decided, Noise, PassInput
+from dmax.engine.backends.shifted import PreviousStates, Run
 from dmax.engine.kv_cache import KVCache, PackedSpans, SpanStore
 from dmax.engine.span import Span
 from dmax.models.llada2 import LLaDA2
@@ -36,6 +37,7 @@ class TorchBackend:
         self._model = model
         self._cache: KVCache | None = None
         self._planned: tuple[list[Span], Layers] | None = None
+        self._previous: PreviousStates | None = None
 
     @property
     def name(self) -> str:
@@ -48,10 +50,11 @@ class TorchBackend:
             self._model.config, pages, page_length, device=self._model.device, dtype=self._model.dtype
         )
         self._planned = None
+        self._previous = PreviousStates.of(self._model, slots)
 
     def close(self) -> None:
         """Free the KV cache."""
-        self._cache = self._planned = None
+        self._cache = self._planned = self._previous = None
 
     def embed(self, state: BlockState) -> Tensor:
         """Compute what a pass reads at blocks in this state: ``(B, L, D)``."""
@@ -61,6 +64,7 @@ class TorchBackend:
         """Run the layers over all spans, packed one behind the other."""
         embeds: list[Tensor] = []
         kept: list[tuple[int, int]] = []
+        runs: list[Run] = []
         at = 0
         every_block = (block_LD for group_BLD in inputs for block_LD in group_BLD)
         for span in spans:
@@ -68,10 +72,13 @@ class TorchBackend:
                 embeds.append(self._embed_tokens(span.sequence.tokens[span.start : span.blocks_start]))
             in_flight = range(span.blocks_start, span.end, span.block_length)
             embeds += [next(every_block) for _ in in_flight]
+            runs.append(Run(span, at, at + span.blocks_start - span.start))
             at += span.num_positions
             if in_flight:
                 kept.append((at - (span.end - span.blocks_start), at))
         hidden_ND = self.over(spans)(embeds[0] if len(embeds) == 1 else torch.cat(embeds))
+        if self._previous is not None:
+            return self._previous.read(hidden_ND, runs)
         if at == sum(end - start for start, end in kept):
             return hidden_ND
         return torch.cat([hidden_ND[start:end] for start, end in kept] or [hidden_ND[:0]])

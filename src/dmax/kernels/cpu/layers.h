@@ -28,6 +28,7 @@ struct FeedForward {
 
 struct Sizes {
   int64_t positions, layers, hidden, heads, kv_heads, channels, rotary;
+  int64_t head_norms, qkv_bias, bias;  // flags: heads have norms; the projections before and behind attention add one
   float eps;
 };
 
@@ -118,13 +119,18 @@ void linear(const T* x, int64_t rows, int64_t inputs, const uint32_t* panels, in
     }
 }
 
-// Normalises a head, and turns its first channels by the position's angles; `own` has room for its channels.
+// Normalises a head if there is a weight, and turns its first channels by the position's angles; `own` has room for
+// its channels.
 template <typename T>
 inline void turn(T* head, const T* weight, const float* cosines, const float* sines, const Sizes& n, float* own) {
   const int64_t half = n.rotary / 2;
-  const float scale = inverse_rms(head, n.channels, n.eps);
-  for (int64_t c = 0; c < n.channels; c += kLanes)
-    store(own + c, Kind<T>::get(head + c) * scale * Kind<T>::get(weight + c));
+  if (weight) {
+    const float scale = inverse_rms(head, n.channels, n.eps);
+    for (int64_t c = 0; c < n.channels; c += kLanes)
+      store(own + c, Kind<T>::get(head + c) * scale * Kind<T>::get(weight + c));
+  } else {
+    for (int64_t c = 0; c < n.channels; c += kLanes) store(own + c, Kind<T>::get(head + c));
+  }
   int64_t c = 0;
   for (; c + kLanes <= half; c += kLanes) {
     const Floats a = load<Floats>(own + c), b = load<Floats>(own + c + half);
@@ -180,10 +186,13 @@ void attend(const Pass<T>& pass, Buffers<T>& own, Reader& weights, const std::ve
   float* const stream = own.stream.data();
   const int64_t* const standing = own.standing.data();
   normalize(pass, own, weights.next<T>(n.hidden), own.normed.data());
-  linear<T>(own.normed.data(), n.positions, n.hidden, weights.matrix<T>(n.hidden, width), width,
-            [&](int64_t row, int64_t column, Floats result) { Kind<T>::put(heads + row * width + column, result); });
-  const T* const query = weights.next<T>(channels);
-  const T* const key = weights.next<T>(channels);
+  const uint32_t* const qkv = weights.matrix<T>(n.hidden, width);
+  const T* const qkv_bias = n.qkv_bias ? weights.next<T>(width) : nullptr;
+  linear<T>(own.normed.data(), n.positions, n.hidden, qkv, width, [&](int64_t row, int64_t column, Floats result) {
+    Kind<T>::put(heads + row * width + column, qkv_bias ? result + Kind<T>::get(qkv_bias + column) : result);
+  });
+  const T* const query = n.head_norms ? weights.next<T>(channels) : nullptr;
+  const T* const key = n.head_norms ? weights.next<T>(channels) : nullptr;
   static thread_local std::vector<float> turned;
   turned.resize(channels);
   float* const head_floats = turned.data();
@@ -198,11 +207,12 @@ void attend(const Pass<T>& pass, Buffers<T>& own, Reader& weights, const std::ve
   pool.values += layer * pass.layer_stride;
   attention::attend<T>(from(0), from(n.heads), from(turning), pool, {mixed, n.heads * channels, channels}, pass.spans,
                        pass.num_spans, tasks, n.kv_heads);
-  linear<T>(mixed, n.positions, n.heads * channels, weights.matrix<T>(n.heads * channels, n.hidden), n.hidden,
-            [&](int64_t row, int64_t column, Floats result) {
-              float* const to = stream + row * n.hidden + column;
-              store(to, load<Floats>(to) + result);
-            });
+  const uint32_t* const dense = weights.matrix<T>(n.heads * channels, n.hidden);
+  const T* const bias = n.bias ? weights.next<T>(n.hidden) : nullptr;
+  linear<T>(mixed, n.positions, n.heads * channels, dense, n.hidden, [&](int64_t row, int64_t column, Floats result) {
+    float* const to = stream + row * n.hidden + column;
+    store(to, load<Floats>(to) + (bias ? result + Kind<T>::get(bias + column) : result));
+  });
 }
 
 template <typename T>

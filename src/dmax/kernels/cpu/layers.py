@@ -39,9 +39,14 @@ class LayersSize(NamedTuple):
     kv_heads: int
     channels: int
     rotary: int
+    head_norms: bool
+    qkv_bias: bool
+    bias: bool
+    """Of the projection behind attention."""
     eps: float
-    routing: tuple[int, int, int, float]
-    """Groups of experts, groups kept, experts of a position, the factor of their sum."""
+    routing: tuple[int, int, int, float, bool, bool]
+    """Groups of experts, groups kept, experts of a position, the factor of their sum; whether scores are a softmax, and
+    whether weights are normalised."""
     feed_forwards: tuple[FeedForwardSize, ...]
     """One a layer."""
 
@@ -78,12 +83,18 @@ class PassArguments(ctypes.Structure):
     class Sizes(ctypes.Structure):
         """``layers::Sizes``."""
 
-        _fields_ = fields(numbers="positions layers hidden heads kv_heads channels rotary", fractions="eps")
+        _fields_ = [
+            *fields(numbers="positions layers hidden heads kv_heads channels rotary"),
+            *fields(numbers="head_norms qkv_bias bias", fractions="eps"),
+        ]
 
     class Rule(ctypes.Structure):
         """``routing::Rule``."""
 
-        _fields_ = fields(numbers="experts groups groups_kept chosen", fractions="scale")
+        _fields_ = [
+            *fields(numbers="experts groups groups_kept chosen", fractions="scale"),
+            *fields(numbers="softmax normalize"),
+        ]
 
     _fields_ = [
         ("sizes", Sizes),
@@ -118,7 +129,7 @@ class CpuLayers:
             weights: layer by layer :func:`one_behind_the_other`: norm, queries, keys and values, the norms of queries
                 and keys, what follows attention, norm; where there are experts to choose from, router and bias, both
                 :func:`padded`; gates and ups, then downs, of all parts. Behind the last layer the final norm. Matrices
-                are :func:`dmax.kernels.cpu.experts.in_panels`.
+                are :func:`dmax.kernels.cpu.experts.in_panels`, each with its bias behind it where it has one.
             num_positions: of all spans.
             spans: where positions stand.
             angles: cosines and sines of the rotary angles of every position that a sequence may have, from 0 on, one
@@ -143,7 +154,7 @@ class LayersPass:
         self._arguments = PassArguments(
             sizes=PassArguments.Sizes(
                 num_positions, len(size.feed_forwards), size.hidden, size.heads, size.kv_heads, size.channels,
-                size.rotary, size.eps,
+                size.rotary, size.head_norms, size.qkv_bias, size.bias, size.eps,
             ),
             weights=weights.data_ptr(),
             feed_forwards=feed_forwards.data_ptr(),

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -12,6 +13,7 @@ namespace routing {
 struct Rule {
   int64_t experts, groups, groups_kept, chosen;
   float scale;
+  int64_t softmax, normalize;  // flags: scores are shares of all experts'; weights add up to `scale`
 };
 
 // The `kept` largest of `count` numbers, ties going to the first: others become the lowest number there is.
@@ -46,20 +48,31 @@ inline void keep_best_groups(float* biased, const Rule& rule, std::vector<bool>&
     if (!taken[i / size]) biased[i] = -std::numeric_limits<float>::infinity();
 }
 
+// `logits` of one token become the score of every expert.
+inline void score(const float* logits, const Rule& rule, float* scores) {
+  if (!rule.softmax) {
+    for (int64_t i = 0; i < rule.experts; ++i) scores[i] = 1.0f / (1.0f + std::exp(-logits[i]));
+    return;
+  }
+  const float largest = *std::max_element(logits, logits + rule.experts);
+  float total = 0;
+  for (int64_t i = 0; i < rule.experts; ++i) total += scores[i] = std::exp(logits[i] - largest);
+  for (int64_t i = 0; i < rule.experts; ++i) scores[i] /= total;
+}
+
 // `logits` of one token become the weight of every expert, 0 where it is not chosen.
 inline void weigh(const float* logits, const float* bias, const Rule& rule, float* weights) {
   static thread_local std::vector<float> biased;
   static thread_local std::vector<bool> taken;
   biased.resize(rule.experts);
-  for (int64_t i = 0; i < rule.experts; ++i) {
-    weights[i] = 1.0f / (1.0f + std::exp(-logits[i]));
-    biased[i] = weights[i] + bias[i];
-  }
+  score(logits, rule, weights);
+  for (int64_t i = 0; i < rule.experts; ++i) biased[i] = weights[i] + bias[i];
   if (rule.groups_kept < rule.groups) keep_best_groups(biased.data(), rule, taken);
   keep_largest(biased.data(), rule.experts, rule.chosen, taken);
   float total = 0;
   for (int64_t i = 0; i < rule.experts; ++i) total += weights[i] = taken[i] ? weights[i] : 0.0f;
-  for (int64_t i = 0; i < rule.experts; ++i) weights[i] = weights[i] / (total + 1e-20f) * rule.scale;
+  const float divisor = rule.normalize ? total + 1e-20f : 1.0f;
+  for (int64_t i = 0; i < rule.experts; ++i) weights[i] = weights[i] / divisor * rule.scale;
 }
 
 }  // namespace routing
