@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def edit(folder: Path) -> Callable[[Callable[[Tensors], object]], Path]:
 def test_what_is_saved_is_loaded(model: LLaDA2, merged: bool, max_shard_bytes: int, tmp_path: Path) -> None:
     save_model(model, tmp_path / "out", merged=merged, max_shard_bytes=max_shard_bytes)
     assert_same_weights(load_model(tmp_path / "out"), model)
+
+
+def test_all_end_tokens_and_the_block_length_are_saved(model: LLaDA2, tmp_path: Path) -> None:
+    changed = LLaDA2(replace(model.config, further_eos_token_ids=(5, 7), block_length=16))
+    changed.load_state_dict(model.state_dict())
+    save_model(changed, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (stored["eos_token_id"], stored["block_length"]) == ([2, 5, 7], 16)
+    assert load_model(tmp_path / "out").config == changed.config
 
 
 def test_the_published_layout_on_disk(folder: Path, model: LLaDA2) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmax.models import CheckpointError, ConfigError, LLaDA2, ModelConfig, load_config
+from dmax.models import CheckpointError, ConfigError, LLaDA2, ModelConfig, load_config, load_tokenizer
 
 MINI: dict[str, Any] = {
     "architectures": ["LLaDA2MoeModelLM"],
@@ -147,6 +147,9 @@ def test_all_end_tokens_are_kept_and_those_for_generation_win(tmp_path: Path) ->
     for ends, expected in (([156900, 7, 156900], (156900, 7)), (9, (9,)), (None, (156892, 156900))):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
         assert load_config(tmp_path).eos_token_ids == expected
+        tokenizer = load_tokenizer(tmp_path)
+        assert tokenizer is not None
+        assert tokenizer.eos_token_id == expected[0], "with which training lets answers end"
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json cannot be read as JSON"):
         load_config(tmp_path)
