@@ -174,8 +174,8 @@ def test_a_run_resumes_on_another_number_of_processes_past_a_torn_checkpoint(
     assert run(recipe(tmp_path, data), output, world, resume=True) == []
     assert losses(output) == pytest.approx(losses(alone), abs=1e-5)
     ours, theirs = (load_model(folder / "model").state_dict() for folder in (output, alone))
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=0)
+    for name, tensor in theirs.items():  # orthogonalised updates are bfloat16: a sum in another order may turn a bit
+        torch.testing.assert_close(ours[name], tensor, atol=4e-5, rtol=0)
 
 
 def test_the_weights_of_a_checkpoint_are_a_model(pair: Path) -> None:

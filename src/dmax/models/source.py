@@ -24,6 +24,8 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PROVENANCE_FILE = "provenance.json"
+"""Says how ``dmax train`` made the weights (see :mod:`dmax.training.provenance`)."""
 EMBEDDED_MODELS = ("nano", "nano-base")
 
 COMPANION_FILES = (
@@ -33,6 +35,7 @@ COMPANION_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    PROVENANCE_FILE,
 )
 """The files beside the weights that belong to a checkpoint; all others in a folder are left alone."""
 

@@ -8,10 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dmax.models.source import PROVENANCE_FILE
 from dmax.training.identity import recipe_digest, recipe_text
 from dmax.training.recipe import Recipe
-
-FILE = "provenance.json"
 
 
 def write_provenance(recipe: Recipe, output: Path, data: dict[str, str]) -> Path:
@@ -37,12 +36,12 @@ def write_provenance(recipe: Recipe, output: Path, data: dict[str, str]) -> Path
         "data": data,
         "starts": list(_lines(output / "starts.jsonl")),
         "steps": recipe.train.steps,
-        "hours": round(hours[-1], 2),
+        "hours": round(hours[-1], 4),
         "positions": round(sum(s * line["tokens_per_second"] for s, line in zip(spent, metrics, strict=True))),
         "validation": [curve for line in metrics if len(curve := _validation(line)) > 1],
         "start_from": _ancestor(recipe.model.start_from),
     }
-    path = output / "model" / FILE
+    path = output / "model" / PROVENANCE_FILE
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
@@ -57,5 +56,5 @@ def _validation(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ancestor(source: str | None) -> Any:
-    path = None if source is None else Path(source) / FILE
+    path = None if source is None else Path(source) / PROVENANCE_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else None

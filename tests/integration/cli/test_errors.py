@@ -124,7 +124,7 @@ def _damaged(checkpoints: Any, tmp_path: Path, damage: Callable[[Path], object])
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "llada2_moe"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "an autoregressive model"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json"),
