@@ -42,6 +42,13 @@ DECODERS: list[dict[str, Any]] = [
     {"temperature": 0.7},
     {"decoder": "threshold", "threshold": 0.3},
     {"decoder": "joint-threshold", "threshold": 0.3, "editing_threshold": 0.2},
+    {
+        "decoder": "joint-threshold-indel",
+        "threshold": 0.3,
+        "decoder_options": {"delete_token_id": 7, "insert_token_id": 9, "max_post_steps": 3},
+    },
+    {"decoder": "entropy-bounded", "threshold": 0.5},
+    {"decoder": "remask", "threshold": 0.3, "decoder_options": {"remask_threshold": 0.5}},
     {"decoder": "hierarchical", "threshold": 0.5, "low_threshold": 0.1, "block_length": 4},
     {"decoder": "fixed-steps", "block_length": 16},
     {"threshold": 0.1, "buffer_size": 3, "semi_threshold": 0.5},

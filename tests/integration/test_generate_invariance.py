@@ -28,7 +28,12 @@ DECODERS: dict[str, dict[str, Any]] = {
     "hierarchical": {"threshold": 0.5, "low_threshold": 0.1},
     "fixed-steps": {"decoder_options": {"steps": 3}},
     "joint-threshold": {"threshold": 0.3, "editing_threshold": 0.2, "decoder_options": {"max_post_steps": 3}},
-}
+    "joint-threshold-indel": {
+        "threshold": 0.3, "decoder_options": {"delete_token_id": 7, "insert_token_id": 9, "max_post_steps": 3}
+    },
+    "entropy-bounded": {"threshold": 0.5},
+    "remask": {"threshold": 0.3, "decoder_options": {"remask_threshold": 0.5}},
+}  # fmt: skip
 
 
 @cache
@@ -95,6 +100,7 @@ MULTI_BLOCK: dict[str, dict[str, Any]] = {
     "soft-parallel hard": {"threshold": 0.1, "decoder_options": {"soft": False}},
     "threshold": {"threshold": 0.2},
     "joint-threshold": {"threshold": 0.2, "editing_threshold": 0.2},
+    "entropy-bounded": {"threshold": 0.5},
 }
 
 

@@ -14,11 +14,14 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeGuard
 
 from dmax.decoding.base import Decoder
+from dmax.decoding.entropy_bounded import EntropyBoundedDecoder
 from dmax.decoding.fixed_steps import FixedStepsDecoder
 from dmax.decoding.hierarchical import HierarchicalDecoder
 from dmax.decoding.joint_threshold import JointThresholdDecoder
+from dmax.decoding.joint_threshold_indel import JointThresholdIndelDecoder
 from dmax.decoding.options import DecoderError, Option, options_of
 from dmax.decoding.prediction import PredictedDecoder
+from dmax.decoding.remask import RemaskDecoder
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.decoding.threshold import ThresholdDecoder
 
@@ -30,6 +33,9 @@ BUILT_IN: dict[str, Callable[..., Decoder]] = {
     HierarchicalDecoder.name: HierarchicalDecoder,
     FixedStepsDecoder.name: FixedStepsDecoder,
     JointThresholdDecoder.name: JointThresholdDecoder,
+    JointThresholdIndelDecoder.name: JointThresholdIndelDecoder,
+    EntropyBoundedDecoder.name: EntropyBoundedDecoder,
+    RemaskDecoder.name: RemaskDecoder,
 }
 """The decoders of this package, whose names cannot be taken over."""
 

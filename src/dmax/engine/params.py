@@ -39,8 +39,8 @@ class GenerationParams:
 
     decoder: str | None = options.text(
         None,
-        "soft-parallel, threshold, hierarchical, fixed-steps, joint-threshold, or a decoder of your own; the model's "
-        "if not given.",
+        "soft-parallel, threshold, hierarchical, fixed-steps, joint-threshold, joint-threshold-indel, entropy-bounded, "
+        "remask, or a decoder of your own; the model's if not given.",
     )
     """None takes the one that the model is best decoded with (``ModelConfig.default_decoder``)."""
     threshold: float | None = options.probability(

@@ -63,7 +63,7 @@ class RequestReader:
         if params.buffer_size > 1 and not getattr(decoder, "multi_block", False):
             raise GenerationError(
                 f"buffer_size is {params.buffer_size}, and {params.decoder} decodes one block at a time; leave it at "
-                "1, or take soft-parallel, threshold or joint-threshold."
+                "1, or take soft-parallel, threshold, joint-threshold or entropy-bounded."
             )
         sequence = Sequence(request_id, token_ids, params, stop_rule, decoder, started)
         length, routed = sequence.block_length, self.config.routing_block_length

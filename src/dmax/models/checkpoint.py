@@ -80,9 +80,23 @@ def _read_config(folder: Path, values: Mapping[str, Any]) -> ModelConfig:
             values |= {f"{role}_id": tokenizer.special_id(role) for role in unsaid}
             if values.get("mask_token_id") is None and family.mask_token is not None:
                 values["mask_token_id"] = tokenizer.pipeline.token_to_id(family.mask_token)
-        return ModelConfig.from_dict(values)
+        config = ModelConfig.from_dict(values)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    defaults = dict(config.decoder_defaults)
+    for decoder, roles in family.decoder_tokens.items():
+        options = {**_ids(roles, values, tokenizer), **defaults.get(decoder, {})}
+        if options:
+            defaults[decoder] = options
+    return replace(config, decoder_defaults=defaults)
+
+
+def _ids(roles: Mapping[str, str], values: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, int]:
+    """Find the tokens that options name, by their roles: in a parsed ``config.json``, or else a tokenizer."""
+    ids = {option: values.get(f"{role}_id") for option, role in roles.items()}
+    if tokenizer is not None:
+        ids = {option: tokenizer.special_id(roles[option]) if found is None else found for option, found in ids.items()}
+    return {option: token_id for option, token_id in ids.items() if token_id is not None}
 
 
 def load_tokenizer(path_or_id: str | Path) -> Tokenizer | None:

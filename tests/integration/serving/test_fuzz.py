@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dmax import LLM, LLMEngine
+from dmax.decoding.registry import BUILT_IN
 from dmax.serving.app import create_app
 from dmax.serving.settings import ServerSettings
 
@@ -94,7 +95,7 @@ words = st.integers(3, 47).map(lambda token_id: f"w{token_id}")
 decoding = st.fixed_dictionaries(
     {"seed": st.integers(0, 2**31), "temperature": st.sampled_from([0.0, 1.0]), "max_tokens": st.integers(1, 24)},
     optional={
-        "decoder": st.sampled_from(["soft-parallel", "threshold", "fixed-steps", "joint-threshold", "hierarchical"]),
+        "decoder": st.sampled_from(sorted(BUILT_IN)),
         "block_length": st.integers(1, 12),
         "stop": st.lists(words | st.text("w123 ", min_size=1, max_size=4), max_size=3),
         "n": st.integers(1, 3),

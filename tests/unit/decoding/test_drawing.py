@@ -10,6 +10,7 @@ import torch
 from dmax import LLM, GenerationParams
 from dmax.decoding import BlockState, get_decoder
 from dmax.decoding.drawing import Nucleus
+from dmax.decoding.registry import BUILT_IN
 
 MASK = 1
 PROBABILITIES = torch.tensor([0.4, 0.9, 0.3, 0.2, 0.1])  # of the others, without the mask's
@@ -49,7 +50,7 @@ def test_of_equals_the_lowest_ids_are_left() -> None:
     assert allowed(Nucleus(top_k=2), probabilities=torch.full((5,), 0.2)) == [0, 2]
 
 
-@pytest.mark.parametrize("name", ["soft-parallel", "threshold", "hierarchical", "fixed-steps", "joint-threshold"])
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_no_decoder_draws_what_is_shut_out(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 6, 16, generator=generator)

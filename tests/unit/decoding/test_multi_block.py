@@ -61,7 +61,7 @@ def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"), [("soft-parallel", {}), ("soft-parallel", {"contiguous": False}), ("threshold", {}),
-                          ("joint-threshold", {})],
+                          ("joint-threshold", {}), ("entropy-bounded", {})],
 )  # fmt: skip
 def test_a_row_that_does_not_fall_back_promotes_by_threshold_only(name: str, options: dict[str, bool]) -> None:
     logits = torch.zeros(3, 4, 16)

@@ -19,6 +19,9 @@ from dmax.engine import GenerationParams
         ("hierarchical", {"threshold": 1, "low_threshold": 0}),
         ("joint-threshold", {"threshold": 1, "editing_threshold": 1}),
         ("fixed-steps", {"temperature": 2}),
+        ("joint-threshold-indel", {"threshold": 1, "editing_threshold": 1}),
+        ("entropy-bounded", {"threshold": 1}),
+        ("remask", {"threshold": 1, "remask_threshold": 0}),
     ],
 )
 def test_numbers_given_as_whole_ones_become_floats(name: str, given: dict[str, Any]) -> None:

@@ -10,12 +10,21 @@ import torch
 
 from dmax.decoding import BlockState, DecoderError, decoder_names, decoder_options, get_decoder
 
-BUILT_IN = ["soft-parallel", "threshold", "hierarchical", "fixed-steps", "joint-threshold"]
+BUILT_IN = [
+    "soft-parallel",
+    "threshold",
+    "hierarchical",
+    "fixed-steps",
+    "joint-threshold",
+    "joint-threshold-indel",
+    "entropy-bounded",
+    "remask",
+]
 
 
 class TestBuiltIn:
     def test_names(self) -> None:
-        assert decoder_names()[:5] == BUILT_IN
+        assert decoder_names()[:8] == BUILT_IN
 
     @pytest.mark.parametrize("name", BUILT_IN)
     def test_builds_with_its_own_defaults(self, name: str) -> None:
@@ -42,6 +51,22 @@ class TestBuiltIn:
             "editing_threshold": 0.9,
             "max_post_steps": 16,
             "steps": None,
+            "temperature": 0.0,
+        }
+
+        assert decoder_options("joint-threshold-indel") == {
+            "threshold": 0.5,
+            "editing_threshold": 0.0,
+            "max_post_steps": 16,
+            "delete_token_id": None,
+            "insert_token_id": None,
+            "temperature": 0.0,
+        }
+        assert decoder_options("entropy-bounded") == {"threshold": 0.1, "temperature": 0.0}
+        assert decoder_options("remask") == {
+            "threshold": 0.95,
+            "remask_threshold": 0.3,
+            "max_remasks": 1,
             "temperature": 0.0,
         }
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dmax import LLM, GenerationParams, LLMEngine, RequestUpdate
+from dmax.decoding.registry import BUILT_IN
 from dmax.engine.backends import choose_backend
 from dmax.engine.backends.cpu import CpuBackend, FusedSpans
 from dmax.engine.backends.cpu_stack import LayerStack
@@ -95,7 +96,7 @@ def test_a_backend_tells_what_it_is(compiled: LLaDA2) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("decoder", ["soft-parallel", "threshold", "hierarchical", "fixed-steps", "joint-threshold"])
+@pytest.mark.parametrize("decoder", BUILT_IN)
 @pytest.mark.parametrize("watched", [False, True])
 def test_answers_are_those_of_the_plain_model_alone_and_together(
     compiled: LLaDA2, plain_answers: Callable[..., list[Any]], decoder: str, watched: bool

@@ -30,6 +30,9 @@ DECODERS: dict[str, Any] = {
     "hierarchical": GenerationParams(decoder="hierarchical", gen_length=24, block_length=8),
     "fixed-steps": GenerationParams(decoder="fixed-steps", gen_length=24, block_length=8),
     "joint-threshold": GenerationParams(decoder="joint-threshold", gen_length=24, block_length=8),
+    "joint-threshold-indel": GenerationParams(decoder="joint-threshold-indel", gen_length=24, block_length=8),
+    "entropy-bounded": GenerationParams(decoder="entropy-bounded", gen_length=24, block_length=8),
+    "remask": GenerationParams(decoder="remask", gen_length=24, block_length=8),
 }
 NEIGHBOURS = [[9, 10, 11], [12] * 9, [13, 14]]
 

@@ -38,6 +38,8 @@ class Family:
     """A module of the definition -> its name in the files; several where its outputs are stored apart, in order."""
     block_length: int = 32
     """Tokens denoised together in its published models, as far as they do not say."""
+    decoder_tokens: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """A decoder -> those of its options that are token ids -> the token's role, such as ``split_token``."""
     mask_token: str | None = None
     """The mask token's text, for tokenizers that do not say which of their tokens it is."""
 

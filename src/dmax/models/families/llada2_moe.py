@@ -24,5 +24,6 @@ FAMILY = Family(
         "score_function": ("sigmoid",),
         "router_dtype": ("fp32", "float32"),
     },
+    decoder_tokens={"joint-threshold-indel": {"delete_token_id": "delete_token", "insert_token_id": "split_token"}},
     mask_token="<|mask|>",
 )

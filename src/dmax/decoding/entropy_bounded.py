@@ -1,0 +1,52 @@
+"""``entropy-bounded``: commit masks while what is uncertain of them all stays small (algorithm.md#other-decoders).
+
+Shape suffixes: B rows, L block positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dmax.decoding import options
+from dmax.decoding.base import BlockState, StepResult
+from dmax.decoding.commit import commit_masks
+from dmax.decoding.options import check_options
+from dmax.decoding.prediction import predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyBoundedDecoder:
+    """Commits the most certain masks while their summed entropy is below ``threshold``, and the most certain one.
+
+    The entropy, in nats, is that of the model's distribution over all tokens but the mask token. Committed tokens
+    never change.
+    """
+
+    name: ClassVar[str] = "entropy-bounded"
+    multi_block: ClassVar[bool] = True
+    threshold: float = options.probability(0.1, "Summed entropy in nats below which masks become tokens.")
+    temperature: float = options.temperature()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
+        """Apply one pass; see :meth:`Decoder.step`."""
+        prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
+        entropy_BL = torch.where(state.masked, entropy(logits, state.mask_token_id), math.inf)
+        sorted_BL, order_BL = entropy_BL.sort(dim=-1, stable=True)
+        due_BL = sorted_BL.cumsum(-1) < self.threshold
+        due_BL[:, 0] |= True if state.fallback is None else state.fallback
+        return commit_masks(state, prediction, state.masked & torch.zeros_like(due_BL).scatter(-1, order_BL, due_BL))
+
+
+def entropy(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Compute the entropy of the distribution over all tokens but the mask: ``(B, L, V)`` -> ``(B, L)`` float32."""
+    logits_BLV = logits.to(torch.float32, copy=True)
+    logits_BLV.select(-1, mask_token_id).fill_(-math.inf)
+    return torch.special.entr(logits_BLV.softmax(-1)).sum(-1)
