@@ -62,7 +62,7 @@ def wait_little() -> None:
 
 
 def _groups(controller: str, proc: Path, cgroups: Path) -> Iterator[_Group]:
-    """The groups that this process is in, and those around them; in a container a path may be one outside of it."""
+    """Yield the groups that this process is in, and those around them; in a container a path may be one outside it."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number != "0" and controller not in controllers.split(","):
@@ -76,7 +76,7 @@ def _groups(controller: str, proc: Path, cgroups: Path) -> Iterator[_Group]:
 
 
 def _left(group: _Group) -> float:
-    """Bytes that a group leaves, its pages of files not counted as used."""
+    """Return the bytes that a group leaves, its pages of files not counted as used."""
     folder, is_new = group.folder, group.version == 2
     names = ("memory.max", "memory.current") if is_new else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     most, used = (_text(folder / name).strip() for name in names)
@@ -88,7 +88,7 @@ def _left(group: _Group) -> float:
 
 
 def _quota(group: _Group) -> float:
-    """Processors that a group may keep busy."""
+    """Return how many processors a group may keep busy."""
     if group.version == 2:
         words = _text(group.folder / "cpu.max").split()
     else:
@@ -99,7 +99,7 @@ def _quota(group: _Group) -> float:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Read lines of a name and a number."""
     found = (line.replace(":", " ").split() for line in _text(path).splitlines())
     return {words[0]: int(words[1]) for words in found if len(words) > 1 and words[1].isdecimal()}
 
