@@ -25,6 +25,7 @@ from dmax.cli.serve import serve
 from dmax.cli.sweep import sweep
 from dmax.cli.train import train
 from dmax.cli.visualize import visualize
+from dmax.machine import wait_little
 
 DISTRIBUTION = "dmax-llm"
 
@@ -77,6 +78,8 @@ def _dmax(
 
 def main() -> None:
     """Run the ``dmax`` console script."""
+    if sys.argv[1:2] != ["train"]:
+        wait_little()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows a substitute; it is no reason to fail after the work is done.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from dmax.models import memory
+from dmax import machine
 
 SMALL = 2**20
 RECIPE = """
@@ -41,8 +41,8 @@ def _little_memory(
     if is_group:
         for name, value in (("max", 2**30), ("current", 2**30 - SMALL)):
             (root / "cgroup" / f"memory.{name}").write_text(f"{value}\n")
-    monkeypatch.setattr(memory, "_PROC", root / "proc")
-    monkeypatch.setattr(memory, "_CGROUPS", root / "cgroup")
+    monkeypatch.setattr(machine, "PROC", root / "proc")
+    monkeypatch.setattr(machine, "CGROUPS", root / "cgroup")
 
 
 @pytest.mark.parametrize(

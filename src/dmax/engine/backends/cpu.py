@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -33,8 +34,9 @@ from dmax.kernels.cpu import attention, experts, layers, rule
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.experts import CpuExperts, in_panels
 from dmax.kernels.cpu.layers import CpuLayers, LayersSize
-from dmax.kernels.cpu.library import compiled_kernels
+from dmax.kernels.cpu.library import compiled_kernels, set_team
 from dmax.kernels.cpu.rule import BlocksBefore, CpuRule
+from dmax.machine import processors
 from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear
 from dmax.models.llada2 import LLaDA2
@@ -44,6 +46,7 @@ from dmax.models.llada2 import LLaDA2
 class CpuKernels:
     """The compiled functions; those that are not written for a model's sizes are None."""
 
+    path: Path
     dtype: torch.dtype
     rule: CpuRule
     attention: CpuAttention | None
@@ -70,6 +73,7 @@ class CpuKernels:
         width, shared = config.moe_intermediate_size, config.num_shared_experts or 0
         chooses = config.num_experts is not None and width is not None
         return cls(
+            path=path,
             dtype=dtype,
             rule=CpuRule(path, dtype, config.mask_token_id),
             attention=CpuAttention(path, dtype) if attends else None,
@@ -108,6 +112,11 @@ class CpuBackend(TorchBackend):
         """Provide a KV cache, take what has been compiled since the last engine began, and lay out weights for it."""
         super().open(pages, page_length, slots)
         self._load()
+        threads = min(torch.get_num_threads(), processors())
+        if threads < torch.get_num_threads():  # torch asks for no control group's quota
+            torch.set_num_threads(threads)
+        if self._kernels is not None:
+            set_team(self._kernels.path, threads)
         self._sequences = set()
         with torch.no_grad():
             self._look()

@@ -15,6 +15,7 @@
 #include <limits>
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace attention {
@@ -207,14 +208,13 @@ inline std::vector<Task> make_tasks(const Span* spans, int64_t num_spans, int64_
   return tasks;
 }
 
-// One layer. Every thread of a team calls this with the same arguments.
+// One layer.
 template <typename T>
 void attend(const Heads<const T>& queries, const Heads<const T>& new_keys, const Heads<const T>& new_values,
             const Pool<T>& pool, const Heads<T>& out, const Span* spans, int64_t num_spans,
             const std::vector<Task>& tasks, int64_t num_kv_heads) {
   const int64_t num_tasks = (int64_t)tasks.size(), bytes = pool.channels * sizeof(T);
-#pragma omp for schedule(static)
-  for (int64_t s = 0; s < num_spans; ++s)
+  team::run(num_spans, 1, [&](int64_t s) {
     for (int64_t head = 0; head < num_kv_heads; ++head)
       for (int64_t position = spans[s].start; position < spans[s].end; ++position) {
         const int64_t packed = spans[s].packed + position - spans[s].start;
@@ -222,8 +222,8 @@ void attend(const Heads<const T>& queries, const Heads<const T>& new_keys, const
         std::memcpy(pool.keys + place, new_keys.at(packed, head), bytes);
         std::memcpy(pool.values + place, new_values.at(packed, head), bytes);
       }
-#pragma omp for schedule(dynamic)
-  for (int64_t t = 0; t < num_tasks; ++t) attend_task<T>(tasks[t], spans[tasks[t].span], queries, pool, out);
+  });
+  team::run(num_tasks, 1, [&](int64_t t) { attend_task<T>(tasks[t], spans[tasks[t].span], queries, pool, out); });
 }
 
 // What Python gives (dmax.kernels.cpu.attention.AttendArguments).
@@ -240,7 +240,6 @@ template <typename T>
 void run(const Arguments<T>& given) {
   const Heads<T> out{given.out, given.num_heads * given.pool.channels, given.pool.channels};
   const std::vector<Task> tasks = make_tasks(given.spans, given.num_spans, given.num_heads, given.num_kv_heads);
-#pragma omp parallel
   attend<T>(given.queries, given.keys, given.values, given.pool, out, given.spans, given.num_spans, tasks,
             given.num_kv_heads);
 }

@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace experts {
@@ -96,35 +97,29 @@ void run_task(const Task& task, const Plan& plan, const Layer<T>& layer, const S
                      parts + task.first * n.hidden, n.hidden, count, n.hidden);
 }
 
-// What the threads of a team share.
+// What is kept from call to call.
 struct Shared {
   Plan plan;
   std::vector<float> parts;  // what experts add, in the order of their lists
 };
 
-// One layer. Every thread of a team calls this with the same arguments; `emit` is given a token, a column and the 16
-// numbers of the layer's result that begin there.
+// One layer; `emit` is given a token, a column and the 16 numbers of the layer's result that begin there.
 template <typename T, typename Emit>
 void run_layer(const Layer<T>& layer, const Sizes& n, Shared& shared, const Emit& emit) {
   const Plan& plan = shared.plan;
-#pragma omp single
-  {
-    shared.plan.make(layer.weights, n);
-    shared.parts.resize(std::max(shared.parts.size(), plan.tokens.size() * n.hidden));
-  }
+  shared.plan.make(layer.weights, n);
+  shared.parts.resize(std::max(shared.parts.size(), plan.tokens.size() * n.hidden));
   const int64_t num_tasks = (int64_t)plan.tasks.size();
   float* const parts = shared.parts.data();
-#pragma omp for schedule(dynamic)
-  for (int64_t t = 0; t < num_tasks; ++t) run_task<T>(plan.tasks[t], plan, layer, n, parts);
-#pragma omp for schedule(static)
-  for (int64_t token = 0; token < n.tokens; ++token) {
+  team::run(num_tasks, 1, [&](int64_t t) { run_task<T>(plan.tasks[t], plan, layer, n, parts); });
+  team::run_rows(n.tokens, [&](int64_t token) {
     const int64_t* const places = plan.places.data() + token * plan.most;
     for (int64_t d = 0; d < n.hidden; d += kLanes) {
       Floats sum = all(0);
       for (int64_t i = 0; i < plan.counts[token]; ++i) sum += load<Floats>(parts + places[i] * n.hidden + d);
       emit(token, d, sum);
     }
-  }
+  });
 }
 
 // What Python gives (dmax.kernels.cpu.experts.ExpertsArguments).
@@ -141,7 +136,6 @@ void run(const Arguments<T>& given) {
   Shared& shared = own;
   T* const out = given.out;
   const int64_t hidden = given.sizes.hidden;
-#pragma omp parallel
   run_layer<T>(given.layer, given.sizes, shared, [&](int64_t token, int64_t column, Floats result) {
     Kind<T>::put(out + token * hidden + column, result);
   });

@@ -1,9 +1,9 @@
 // All layers of a model in one call, on a CPU.
 //
-// One team of threads goes through norms, linear maps, head norms and rotation, attention, routing and experts of every
-// layer. Threads wait for one another between two of these, which takes a fraction of a microsecond, where a call of its
-// own for each would take several. Whatever the number of positions, what a position gets is summed up in the same
-// order: it does not depend on the others, to the bit.
+// One team of threads shares norms, linear maps, head norms and rotation, attention, routing and experts of every layer,
+// one loop after the other (team.h); to hand out a loop takes a fraction of a microsecond, where a call of its own for
+// each would take several. Whatever the number of positions, what a position gets is summed up in the same order: it
+// does not depend on the others, to the bit.
 //
 // Letters: N positions, D hidden, H query heads, K key/value heads, C head channels, R rotary channels, J heads side by
 // side (H + 2 K).
@@ -15,6 +15,7 @@
 #include "attention.h"
 #include "experts.h"
 #include "routing.h"
+#include "team.h"
 #include "vectors.h"
 
 namespace layers {
@@ -50,7 +51,7 @@ class Reader {
   }
 };
 
-// What one pass works on, as Python gives it (dmax.kernels.cpu.layers.PassArguments); the threads of a team share it.
+// What one pass works on, as Python gives it (dmax.kernels.cpu.layers.PassArguments).
 template <typename T>
 struct Pass {
   Sizes n;
@@ -108,15 +109,15 @@ template <typename T, typename Emit>
 void linear(const T* x, int64_t rows, int64_t inputs, const uint32_t* panels, int64_t outputs, const Emit& emit) {
   const int64_t words = inputs / Kind<T>::per_word;
   const uint32_t* const left = reinterpret_cast<const uint32_t*>(x);
-#pragma omp for schedule(dynamic) collapse(2)
-  for (int64_t column = 0; column < outputs; column += kPanel)
-    for (int64_t row = 0; row < rows; row += kRowsOfATask) {
-      alignas(64) float sums[kRowsOfATask * kPanel];
-      const int64_t width = std::min(kPanel, outputs - column), count = std::min(kRowsOfATask, rows - row);
-      multiply<T>({left + row * words, words}, panels + column * words, width, words, sums, kPanel, count, width);
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t c = 0; c < width; c += kLanes) emit(row + i, column + c, load<Floats>(sums + i * kPanel + c));
-    }
+  const int64_t of_a_panel = (rows + kRowsOfATask - 1) / kRowsOfATask;
+  team::run((outputs + kPanel - 1) / kPanel * of_a_panel, 1, [&](int64_t task) {
+    alignas(64) float sums[kRowsOfATask * kPanel];
+    const int64_t column = task / of_a_panel * kPanel, row = task % of_a_panel * kRowsOfATask;
+    const int64_t width = std::min(kPanel, outputs - column), count = std::min(kRowsOfATask, rows - row);
+    multiply<T>({left + row * words, words}, panels + column * words, width, words, sums, kPanel, count, width);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < width; c += kLanes) emit(row + i, column + c, load<Floats>(sums + i * kPanel + c));
+  });
 }
 
 // Normalises a head if there is a weight, and turns its first channels by the position's angles; `own` has room for
@@ -151,9 +152,9 @@ template <typename T>
 void route(const Pass<T>& pass, Buffers<T>& own, const T* norm_weight, const uint32_t* router, const float* bias) {
   const Sizes& n = pass.n;
   const int64_t num_experts = pass.rule.experts, padded = (num_experts + kLanes - 1) / kLanes * kLanes;
-#pragma omp for schedule(static)
-  for (int64_t first = 0; first < n.positions; first += kRowsToRoute) {
+  team::run((n.positions + kRowsToRoute - 1) / kRowsToRoute, 1, [&](int64_t task) {
     static thread_local std::vector<float> x, logits;
+    const int64_t first = task * kRowsToRoute;
     const int64_t count = std::min(kRowsToRoute, n.positions - first);
     x.resize(kRowsToRoute * n.hidden);
     logits.resize(kRowsToRoute * padded);
@@ -166,15 +167,16 @@ void route(const Pass<T>& pass, Buffers<T>& own, const T* norm_weight, const uin
                            padded, count, padded);
     for (int64_t i = 0; i < count; ++i)
       routing::weigh(logits.data() + i * padded, bias, pass.rule, own.chosen.data() + (first + i) * num_experts);
-  }
+  });
 }
 
 template <typename T>
 void normalize(const Pass<T>& pass, Buffers<T>& own, const T* weight, T* to) {
   const Sizes& n = pass.n;
-#pragma omp for schedule(static)
-  for (int64_t row = 0; row < n.positions; ++row)
-    norm(own.stream.data() + row * n.hidden, weight, n.hidden, n.eps, to + row * n.hidden);
+  const float* const stream = own.stream.data();
+  team::run_rows(n.positions, [&](int64_t row) {
+    norm(stream + row * n.hidden, weight, n.hidden, n.eps, to + row * n.hidden);
+  });
 }
 
 template <typename T>
@@ -193,14 +195,13 @@ void attend(const Pass<T>& pass, Buffers<T>& own, Reader& weights, const std::ve
   });
   const T* const query = n.head_norms ? weights.next<T>(channels) : nullptr;
   const T* const key = n.head_norms ? weights.next<T>(channels) : nullptr;
-  static thread_local std::vector<float> turned;
-  turned.resize(channels);
-  float* const head_floats = turned.data();
-#pragma omp for schedule(static)
-  for (int64_t row = 0; row < n.positions; ++row)
+  team::run_rows(n.positions, [&](int64_t row) {
+    static thread_local std::vector<float> turned;
+    turned.resize(channels);
     for (int64_t head = 0; head < turning; ++head)
       turn(heads + row * width + head * channels, head < n.heads ? query : key, pass.cosines + standing[row] * n.rotary,
-           pass.sines + standing[row] * n.rotary, n, head_floats);
+           pass.sines + standing[row] * n.rotary, n, turned.data());
+  });
   const auto from = [&](int64_t head) { return attention::Heads<const T>{heads + head * channels, width, channels}; };
   attention::Pool<T> pool = pass.pool;
   pool.keys += layer * pass.layer_stride;
@@ -248,15 +249,12 @@ void run_pass(const Pass<T>& pass) {
     std::iota(own.standing.begin() + span->packed, own.standing.begin() + span->packed + span->end - span->start,
               span->start);
   const std::vector<attention::Task> tasks = attention::make_tasks(pass.spans, pass.num_spans, n.heads, n.kv_heads);
-#pragma omp parallel
-  {
-    Reader weights(pass.weights);
-    for (int64_t layer = 0; layer < n.layers; ++layer) {
-      attend(pass, own, weights, tasks, layer);
-      feed_forward(pass, own, weights, pass.feed_forwards[layer]);
-    }
-    normalize(pass, own, weights.next<T>(n.hidden), pass.out);
+  Reader weights(pass.weights);
+  for (int64_t layer = 0; layer < n.layers; ++layer) {
+    attend(pass, own, weights, tasks, layer);
+    feed_forward(pass, own, weights, pass.feed_forwards[layer]);
   }
+  normalize(pass, own, weights.next<T>(n.hidden), pass.out);
 }
 
 }  // namespace layers

@@ -11,6 +11,10 @@
   void dmax_##name##_bfloat16(const Given<Bfloat>* given) { run<Bfloat>(*given); }
 
 extern "C" {
+void dmax_team(int64_t threads, int64_t spin_nanoseconds) {
+  team::threads = threads;
+  team::spin_nanoseconds = spin_nanoseconds;
+}
 DMAX_FUNCTION(attend, attention::run, attention::Arguments)
 DMAX_FUNCTION(experts, experts::run, experts::Arguments)
 DMAX_FUNCTION(layers, layers::run_pass, layers::Pass)

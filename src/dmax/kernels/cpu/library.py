@@ -21,10 +21,12 @@ import torch
 
 _SOURCES = Path(__file__).parent
 _UNIT = "library.cpp"
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
 _CPU_LISTING = Path("/proc/cpuinfo")
 _KERNELS = "kernels.so"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+SPIN_MICROSECONDS = 60.0
+"""About as long as Python needs between two calls of a pass."""
 LANES = 16
 """Widths that kernels take are multiples of this."""
 
@@ -111,6 +113,19 @@ def fields(**kinds: str) -> list[tuple[str, Any]]:
     """List fields of a struct by kind: names of addresses, of whole numbers and of fractions, in this order."""
     types = {"addresses": ctypes.c_void_p, "numbers": ctypes.c_int64, "fractions": ctypes.c_float}
     return [(name, types[kind]) for kind, names in kinds.items() for name in names.split()]
+
+
+def set_team(path: Path, threads: int, spin_microseconds: float = SPIN_MICROSECONDS) -> None:
+    """Say how many threads share the loops of a compiled library, in all of this process (``team.h``).
+
+    Args:
+        path: what :func:`compile_library` wrote.
+        threads: the calling one included.
+        spin_microseconds: that a thread waits actively before it sleeps.
+    """
+    team = ctypes.CDLL(str(path)).dmax_team
+    team.argtypes, team.restype = [ctypes.c_int64, ctypes.c_int64], None
+    team(threads, int(1000 * spin_microseconds))
 
 
 class Function:

@@ -10,13 +10,14 @@
 #include <limits>
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace rule {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr int64_t kPositionsWorthATeam = 8;     // of the vocabulary's length
-constexpr int64_t kEmbeddingsWorthATeam = 128;  // of the hidden size
+constexpr int64_t kPositionsOfATask = 4;    // of the vocabulary's length
+constexpr int64_t kEmbeddingsOfATask = 64;  // of the hidden size
 constexpr int64_t kRowsOfATask = 48;            // of the head
 constexpr float kTiny = 1e-12f;                 // keeps a mean of length 0 from being divided by it
 
@@ -184,20 +185,19 @@ struct Read {
 
 template <typename T>
 void predict(const Predict<T>& given) {
-#pragma omp parallel for schedule(static) if (given.positions >= kPositionsWorthATeam)
-  for (int64_t n = 0; n < given.positions; ++n) {
+  team::run(given.positions, kPositionsOfATask, [&](int64_t n) {
     const Best best = most_probable(given.logits + n * given.vocabulary, given.vocabulary, given.mask);
     given.tokens[n] = best.token;
     given.probabilities[n] = best.probability;
-  }
+  });
 }
 
 template <typename T>
 void decide(const Decide<T>& given) {
   const int64_t positions = given.num_blocks * given.length;
-#pragma omp parallel for schedule(static) if (positions >= kPositionsWorthATeam)
-  for (int64_t n = 0; n < positions; ++n)
+  team::run(positions, kPositionsOfATask, [&](int64_t n) {
     given.blocks.tell(n, most_probable(given.logits + n * given.vocabulary, given.vocabulary, given.mask));
+  });
   for (int64_t block = 0; block < given.num_blocks; ++block) decide_block(given.blocks, block, given.length);
 }
 
@@ -247,9 +247,9 @@ struct Softener {
 template <typename T>
 void soften(const Soften<T>& given) {
   const Softener<T> soft(given.table, given.hidden, given.mask);
-#pragma omp parallel for schedule(static) if (given.positions >= kEmbeddingsWorthATeam)
-  for (int64_t n = 0; n < given.positions; ++n)
+  team::run(given.positions, kEmbeddingsOfATask, [&](int64_t n) {
     soft(given.tokens[n], given.where[n], given.candidates[n], given.weights[n], given.out + n * given.hidden);
+  });
 }
 
 // Rounded to what logits are kept in.
@@ -273,29 +273,23 @@ void read(const Read<T>& given) {
   const Softener<T> soft(given.table, hidden, mask);
   kept.resize(std::max<size_t>(kept.size(), positions * panels));
   Part* const parts = kept.data();
-#pragma omp parallel
-  {
-#pragma omp for schedule(dynamic) collapse(2)
-    for (int64_t panel = 0; panel < panels; ++panel)
-      for (int64_t row = 0; row < positions; row += kRowsOfATask) {
-        alignas(64) float logits[kRowsOfATask * kPanel];
-        const int64_t first = panel * kPanel, width = std::min(kPanel, vocabulary - first);
-        const int64_t count = std::min(kRowsOfATask, positions - row);
-        multiply<T>({hidden_words + row * words, words}, head + first * words, width, words, logits, kPanel, count,
-                    width);
-        for (int64_t i = 0; i < count; ++i) {
-          const auto get = [&](int64_t at) { return rounded<T>(load<Floats>(logits + i * kPanel + at)); };
-          parts[(row + i) * panels + panel] = part_of(get, width, first, mask);
-        }
-      }
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < positions; ++n) all.tell(n, joined(parts + n * panels, panels));
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < blocks; ++block) decide_block(all, block, length);
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < positions; ++n)
-      soft(all.tokens_after[n], all.mixed[n], all.candidates[n], all.confidence[n], embeds + n * hidden);
-  }
+  const int64_t of_a_panel = (positions + kRowsOfATask - 1) / kRowsOfATask;
+  team::run(panels * of_a_panel, 1, [&](int64_t task) {
+    alignas(64) float logits[kRowsOfATask * kPanel];
+    const int64_t panel = task / of_a_panel, row = task % of_a_panel * kRowsOfATask;
+    const int64_t first = panel * kPanel, width = std::min(kPanel, vocabulary - first);
+    const int64_t count = std::min(kRowsOfATask, positions - row);
+    multiply<T>({hidden_words + row * words, words}, head + first * words, width, words, logits, kPanel, count, width);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto get = [&](int64_t at) { return rounded<T>(load<Floats>(logits + i * kPanel + at)); };
+      parts[(row + i) * panels + panel] = part_of(get, width, first, mask);
+    }
+  });
+  team::run_rows(positions, [&](int64_t n) { all.tell(n, joined(parts + n * panels, panels)); });
+  team::run_rows(blocks, [&](int64_t block) { decide_block(all, block, length); });
+  team::run_rows(positions, [&](int64_t n) {
+    soft(all.tokens_after[n], all.mixed[n], all.candidates[n], all.confidence[n], embeds + n * hidden);
+  });
 }
 
 }  // namespace rule
