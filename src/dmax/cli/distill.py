@@ -47,8 +47,8 @@ class PromptOptions:
     task: Annotated[
         str | None,
         _of_prompts(
-            help="gsm-symbolic or parallel-stress, whose training rows are drawn; reasoning-gym:NAME; or a task of "
-            "dmax eval, for rows in its layout. Left out, rows are plain prompts."
+            help="gsm-symbolic, everyday or parallel-stress, whose training rows are drawn; reasoning-gym:NAME; or a "
+            "task of dmax eval, for rows in its layout. Left out, rows are plain prompts."
         ),
     ] = None
     data: Annotated[

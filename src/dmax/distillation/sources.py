@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from dmax.evaluation.tasks import BadRow, Row, RowForm, Task, TaskError, get_task
 from dmax.evaluation.tasks.base import PAPER_LENGTH
+from dmax.evaluation.tasks.everyday import Everyday
 from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.tasks.parallel_stress import ParallelStress
 from dmax.models.tokenizer import text_of
@@ -28,7 +29,7 @@ GYM_PREFIX = "reasoning-gym:"
 _CHUNK = 1024
 """Rows per underlying ``reasoning-gym`` data set."""
 _TRAINING_TASKS: dict[str, GsmSymbolic | ParallelStress] = {
-    task.name: task for task in (GsmSymbolic("train"), ParallelStress("train"))
+    task.name: task for task in (GsmSymbolic("train"), Everyday("train"), ParallelStress("train"))
 }
 """Tasks that are drawn: not from the split that they are evaluated on."""
 _FINAL = re.compile(r"####(?P<line>[^\n]*)|<answer>(?P<tag>.*?)</answer>", re.DOTALL)

@@ -83,7 +83,7 @@ def test_benchmark_rows_need_a_file_and_are_asked_as_the_benchmark_asks(tmp_path
     assert not source.grade(row, "#### 33")
 
 
-@pytest.mark.parametrize("name", ["gsm-symbolic", "parallel-stress"])
+@pytest.mark.parametrize("name", ["gsm-symbolic", "everyday", "parallel-stress"])
 def test_drawn_rows_are_for_training(name: str) -> None:
     if name == "gsm-symbolic":
         pytest.importorskip("reasoning_gym")

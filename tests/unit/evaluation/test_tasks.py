@@ -82,6 +82,7 @@ def test_prompts(name: str, row: Row, prompt: str) -> None:
 
 PROMPT_DIGESTS = {
     "gsm-symbolic": (3, "b20436c18c6e22d4"),
+    "everyday": (1, "6843a2f5e09859e3"),
     "parallel-stress": (1, "77a38f0e270c8e19"),
     "gsm8k": (3, "85951e73db9e7438"),
     "asdiv": (3, "1e62319d46c0fba1"),
@@ -130,12 +131,13 @@ def test_gsm8k_references_are_right_and_other_numbers_wrong() -> None:
     assert not any(task.grade(GSM8K_ROW, text) for text in ("#### 8", "#### -7", "#### 70", "4 and 3", ""))
 
 
-def test_gsm_symbolic_needs_no_data() -> None:
-    task = get_task("gsm-symbolic")
+@pytest.mark.parametrize("name", ["gsm-symbolic", "everyday"])
+def test_drawn_problems_need_no_data(name: str) -> None:
+    task = get_task(name)
     rows = load_rows(task, limit=3)
     assert len({row["question"] for row in rows}) == 3
     assert rows[:2] == load_rows(task, limit=2)
-    assert rows.source == {"generated": "gsm-symbolic", "seed": 0}
+    assert rows.source == {"generated": name, "seed": 0}
     assert all(task.grade(row, task.reference(row)) for row in rows)
     assert not any(task.grade(row, task.reference(row) + "1") for row in rows)
 

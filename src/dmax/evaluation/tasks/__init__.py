@@ -18,6 +18,7 @@ from dmax.evaluation.tasks.base import (
 )
 from dmax.evaluation.tasks.competition import MATH500, MINERVA_ALGEBRA
 from dmax.evaluation.tasks.data import Rows, load_rows, read_rows, rows_digest
+from dmax.evaluation.tasks.everyday import Everyday
 from dmax.evaluation.tasks.numeric import Gsm8k, GsmSymbolic
 from dmax.evaluation.tasks.parallel_stress import ParallelStress
 from dmax.evaluation.tasks.programming import HUMANEVAL, HUMANEVAL_PLUS, MBPP, MBPP_PLUS
@@ -43,6 +44,7 @@ __all__ = [
 
 _ALL: tuple[Task, ...] = (
     GsmSymbolic(),
+    Everyday(),
     ParallelStress(),
     Gsm8k(),
     Asdiv(),
