@@ -1,25 +1,43 @@
-"""Fresh word problems, answered under one setting after another; what several benchmarks share."""
+"""Word problems, answered under one setting after another; what several benchmarks share."""
 
 from __future__ import annotations
 
 import time
+from copy import copy
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from dmax import LLM, GenerationParams
 from dmax.evaluation.metrics import bootstrap_means, interval
+from dmax.evaluation.tasks import get_task, load_rows
 from dmax.evaluation.tasks.numeric import GsmSymbolic
-from dmax.evaluation.word_problems import answer, fresh_problems, grade, score
+from dmax.evaluation.word_problems import answer, grade, score
 
 GEN_LENGTH = GsmSymbolic.gen_length
+EVERYDAY_QUESTIONS = Path(__file__).parent / "data" / "everyday_questions.jsonl"
+"""Everyday questions written by hand, apart from the scenarios that ``everyday`` draws from."""
 
 
 class Problems:
-    """One set of problems of the test split."""
+    """Problems of a task whose answers are numbers, asked as they stand, without the suffix of a benchmark.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.rows = fresh_problems("test", count, seed)
+    Args:
+        count: how many of them, the first.
+        seed: of drawn problems, and of the bootstrap.
+        task: ``gsm-symbolic``, ``everyday`` or, with ``data``, ``gsm8k``.
+        data: file of the rows; they are drawn from the test split if it is None.
+    """
+
+    def __init__(self, count: int | None, seed: int, task: str = "gsm-symbolic", data: Path | None = None) -> None:
+        self.rows = load_rows(get_task(task), data, limit=count, seed=seed)
         self.seed = seed
+
+    def first(self, count: int) -> Problems:
+        """Return the first of these problems."""
+        fewer = copy(self)
+        fewer.rows = self.rows[:count]
+        return fewer
 
     def point(self, name: str, llm: LLM, params: GenerationParams) -> dict[str, Any]:
         """Measure accuracy (with a 95 % bootstrap interval), TPF and tokens/s of a model under these params."""
