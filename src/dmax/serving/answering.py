@@ -236,7 +236,7 @@ class Answering:
         is_long = is_long or sum(len(part["content"]) for part in prompt if isinstance(part, dict)) > LONG_PROMPT
         try:
             async with self._encoding_long if is_long else self._encoding:
-                return await asyncio.to_thread(self.reader.encode, str(index), prompt)
+                return await asyncio.to_thread(self.reader.encode, prompt, f"prompt {index}")
         except GenerationError as error:
             raise bad_request(str(error), field) from error
 
