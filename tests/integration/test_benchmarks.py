@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("httpx")
 
+from dmax.decoding.registry import BUILT_IN
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -69,6 +71,17 @@ def test_throughput_tells_its_runs_and_their_share_of_the_peak(tmp_path: Path) -
         assert 0 < run["decoded"] < run["positions"] - run["prefilled"] < run["attended"]
         reached = sum(run["flops"].values()) / run["seconds"]
         assert run["share_of_matmul_peak"] == pytest.approx(reached / result["matmul_peak_flops"])
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_schema_is_told_for_every_decoder(tmp_path: Path) -> None:
+    result = result_of("structured.py", tmp_path / "result.json", "--batch", "2", "--turns", "1", "--plain")
+    assert [cost["decoder"] for cost in result["passes"]] == list(BUILT_IN)
+    for cost in result["passes"]:
+        assert 0 < cost["walk_seconds_per_pass"] < cost["schema_seconds_per_pass"]
+        assert 1 <= cost["positions_asked_per_pass_and_sequence"] <= 32
+    assert [one["vocabulary"] for one in result["questions"]] == [1536, 32768, 157184]
+    assert all(one["microseconds_per_question"] > 0 for one in result["questions"])
 
 
 @pytest.mark.slow

@@ -46,6 +46,14 @@ def test_serve_and_call() -> None:
     assert "together: [16, 32," in printed
 
 
+def test_structured() -> None:
+    pytest.importorskip("llguidance")
+    printed = run("structured.py")
+    assert "\n  126\n" in printed
+    assert "\n  490\n" in printed
+    assert "dict_keys(['city', 'days'])" in printed
+
+
 def test_every_example_is_run_here() -> None:
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested

@@ -16,7 +16,7 @@ from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks
 from dmax.decoding.options import check_options
-from dmax.decoding.prediction import predict
+from dmax.decoding.prediction import Prediction, predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,11 @@ class EntropyBoundedDecoder:
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""
         prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
-        entropy_BL = torch.where(state.masked, entropy(logits, state.mask_token_id), math.inf)
+        return self.decide(prediction, entropy(logits, state.mask_token_id), state)
+
+    def decide(self, prediction: Prediction, entropy_BL: Tensor, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block, and to how uncertain it is of each position."""
+        entropy_BL = torch.where(state.masked, entropy_BL, math.inf)
         sorted_BL, order_BL = entropy_BL.sort(dim=-1, stable=True)
         due_BL = sorted_BL.cumsum(-1) < self.threshold
         due_BL[:, 0] |= True if state.fallback is None else state.fallback

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from dmax.decoding.base import BlockState, StepResult
+from dmax.decoding.base import BlockState, Decoder, StepResult
 from dmax.decoding.options import DecoderError, check_options
 
 
@@ -27,6 +27,14 @@ class Prediction(NamedTuple):
     """``(B, L, k)`` int64, the most probable tokens, best first."""
     probabilities: Tensor
     """``(B, L, k)`` float32, theirs."""
+
+
+class DecidingDecoder(Decoder, Protocol):
+    """A decoder whose rule can be applied to a :class:`Prediction` that somebody else has made."""
+
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block."""
+        ...
 
 
 class PredictedDecoder(ABC):

@@ -20,7 +20,7 @@ from dmax.decoding.hierarchical import HierarchicalDecoder
 from dmax.decoding.joint_threshold import JointThresholdDecoder
 from dmax.decoding.joint_threshold_indel import JointThresholdIndelDecoder
 from dmax.decoding.options import DecoderError, Option, options_of
-from dmax.decoding.prediction import PredictedDecoder
+from dmax.decoding.prediction import DecidingDecoder, PredictedDecoder
 from dmax.decoding.remask import RemaskDecoder
 from dmax.decoding.soft_parallel import SoftParallelDecoder
 from dmax.decoding.threshold import ThresholdDecoder
@@ -126,6 +126,11 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
 def is_built_in(decoder: Decoder) -> bool:
     """Tell whether a decoder is one of this package's own, whose results need no check."""
     return type(decoder) in BUILT_IN.values()
+
+
+def decides(decoder: Decoder) -> TypeGuard[DecidingDecoder | EntropyBoundedDecoder]:
+    """Tell whether a decoder is one of this package's own, all of which have ``decide``."""
+    return is_built_in(decoder)
 
 
 def reads_predictions(decoder: Decoder) -> TypeGuard[PredictedDecoder]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.options import check_options
-from dmax.decoding.prediction import predict
+from dmax.decoding.prediction import Prediction, predict
 from dmax.decoding.threshold import confident_masks
 
 
@@ -39,8 +39,15 @@ class RemaskDecoder:
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`. The state's memory counts how often positions were masked again."""
         prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
-        promoted_BL = confident_masks(state, prediction.confidence, self.threshold, steps=None)
         own_BL = torch.softmax(logits, -1, dtype=torch.float32).gather(-1, state.tokens[..., None])[..., 0]
+        return self._decide(prediction, own_BL, state)
+
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
+        """Apply one pass to what the model says about the block, as if it doubted no token."""
+        return self._decide(prediction, torch.ones_like(prediction.confidence), state)
+
+    def _decide(self, prediction: Prediction, own_BL: Tensor, state: BlockState) -> StepResult:
+        promoted_BL = confident_masks(state, prediction.confidence, self.threshold, steps=None)
         remasks_BL = torch.zeros_like(state.tokens) if state.memory is None else state.memory
         doubted_BL = state.active & ~state.masked & (own_BL < self.remask_threshold) & (remasks_BL < self.max_remasks)
         tokens_BL = torch.where(promoted_BL, prediction.tokens, state.tokens)

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, SlotView, StepResult
+from dmax.decoding.constrained import ConstrainedDecoder
 from dmax.decoding.contract import ContractError, tokens_or_none
-from dmax.decoding.registry import is_built_in
+from dmax.decoding.registry import decides, is_built_in
 from dmax.engine.backends import Backend, Decided, PassInput
 from dmax.engine.block_states import join_rows, select_rows
-from dmax.engine.outputs import PassRecord, RequestUpdate, no_numbers
+from dmax.engine.logprobs import token_logprobs
+from dmax.engine.outputs import PassRecord, RequestUpdate, TokenLogprob, no_numbers
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 
@@ -72,6 +74,7 @@ class DecodeBatch:
         self._open: list[_OpenBlock] = []
         self._backend = backend
         self._blocks: PassInput | None = None
+        self._hidden_BLD: Tensor | None = None
 
     @property
     def positions(self) -> int:
@@ -154,7 +157,11 @@ class DecodeBatch:
         """
         plain = self.decoder.temperature == 0 and not self._checked and not any(self._recorded)
         return plain and all(
-            block.sequence.params.buffer_size == 1 and 2 * block.masks > block.active for block in self._open
+            block.sequence.params.buffer_size == 1
+            and block.sequence.constraint is None
+            and block.sequence.params.logprobs is None
+            and 2 * block.masks > block.active
+            for block in self._open
         )
 
     def assume(self, decided: Decided) -> None:
@@ -181,13 +188,22 @@ class DecodeBatch:
             ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
         """
         blocks = self._current().with_fallback(self._fallback())
-        decided = self._backend.decide(self.decoder, hidden_BLD, blocks, self._gumbel_noise)
+        decided = self._backend.decide(self._rule(), hidden_BLD, blocks, self._gumbel_noise)
+        self._hidden_BLD = hidden_BLD
         result = decided.result
         parts = [decided.for_host_BW] if decided.for_host_BW is not None else self._for_host(result)
         self._recorded = [record_all or block.sequence.params.trace for block in self._open]
         if any(self._recorded):
             parts += [result.promoted, result.confidence.view(torch.int32)]
         return decided, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _rule(self) -> Decoder:
+        """Put the decoder under the constraints of the sequences, if they have any, as all of a batch do then."""
+        constraints = [block.sequence.constraint for block in self._open if block.sequence.constraint is not None]
+        if not constraints:
+            return self.decoder
+        assert len(constraints) == len(self._open) and decides(self.decoder)
+        return ConstrainedDecoder(self.decoder, constraints, [block.sequence.params.nucleus() for block in self._open])
 
     def _for_host(self, result: StepResult) -> list[Tensor]:
         vocab_size = self._model.config.vocab_size
@@ -214,7 +230,7 @@ class DecodeBatch:
         noise_BLV.log_().neg_()
         for block, noise_LV, logits_LV in zip(self._open, noise_BLV, logits_BLV, strict=True):
             nucleus = block.sequence.params.nucleus()
-            if not nucleus.is_everything:
+            if not nucleus.is_everything and block.sequence.constraint is None:
                 nucleus.shut_out(noise_LV, logits_LV, self.decoder.temperature, self._model.config.mask_token_id)
         return noise_BLV
 
@@ -247,7 +263,7 @@ class DecodeBatch:
                 opened.append(self._open[own.start])
                 sources.append(own.start)
                 continue
-            update, after = self._take_one(sequence, self._open[own], host_rows[own], records[own])
+            update, after = self._take_one(sequence, own, host_rows[own], records[own])
             updates.append(update)
             for block, place in after:
                 opened.append(block)
@@ -263,7 +279,8 @@ class DecodeBatch:
             size = self._model.config.vocab_size
             text = f"decoder {self.decoder.name!r} gave token ids that are not below {size}, the vocabulary."
             return sequence.fail(ContractError(text))
-        return None
+        obstacle = sequence.obstacle
+        return None if obstacle is None else sequence.fail(obstacle)
 
     def _stays(self, sequence: Sequence, block: _OpenBlock, host_row: list[int]) -> bool:
         """Take a pass after which a sequence's only block goes on, as after most passes; False where there is more."""
@@ -275,10 +292,10 @@ class DecodeBatch:
         return True
 
     def _take_one(
-        self, sequence: Sequence, opened: list[_OpenBlock], host_rows: list[list[int]], records: list[PassRecord | None]
+        self, sequence: Sequence, own: slice, host_rows: list[list[int]], records: list[PassRecord | None]
     ) -> tuple[RequestUpdate, list[tuple[_OpenBlock, int]]]:
         """Take one sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
-        config, length = self._model.config, self.block_length
+        config, length, opened = self._model.config, self.block_length, self._open[own]
         ends = sequence.stop_rule.certain_ends
         slots: list[SlotView] = []
         moved: list[_OpenBlock] = []
@@ -294,15 +311,28 @@ class DecodeBatch:
         final = sequence.blocks_rule.final(slots)
         made = [replace(record, final=index < final) for index, record in enumerate(records) if record is not None]
         final_ids: list[int] = []
-        for host_row in host_rows[:final]:
+        logprobs: list[TokenLogprob] = []
+        for index, host_row in enumerate(host_rows[:final]):
             if sequence.ending is None:
-                final_ids += sequence.close_block(host_row[:length])
+                of_block = self._logprobs(sequence, own.start + index, host_row[sequence.first_active : length])
+                closed = sequence.close_block(host_row[:length], of_block)
+                final_ids += closed
+                logprobs += of_block[: len(closed)]
         after = list(zip(moved, range(len(moved)), strict=True))[final:]
         end = sequence.block_start + len(after) * self.block_length
         if not after or (sequence.blocks_rule.may_start_next(slots[final:]) and end < sequence.furthest_end):
             after.append((self._open_block(sequence, len(after)), _FRESH))
         sequence.open(len(after))
-        return sequence.update(final_ids, made), after
+        return sequence.update(final_ids, made, logprobs), after
+
+    def _logprobs(self, sequence: Sequence, place: int, token_ids: list[int]) -> list[TokenLogprob]:
+        """Compute those of the answer tokens of a block that is final, if its sequence asks for them."""
+        if sequence.params.logprobs is None:
+            return []
+        assert self._hidden_BLD is not None
+        # Block by block, so that nothing depends on the others.
+        logits_LV = self._backend.modules.head(self._hidden_BLD[place : place + 1])[0, -len(token_ids) :]
+        return token_logprobs(logits_LV, token_ids, sequence.params.logprobs, self._model.config.mask_token_id)
 
     def _rearrange(self, blocks: PassInput, opened: list[_OpenBlock], sources: list[int]) -> None:
         """Take the rows that go on, and fresh blocks of masks where blocks begin; those are all answer."""

@@ -48,6 +48,7 @@ class LLMEngine:
             CUDA graphs now. The engine is ready later, and no request waits for a capture. Elsewhere nothing changes.
         backend: computes the passes; no other engine uses it meanwhile. Chosen for the model by default.
         launch_ahead: whether passes are launched before the host has seen the last one; by default on a GPU.
+        reader: of requests for this model, which others may use, too; one of its own by default.
 
     Raises:
         GenerationError: the memory does not suffice for a single page, or a limit is below 1.
@@ -69,6 +70,7 @@ class LLMEngine:
         capture_graphs: bool = False,
         backend: Backend | None = None,
         launch_ahead: bool | None = None,
+        reader: RequestReader | None = None,
     ) -> None:
         block_length = block_length or page_length or model.config.usual_block_length
         page_length = page_length_for(block_length) if page_length is None else page_length
@@ -95,7 +97,7 @@ class LLMEngine:
             model, self._backend, page_length, record_passes=record_passes, counters=self._counters
         )
         self._launches_ahead = model.device.type == "cuda" if launch_ahead is None else launch_ahead
-        self._reader = RequestReader(model.config, tokenizer)
+        self.reader = RequestReader(model.config, tokenizer) if reader is None else reader
         self._sequences: dict[str, Sequence] = {}
         if capture_graphs:
             self._backend.warm_up(block_length)
@@ -120,7 +122,7 @@ class LLMEngine:
             raise GenerationError(f"request {request_id!r} is not finished; give another id.")
         if not params.use_cache:
             raise GenerationError("use_cache is false; this engine always uses its cache, LLM.generate can do without.")
-        self.add(self._reader.read(request_id, prompt, params, time.perf_counter()))
+        self.add(self.reader.read(request_id, prompt, params, time.perf_counter()))
         return request_id
 
     def add(self, sequence: Sequence) -> None:

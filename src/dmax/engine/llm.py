@@ -79,6 +79,7 @@ class LLM:
             self.tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
         self.max_batch_size = max_batch_size
         self._idle_backend: Backend | None = None
+        self._reader = RequestReader(self.model.config, self.tokenizer)
 
     @staticmethod
     def chat_prompt(text: str) -> list[dict[str, str]]:
@@ -113,9 +114,8 @@ class LLM:
         """
         started = time.perf_counter()
         asked = _as_batch(prompts)
-        reader = RequestReader(self.model.config, self.tokenizer)
         sequences = [
-            reader.read(str(index), prompt, own_params, started)
+            self._reader.read(str(index), prompt, own_params, started)
             for index, (prompt, own_params) in enumerate(zip(asked, _one_each(params, len(asked)), strict=True))
         ]
         cached = [sequence for sequence in sequences if sequence.params.use_cache]
@@ -145,6 +145,7 @@ class LLM:
             prefill_tokens=IDLE_PREFILL_TOKENS,
             record_passes=on_pass is not None,
             backend=backend,
+            reader=self._reader,
         )
         for sequence in sequences:
             engine.add(sequence)

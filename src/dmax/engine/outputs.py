@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +52,21 @@ class PassRecord:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How probable a token of the answer was to the model in the pass that made its block final.
+
+    Natural logarithms under the logits of that pass alone, with no constraint, temperature or narrowing of a draw. That
+    pass reads the whole block, decoded tokens behind the position among it; so these are no factors of the probability
+    of the answer.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+    """The likeliest tokens and their log-probabilities, as many as were asked for; never the mask token."""
+
+
+@dataclass(frozen=True)
 class GenerationOutput:
     """The answer to one prompt and what it cost. Conventions are those of algorithm.md#counting."""
 
@@ -83,12 +98,15 @@ class GenerationOutput:
     """The decoder's options as they took effect, and the generation's settings; ``seed`` is this answer's own."""
     trace: list[PassRecord] | None = None
     """Every pass in order, where ``GenerationParams.trace`` asked for it."""
+    logprobs: list[TokenLogprob] | None = None
+    """Of each of ``token_ids``, where ``GenerationParams.logprobs`` asked for it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as one JSON object; ``trace`` is left out where none was recorded."""
+        """Return all fields as one JSON object; ``trace`` and ``logprobs`` are left out where nobody asked for them."""
         values = asdict(self)
-        if self.trace is None:
-            del values["trace"]
+        for name in ("trace", "logprobs"):
+            if values[name] is None:
+                del values[name]
         return values
 
 
@@ -105,6 +123,8 @@ class RequestUpdate:
     """The whole answer, once it has ended."""
     failure: Exception | None
     """Why the request was given up; None where it was not."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of ``final_ids``, where the request's params ask for them."""
 
     @property
     def finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 DEFAULT_DECODER = "soft-parallel"
 """What decodes where neither a caller nor a model says anything."""
+
+
+MAX_LOGPROBS = 20
+"""Most tokens whose log-probabilities are told beside that of the one that was taken; OpenAI's limit."""
 
 
 class GenerationError(ValueError):
@@ -78,6 +83,10 @@ class GenerationParams:
     """EOS and stop strings end nothing before the answer has so many tokens."""
     ignore_eos: bool = options.switch(False, "Go on to the greatest length, whatever the model says; for benchmarks.")
     """EOS is a token like any other, though one without text."""
+    json_schema: Mapping[str, Any] | str | None = None
+    """A JSON Schema, kept as JSON text, by which the answer is JSON; it needs a tokenizer (extra ``structured``)."""
+    logprobs: int | None = None
+    """Not None: the log-probability of every token of the answer, with so many of the likeliest tokens beside it."""
     use_cache: bool = True
     """False recomputes the whole prefix in every pass: slow, and the same answer."""
     trace: bool = False
@@ -86,6 +95,9 @@ class GenerationParams:
     def __post_init__(self) -> None:
         options.check_options(self, GenerationError)
         self._check_stop()
+        self._check_json_schema()
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise GenerationError(f"logprobs is {self.logprobs}; it must be a whole number from 0 to {MAX_LOGPROBS}.")
         if self.min_tokens > self.gen_length:
             raise GenerationError(
                 f"min_tokens is {self.min_tokens}, more than gen_length, which is {self.gen_length}; lower it."
@@ -105,6 +117,22 @@ class GenerationParams:
                 f"stop is {self.stop!r}, which holds half of a surrogate pair; every stop string must be valid Unicode."
             ) from error
         object.__setattr__(self, "stop", stop)
+
+    def _check_json_schema(self) -> None:
+        schema = self.json_schema
+        if schema is None:
+            return
+        try:
+            value = json.loads(schema) if isinstance(schema, str) else schema
+            object.__setattr__(self, "json_schema", json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise GenerationError(f"json_schema is no JSON ({error}); give a JSON Schema.") from error
+        if self.stop:
+            raise GenerationError("a stop string would cut what json_schema promises; leave one of the two out.")
+        if self.buffer_size > 1:
+            raise GenerationError(
+                f"buffer_size is {self.buffer_size}; an answer by a json_schema has one block in flight: leave it at 1."
+            )
 
     def blocks_in_flight(self) -> dict[str, Any]:
         """Return ``buffer_size`` and, where it is above 1, the settings that matter then."""

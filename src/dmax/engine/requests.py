@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import operator
 from collections import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import compress
 from typing import Any, cast
 
 from dmax.decoding import Decoder
+from dmax.decoding.registry import BUILT_IN, is_built_in
+from dmax.engine.json_schema import JsonConstraint, JsonSchemas, check_json
 from dmax.engine.outputs import GenerationOutput
 from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.sequence import Sequence
@@ -25,9 +27,17 @@ Prompt = str | abc.Sequence[int] | abc.Sequence[Message]
 """Raw text, token ids (arrays and tensors too), or the messages of a conversation."""
 
 
+class ContextOverflow(GenerationError):
+    """Prompt and answer do not fit. The words tell clients to shorten a prompt: litellm reads OpenAI's, which come
+    first, and LangChain "prompt is too long"."""
+
+    def __init__(self, positions: int, how: str) -> None:
+        super().__init__(f"This model's maximum context length is {positions} tokens, and {how}.")
+
+
 @dataclass(frozen=True)
 class RequestReader:
-    """Checks requests for one model."""
+    """Checks requests for one model. Any thread may call it."""
 
     config: ModelConfig
     tokenizer: Tokenizer | None
@@ -36,8 +46,8 @@ class RequestReader:
         """Read a request into a sequence.
 
         Args:
-            request_id: names the request; messages call the prompt by it.
-            prompt: text, token ids or messages.
+            request_id: names the request.
+            prompt: text, token ids or messages; errors call it ``prompt REQUEST_ID``.
             params: of this request alone, its seed included.
             started: ``time.perf_counter`` from which its seconds count.
 
@@ -45,15 +55,20 @@ class RequestReader:
             GenerationError: the prompt cannot be used, or is too long for the model.
             DecoderError: there is no such decoder or option.
         """
-        token_ids = self.encode(request_id, prompt)
+        name = f"prompt {request_id}"
+        token_ids = self.encode(prompt, name)
+        self.check_room(len(token_ids), params.gen_length, name)
+        return self.sequence(request_id, token_ids, params, started)
+
+    def sequence(self, request_id: str, token_ids: list[int], params: GenerationParams, started: float) -> Sequence:
+        """Make a sequence of a prompt that was encoded before, and for whose answer there is room.
+
+        Raises:
+            GenerationError: the params do not go together.
+            DecoderError: there is no such decoder or option.
+        """
         params = params.with_defaults(self.config)
         self._warn_of_long_blocks(params)
-        limit = self.config.max_position_embeddings
-        if len(token_ids) + params.gen_length > limit:
-            raise GenerationError(
-                f"prompt {request_id} has {len(token_ids)} tokens, which with gen_length {params.gen_length} exceeds "
-                f"this model's limit of {limit} positions; shorten the prompt or lower gen_length."
-            )
         if params.stop:
             self._require_tokenizer("stop strings are given")
         decode = None if self.tokenizer is None else self.tokenizer.decode
@@ -65,7 +80,8 @@ class RequestReader:
                 f"buffer_size is {params.buffer_size}, and {params.decoder} decodes one block at a time; leave it at "
                 "1, or take soft-parallel, threshold, joint-threshold or entropy-bounded."
             )
-        sequence = Sequence(request_id, token_ids, params, stop_rule, decoder, started)
+        constraint = None if params.json_schema is None else self._constraint(decoder, str(params.json_schema))
+        sequence = Sequence(request_id, list(token_ids), params, stop_rule, decoder, started, constraint=constraint)
         length, routed = sequence.block_length, self.config.routing_block_length
         if self.config.expert_capacity and length % routed:
             raise GenerationError(
@@ -80,40 +96,94 @@ class RequestReader:
             text = f"block_length is {asked}, and this model was trained with {trained}"
             warn_once(f"{text}: expect poor answers and many passes.")
 
-    def encode(self, request_id: str, prompt: Prompt) -> list[int]:
-        """Encode a prompt.
+    def check_room(self, prompt_tokens: int, gen_length: int, name: str, option: str = "gen_length") -> None:
+        """Check that prompt and answer fit.
+
+        Args:
+            prompt_tokens: of the prompt, at least.
+            gen_length: most tokens of the answer.
+            name: what the prompt is called.
+            option: what the answer's length is called.
+
+        Raises:
+            ContextOverflow: they do not.
+        """
+        positions = self.config.max_position_embeddings
+        room = positions - prompt_tokens
+        if room < 1:
+            raise ContextOverflow(positions, f"{name} is too long: it has {prompt_tokens}; shorten it")
+        if room < gen_length:
+            raise ContextOverflow(
+                positions,
+                f"{name} is too long for the answer: it has {prompt_tokens}, which leaves {room}; {option} asks for "
+                f"{gen_length}",
+            )
+
+    def encode(
+        self, prompt: Prompt, name: str = "the prompt", tools: abc.Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """Encode a prompt. What is too long by its size alone is refused before that.
+
+        Args:
+            prompt: text, token ids or messages.
+            name: what errors call it.
+            tools: which a model may call, for the chat template.
 
         Raises:
             GenerationError: the prompt cannot be used.
         """
-        token_ids = self._token_ids(request_id, plain(prompt))
+        token_ids = self._token_ids(plain(prompt), name, tools)
         problem = problem_with_ids(token_ids, self.config)
         if problem is not None:
-            raise GenerationError(f"prompt {request_id} {problem}.")
+            raise GenerationError(f"{name} {problem}.")
         return token_ids
 
-    def _token_ids(self, request_id: str, prompt: Prompt) -> list[int]:
+    def _token_ids(self, prompt: Prompt, name: str, tools: abc.Sequence[Mapping[str, Any]]) -> list[int]:
         if isinstance(prompt, str):
-            return self._tokens(request_id, "text", lambda tokenizer: tokenizer.encode(prompt))
+            return self._encode_text(self._require_tokenizer(f"{name} is text"), prompt, name)
         if prompt and all(isinstance(part, Mapping) for part in prompt):
-            messages = cast(abc.Sequence[Message], prompt)
-            return self._tokens(
-                request_id, "a list of messages", lambda tokenizer: tokenizer.apply_chat_template(messages)
-            )
+            tokenizer = self._require_tokenizer(f"{name} is a list of messages")
+            return self._encode_text(tokenizer, cast(abc.Sequence[Message], prompt), name, tools)
+        self.check_room(len(prompt), 1, name)
         try:
             return [operator.index(part) for part in prompt]  # type: ignore[arg-type]
         except TypeError as error:
             raise GenerationError(
-                f"prompt {request_id} is a {type(prompt).__name__} of mixed parts; a prompt is a string, "
+                f"{name} is a {type(prompt).__name__} of mixed parts; a prompt is a string, "
                 "a list of token ids or a list of messages."
             ) from error
 
-    def _tokens(self, request_id: str, kind: str, read: Callable[[Tokenizer], list[int]]) -> list[int]:
-        tokenizer = self._require_tokenizer(f"prompt {request_id} is {kind}")
+    def _encode_text(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str | abc.Sequence[Message],
+        name: str,
+        tools: abc.Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
         try:
-            return read(tokenizer)
+            text = prompt if isinstance(prompt, str) else tokenizer.render_chat(prompt, marked=True, tools=tools)
+            fewest, positions = tokenizer.fewest_tokens(text), self.config.max_position_embeddings
+            if fewest >= positions:
+                raise ContextOverflow(positions, f"{name} is too long: it has at least {fewest}; shorten it")
+            return tokenizer.encode(text)
+        except ContextOverflow:
+            raise
         except ValueError as error:
-            raise GenerationError(f"prompt {request_id}: {error}") from error
+            raise GenerationError(f"{name}: {error}") from error
+
+    def _constraint(self, decoder: Decoder, schema: str) -> JsonConstraint:
+        if not is_built_in(decoder):
+            raise GenerationError(
+                f"decoder {decoder.name!r} is of another package, and answers by a JSON schema need one of "
+                f"{', '.join(BUILT_IN)}."
+            )
+        self._require_tokenizer("a JSON schema is given")
+        return self._schemas.constraint(schema)
+
+    @cached_property
+    def _schemas(self) -> JsonSchemas:
+        assert self.tokenizer is not None
+        return JsonSchemas(self.config, self.tokenizer)
 
     def _require_tokenizer(self, need: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -165,6 +235,8 @@ def output_of(sequence: Sequence) -> GenerationOutput:
     """Return what the caller gets of a sequence that has ended."""
     ending, params = sequence.ending, sequence.params
     assert ending is not None
+    if params.json_schema is not None and ending.reason == "stop":
+        check_json(ending.text)
     return GenerationOutput(
         text=ending.text,
         token_ids=ending.token_ids,
@@ -185,6 +257,7 @@ def output_of(sequence: Sequence) -> GenerationOutput:
             "use_cache": params.use_cache,
         },
         trace=sequence.trace if params.trace else None,
+        logprobs=None if params.logprobs is None else sequence.logprobs[: len(ending.token_ids)],
     )
 
 
@@ -201,5 +274,6 @@ def decoder_settings(decoder: Decoder, params: GenerationParams) -> dict[str, An
         **params.blocks_in_flight(),
         "temperature": params.temperature,
         "stop": list(params.stop),
+        **({} if params.json_schema is None else {"json_schema": params.json_schema}),
         **params.further_settings(),
     }

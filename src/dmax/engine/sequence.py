@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from dmax.decoding import BlockState, Decoder, MultiBlockRule
-from dmax.engine.outputs import PassRecord, RequestUpdate
+from dmax.decoding.constrained import Constraint
+from dmax.engine.outputs import PassRecord, RequestUpdate, TokenLogprob
 from dmax.engine.page_allocator import Key
-from dmax.engine.params import GenerationParams
+from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.stopping import Ending, StopRule
 
 
@@ -53,6 +54,10 @@ class Sequence:
     """Keys of the whole pages before the current block, while it waits and has been looked at; they do not change."""
     paused: BlockState | None = None
     """The state of the blocks in flight, one row each, where it was preempted."""
+    constraint: Constraint | None = None
+    """What the answer's tokens may be, behind those that are final; None where they may be anything."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the final tokens, where they are asked for."""
     generator: torch.Generator | None = None
     """Draws the noise of this sequence; None for greedy decoding."""
 
@@ -66,7 +71,7 @@ class Sequence:
     def decoding(self) -> Hashable:
         """Return what sequences have to agree in to step together."""
         options = sorted(self.params.decoder_arguments().items())
-        return self.params.decoder, repr(options), self.block_length
+        return self.params.decoder, repr(options), self.block_length, self.constraint is None
 
     @property
     def block_length(self) -> int:
@@ -108,18 +113,32 @@ class Sequence:
         """
         return self.passes + (self.prompt_blocks_end > 0)
 
-    def close_block(self, block_tokens: list[int]) -> list[int]:
+    def close_block(self, block_tokens: list[int], logprobs: list[TokenLogprob] | None = None) -> list[int]:
         """Take the hard tokens of the converged block; afterwards either ``ending`` is set or the next block begins.
+
+        Args:
+            block_tokens: of the whole block, the prompt's tail included.
+            logprobs: of the block's answer tokens, where they are asked for.
 
         Returns:
             The answer tokens that have become final: those of the block that belong to the answer.
         """
         before = len(self.tokens) - self.prompt_length
+        if self.constraint is not None:
+            for token_id in block_tokens[self.first_active :]:
+                self.constraint.take(token_id)
+        self.logprobs += logprobs or []
         self.tokens[self.block_start :] = block_tokens
         self.blocks += 1
         answer = self.tokens[self.prompt_length :]
         self.ending = self.stop_rule.ending(answer)
         return (answer if self.ending is None else self.ending.token_ids)[before:]
+
+    @property
+    def obstacle(self) -> GenerationError | None:
+        """Why it cannot go on under its constraint; None where it can."""
+        problem = None if self.constraint is None else self.constraint.problem
+        return None if problem is None else GenerationError(problem)
 
     @property
     def ended(self) -> bool:
@@ -138,11 +157,13 @@ class Sequence:
         """Take the number of blocks in flight from now on."""
         self.open_blocks = blocks
 
-    def update(self, final_ids: list[int], records: list[PassRecord]) -> RequestUpdate:
+    def update(
+        self, final_ids: list[int], records: list[PassRecord], logprobs: list[TokenLogprob] | None = None
+    ) -> RequestUpdate:
         """Keep the records of a pass if they are asked for, and tell of it; the answer is not in it yet."""
         if self.params.trace:
             self.trace += records
-        return RequestUpdate(self.request_id, final_ids, records, None, None)
+        return RequestUpdate(self.request_id, final_ids, records, None, None, logprobs or [])
 
     def fail(self, error: Exception) -> RequestUpdate:
         """Note that the sequence cannot go on, because of its decoder or the model, and tell of it."""

@@ -1,6 +1,6 @@
 """Answers without a cache: the reference loop of :mod:`dmax.decoding.reference` on a model, kept in a sequence's books.
 
-Shape suffixes: T positions, V vocabulary, D hidden, L block positions.
+Shape suffixes: T positions, N of them in flight, V vocabulary, D hidden, L block positions.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, ReferencePass, StepResult, decode
+from dmax.decoding.constrained import ConstrainedDecoder
 from dmax.decoding.contract import ContractError, check_result, tokens_or_none
 from dmax.decoding.reference import gumbel_noise
-from dmax.decoding.registry import is_built_in
+from dmax.decoding.registry import decides
+from dmax.engine.logprobs import token_logprobs
 from dmax.engine.outputs import PassRecord, no_numbers
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
@@ -57,36 +59,45 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
         NumericalError: the model's logits are NaN.
     """
     config, params = model.config, sequence.params
-    decoder = (
-        sequence.decoder if is_built_in(sequence.decoder) else _CheckedDecoder(sequence.decoder, config.vocab_size)
-    )
-
-    table = model.embedding_table
+    table, logits_1NV = model.embedding_table, torch.empty(0)
 
     def logits_from(embeds_1TD: Tensor, mask_1TT: Tensor, start: int) -> Tensor:
+        nonlocal logits_1NV
         positions_1T = torch.arange(embeds_1TD.shape[1], device=embeds_1TD.device)[None]
-        return model.head(model.read_from(model(embeds_1TD, positions_1T, mask_1TT))[:, start:])
+        logits_1NV = model.head(model.read_from(model(embeds_1TD, positions_1T, mask_1TT))[:, start:])
+        return logits_1NV
 
     passes = decode(
         logits_from,
         table if isinstance(table, Tensor) else table(torch.arange(config.vocab_size, device=model.device)),
-        decoder,
+        _rule(sequence, config.vocab_size),
         list(sequence.tokens),
         mask_token_id=config.mask_token_id,
         eos_token_ids=sequence.stop_rule.certain_ends,
         block_length=sequence.block_length,
         gen_length=params.gen_length,
         rule=sequence.blocks_rule,
-        noise=_noise(sequence, model) if decoder.temperature > 0 else None,
+        noise=_noise(sequence, model) if sequence.decoder.temperature > 0 else None,
     )
     for done in passes:
-        records = _take(sequence, done)
+        if (obstacle := sequence.obstacle) is not None:
+            raise obstacle
+        records = _take(sequence, done, logits_1NV[0], config.mask_token_id)
         if any(result.confidence.isnan().any() for result in done.results):
             raise no_numbers(sequence.passes, model.dtype)
         yield from records
         if sequence.ending is not None:
             break
     sequence.end(time.perf_counter())
+
+
+def _rule(sequence: Sequence, vocab_size: int) -> Decoder:
+    """Put the decoder of a sequence under its constraint if it has one, and check it if it is somebody's own."""
+    if not decides(sequence.decoder):
+        return _CheckedDecoder(sequence.decoder, vocab_size)
+    if sequence.constraint is None:
+        return sequence.decoder
+    return ConstrainedDecoder(sequence.decoder, [sequence.constraint], [sequence.params.nucleus()])
 
 
 def _noise(sequence: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
@@ -96,23 +107,26 @@ def _noise(sequence: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
 
     def noise(logits_1LV: Tensor) -> Tensor:
         noise_1LV = draw(logits_1LV)
-        if not nucleus.is_everything:
+        if not nucleus.is_everything and sequence.constraint is None:
             nucleus.shut_out(noise_1LV[0], logits_1LV[0], sequence.decoder.temperature, model.config.mask_token_id)
         return noise_1LV
 
     return noise
 
 
-def _take(sequence: Sequence, done: ReferencePass) -> list[PassRecord]:
-    """Bring a sequence up to date with a pass, and return its records."""
+def _take(sequence: Sequence, done: ReferencePass, logits_NV: Tensor, mask_token_id: int) -> list[PassRecord]:
+    """Bring a sequence up to date with a pass over N positions, and return its records."""
     sequence.begin_pass()
     records = [_record(sequence, done.start, index, result) for index, result in enumerate(done.results)]
     records = [replace(record, final=index < done.final) for index, record in enumerate(records)]
     sequence.revise(sum(len(record.revised) for record in records))
     sequence.update([], records)
-    for record in records[: done.final]:
+    for record, logits_LV in zip(records[: done.final], logits_NV.split(sequence.block_length), strict=False):
         if sequence.ending is None:
-            sequence.close_block(record.tokens)
+            token_ids, top = record.tokens[sequence.first_active :], sequence.params.logprobs
+            own_LV = logits_LV[sequence.first_active :]
+            of_block = None if top is None else token_logprobs(own_LV, token_ids, top, mask_token_id)
+            sequence.close_block(record.tokens, of_block)
     return records
 
 

@@ -31,19 +31,31 @@ class ChatTemplate:
     def __init__(self, source: str) -> None:
         self.source = source
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool, names: Mapping[str, str | None]) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        names: Mapping[str, str | None],
+        tools: Sequence[Any] = (),
+    ) -> str:
         """Return a conversation as text.
 
         Args:
             messages: the turns, oldest first.
             add_generation_prompt: whether the text ends where the assistant's next turn begins.
             names: texts of the special tokens by their roles, such as ``eos_token``.
+            tools: which the model may call.
 
         Raises:
             ValueError: the template is not valid Jinja, or refuses these messages.
         """
         template = self._compiled
-        known = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        known = {
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": tools or None,
+            "documents": None,
+        }
         try:
             return template.render(**known, **names)
         except Exception as error:  # a template is a program of the checkpoint's: it can fail in any way

@@ -18,6 +18,8 @@ TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
+_WORDS = ("content", "tool_calls")
+"""What somebody says in a turn."""
 _PUBLISHED_MASK_TOKEN = "<|mask|>"
 """What the published tokenizers call the mask token without naming it as such in their settings."""
 
@@ -88,6 +90,10 @@ class Tokenizer:
         [found] = self.pipeline.encode_batch([text], add_special_tokens=False)
         return found.ids
 
+    def fewest_tokens(self, text: str) -> int:
+        """Return how many tokens a text has at least, by its length alone; 0 where its length does not tell."""
+        return 0 if self._longest is None else (len(text) - text.count(_MARK)) // self._longest
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts as :meth:`encode` does, on all cores but for those with marks."""
         plain = iter(
@@ -118,7 +124,12 @@ class Tokenizer:
         return self.encode(self.render_chat(messages, add_generation_prompt, marked=True))
 
     def render_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, *, marked: bool = False
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        marked: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return a conversation as the text that the model was trained on, special tokens written out.
 
@@ -126,22 +137,31 @@ class Tokenizer:
             messages: the turns, oldest first.
             add_generation_prompt: whether the text ends where the assistant's next turn begins.
             marked: put marks around names of special tokens in the turns, by which :meth:`encode` takes them for text.
+            tools: which the model may call, for templates that tell it so.
 
         Raises:
             ValueError: there is no chat template, it is not valid Jinja, or it refuses these messages.
         """
         texts = [text_of(turn.get("content")) for turn in messages]
-        turns = [
-            {**turn, "content": self.as_words(text) if marked else text}
-            for turn, text in zip(messages, texts, strict=True)
-        ]
-        return self._render(turns, add_generation_prompt)
+        turns: list[dict[str, Any]] = [{**turn, "content": text} for turn, text in zip(messages, texts, strict=True)]
+        if marked:
+            turns = [{**turn, **{key: self._marked(turn[key]) for key in _WORDS if key in turn}} for turn in turns]
+            tools = [self._marked(tool) for tool in tools]
+        return self._render(turns, add_generation_prompt, tools)
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _marked(self, value: Any) -> Any:
+        """Take every text in a JSON value for somebody's words."""
+        if isinstance(value, str):
+            return self.as_words(value)
+        if isinstance(value, Mapping):
+            return {key: self._marked(part) for key, part in value.items()}
+        return [self._marked(part) for part in value] if isinstance(value, list) else value
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Any]) -> str:
         if self._template is None:
             raise ValueError("This model has no chat template: give the prompt as plain text or token ids.")
         names = {key: self._token(key) for key in self.settings if key.endswith("_token")}
-        return self._template.render(messages, add_generation_prompt, names)
+        return self._template.render(messages, add_generation_prompt, names, tools)
 
     def as_words(self, text: str) -> str:
         """Return somebody's words with marks, which no template touches, around the names of special tokens."""
@@ -158,6 +178,26 @@ class Tokenizer:
     def _encode_as_text(self, text: str) -> list[int]:
         [found] = self._without_special.encode_batch([text], add_special_tokens=False)
         return found.ids
+
+    @cached_property
+    def _longest(self) -> int | None:
+        """Most characters that one token can stand for; None where the pipeline may leave characters out."""
+        parts = json.loads(self.pipeline.to_str())
+        model, added = parts["model"], parts["added_tokens"]
+        steps = parts["pre_tokenizer"] or {}
+        kinds = {step["type"] for step in steps.get("pretokenizers", [steps])} if steps else set()
+        normalizers = {"type": "NFC", **(parts["normalizer"] or {})}
+        keeps_all = (
+            model["type"] == "BPE"
+            and {"ByteLevel"} <= kinds <= {"ByteLevel", "Digits", "Split"}
+            and "Removed" not in json.dumps(steps)
+            and normalizers["type"] == "NFC"
+            and all(letter in model["vocab"] for letter in tokenizers.pre_tokenizers.ByteLevel.alphabet())
+            and not any(token["lstrip"] or token["rstrip"] for token in added)
+        )
+        longest = max(map(len, (*model["vocab"], *(token["content"] for token in added))), default=1)
+        # NFC makes one character of up to four (https://unicode.org/faq/normalization.html).
+        return longest * (4 if parts["normalizer"] else 1) if keeps_all else None
 
     @cached_property
     def _special(self) -> re.Pattern[str] | None:

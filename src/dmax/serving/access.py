@@ -39,16 +39,20 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, request_id, status = time.perf_counter(), uuid4().hex, 0
+        started, request_id, status, method = time.perf_counter(), uuid4().hex, 0, scope["method"]
 
         async def send_and_see(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         scope.setdefault("state", {})
+        if method == "HEAD":  # what GET would give, without the body
+            scope = {**scope, "method": "GET"}
         refusal = self._refusal(scope)
         try:
             if refusal is None and "transfer-encoding" in Headers(scope=scope):
@@ -64,6 +68,7 @@ class Gate:
             _troubles.exception("request %s failed", request_id)
             await _reply(unexpected())(scope, receive, send_and_see)
         finally:
+            scope["method"] = method
             self._note(scope, request_id, status or 500, time.perf_counter() - started)
 
     async def _bounded(self, receive: Receive) -> tuple[Receive, ApiError | None]:

@@ -13,14 +13,15 @@ from typing import Any, TypeVar
 
 from dmax.decoding import DecoderError
 from dmax.engine import GenerationError, GenerationOutput, GenerationParams, PassRecord, RequestUpdate
+from dmax.engine.json_schema import SchemaError
 from dmax.engine.requests import Prompt, RequestReader
 from dmax.models import Tokenizer
 from dmax.serving.access import cost_facts, error_facts
 from dmax.serving.client import Answer, EngineClient
-from dmax.serving.errors import ApiError, bad_request, context_overflow, internal, timed_out, unexpected
+from dmax.serving.encoding import Encoder
+from dmax.serving.errors import ApiError, bad_request, internal, timed_out, unexpected
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.protocol import (
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     ResponsesRequest,
@@ -29,12 +30,11 @@ from dmax.serving.protocol import (
     request_models,
 )
 from dmax.serving.replay import piece_reader
+from dmax.serving.responses import ResponsesShape
 from dmax.serving.settings import ServerSettings
-from dmax.serving.shapes import ChatShape, ResponsesShape, Shape, TextShape, cost
+from dmax.serving.shapes import ChatShape, Shape, Telling, TextShape, cost
 from dmax.serving.streaming import ContradictionError, TextStream
 
-LONG_PROMPT = 20_000
-"""Characters from which a prompt does not hold up others while it becomes tokens."""
 T = TypeVar("T")
 _RANDOM = SystemRandom()
 logger = logging.getLogger("dmax.serving")
@@ -83,27 +83,27 @@ class Answering:
         metrics: ServerMetrics,
     ) -> None:
         self.engine = engine
-        self.reader = reader
         self.tokenizer = tokenizer
         self.settings = settings
         self.metrics = metrics
         self.bodies = request_models()
         """What requests look like."""
-        self._encoding, self._encoding_long = asyncio.Lock(), asyncio.Lock()
+        self._encoder = Encoder(reader)
+        self._piece = piece_reader(tokenizer)
 
     async def chat(self, request: ChatRequest) -> dict[str, Any] | EventStream:
         """Answer with a chat completion: the body, or the events of a stream."""
-        messages = self._turns(request.messages, "messages")
-        return await self._complete(request, [messages], ChatShape(self.settings.model_name), "messages")
+        messages = self._encoder.turns(request.messages, "messages")
+        return await self._complete(request, [messages], ChatShape(self._telling(request)), "messages")
 
     async def completion(self, request: CompletionRequest) -> dict[str, Any] | EventStream:
         """Answer with a text completion: the body, or the events of a stream."""
-        return await self._complete(request, request.prompts(), TextShape(self.settings.model_name), "prompt")
+        return await self._complete(request, request.prompts(), TextShape(self._telling(request)), "prompt")
 
     async def responses(self, request: ResponsesRequest) -> dict[str, Any] | EventStream:
         """Answer with a response: the body, or the events of a stream."""
-        messages = self._turns(request.messages(), "input")
-        return await self._complete(request, [messages], ResponsesShape(self.settings.model_name, request), "input")
+        messages = self._encoder.turns(request.messages(), "input")
+        return await self._complete(request, [messages], ResponsesShape(self._telling(request), request), "input")
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
         """Return the token ids of a prompt, as an answer to it would begin with."""
@@ -112,39 +112,31 @@ class Answering:
             raise bad_request("give either prompt or messages.", "prompt")
         prompt: Prompt = request.prompt or ""
         if request.messages is not None:
-            prompt = self._turns(request.messages, "messages")
-        token_ids = await self._encode(0, prompt, "prompt" if request.messages is None else "messages")
-        pieces = {"token_strs": list(map(piece_reader(self.tokenizer), token_ids))} if request.return_token_strs else {}
-        return {"count": len(token_ids), "max_model_len": self._positions, "tokens": token_ids, **pieces}
+            prompt = self._encoder.turns(request.messages, "messages")
+        token_ids = await self._encoder.encode(prompt, "prompt" if request.messages is None else "messages")
+        pieces = {"token_strs": list(map(self._piece, token_ids))} if request.return_token_strs else {}
+        return {"count": len(token_ids), "max_model_len": self._encoder.positions, "tokens": token_ids, **pieces}
 
-    @property
-    def _positions(self) -> int:
-        return self.reader.config.max_position_embeddings
-
-    def _turns(self, messages: Sequence[ChatMessage], field: str) -> list[dict[str, Any]]:
-        """Read messages for the chat template, where it can tell what they are."""
-        template = self.tokenizer.chat_template or ""
-        for index, message in enumerate(messages):
-            if message.is_of_a_tool and "tool" not in template:
-                text = f"{field}.{index} is a tool's, and this model's chat template knows no tools; leave it out."
-                raise bad_request(text, f"{field}.{index}.role", "unsupported_value")
-        return [message.as_turn() for message in messages]
+    def _telling(self, request: Sampling) -> Telling:
+        structure = request.structure()
+        is_call = structure is not None and structure.is_call
+        return Telling(self.settings.model_name, self._piece, is_call, request.wanted_logprobs() is not None)
 
     async def _complete(
         self, request: Sampling, prompts: Sequence[Prompt], shape: Shape, field: str
     ) -> dict[str, Any] | EventStream:
         params = self._params(request)
-        self._check_number(len(prompts), request.n)
+        self._check_number(len(prompts), request.choices)
         streams: list[Answer] = []
         prompt_tokens = 0
         try:
-            for index, prompt in enumerate(prompts):
-                token_ids = await self._encode(index, prompt, field)
+            for prompt in prompts:
+                token_ids = await self._encoder.encode(prompt, field, request.told_tools())
                 prompt_tokens += len(token_ids)
-                fitting = self._fitting(params, request, len(token_ids), field)
-                for _ in range(request.n):
+                fitting = self._encoder.fitting(params, request, len(token_ids), field)
+                for _ in range(request.choices):
                     own = replace(fitting, seed=params.seed + len(streams))
-                    streams.append(await self._submit(token_ids, own))
+                    streams.append(await self._submit(token_ids, own, request))
         except BaseException:
             for stream in streams:
                 stream.close()
@@ -188,23 +180,6 @@ class Answering:
                 "n" if prompts == 1 else "prompt",
             )
 
-    def _fitting(self, params: GenerationParams, request: Sampling, prompt_tokens: int, field: str) -> GenerationParams:
-        """Return the params with the length that the context leaves, where the request does not say one.
-
-        Raises:
-            ApiError: it does not leave what is asked for.
-        """
-        room = self._positions - prompt_tokens
-        if room < 1:
-            raise context_overflow(self._positions, f"the prompt has {prompt_tokens}; shorten it", field)
-        if request.limit() is None:
-            return replace(params, gen_length=min(params.gen_length, room), min_tokens=min(params.min_tokens, room))
-        if room < params.gen_length:
-            name = request.length_field
-            text = f"the prompt has {prompt_tokens}, which leaves {room}; {name} asks for {params.gen_length}"
-            raise context_overflow(self._positions, text, name)
-        return params
-
     def _check_in_flight(self, params: GenerationParams) -> None:
         """Refuse a request whose logits alone, in every pass, would take memory that others need."""
         length = params.block_length or self.settings.block_length
@@ -226,23 +201,12 @@ class Answering:
                 code="model_not_found",
             )
 
-    async def _encode(self, index: int, prompt: Prompt, field: str) -> list[int]:
-        """Encode a prompt in a thread: a long prompt takes long, and the event loop is for everybody.
-
-        One prompt at a time, so that requests reach the engine in the order in which they came; but nobody waits for
-        prompts that are long, which wait for one another.
-        """
-        is_long = isinstance(prompt, str) and len(prompt) > LONG_PROMPT
-        is_long = is_long or sum(len(part["content"]) for part in prompt if isinstance(part, dict)) > LONG_PROMPT
-        try:
-            async with self._encoding_long if is_long else self._encoding:
-                return await asyncio.to_thread(self.reader.encode, str(index), prompt)
-        except GenerationError as error:
-            raise bad_request(str(error), field) from error
-
-    async def _submit(self, token_ids: list[int], params: GenerationParams) -> Answer:
+    async def _submit(self, token_ids: list[int], params: GenerationParams, request: Sampling) -> Answer:
         try:
             return await self.engine.submit(token_ids, params)
+        except SchemaError as error:
+            structure = request.structure()
+            raise bad_request(str(error), None if structure is None else structure.field, "invalid_schema") from error
         except (GenerationError, DecoderError) as error:
             raise bad_request(str(error)) from error
 
@@ -297,12 +261,9 @@ class Answering:
                     if begun := shape.opening(index):
                         yield begun
                 async for index, update in self._in_time(self._merged(streams)):
-                    if update.output is None:
-                        text = texts[index].add(update.final_ids)
-                    else:
-                        text = texts[index].finish(update.output.text or "")
-                    if text:
-                        yield shape.piece(index, text)
+                    text, tokens = texts[index].take(update)
+                    if text or tokens:
+                        yield shape.piece(index, text, tokens)
                     if update.output is not None:
                         outputs.append(update.output)
                         yield shape.ending(index, update.output, prompt_tokens)
@@ -346,16 +307,17 @@ class Answering:
         if request.n != 1:
             raise bad_request(f"n is {request.n}; a trace shows one answer.", "n")
         params = replace(self._params(request), trace=True)
-        token_ids = await self._encode(0, self._turns(request.messages, "messages"), "messages")
-        stream = await self._submit(token_ids, self._fitting(params, request, len(token_ids), "messages"))
-        piece = piece_reader(self.tokenizer)
+        turns, piece = self._encoder.turns(request.messages, "messages"), self._piece
+        token_ids = await self._encoder.encode(turns, "messages", request.told_tools())
+        fitting = self._encoder.fitting(params, request, len(token_ids), "messages")
+        stream = await self._submit(token_ids, fitting, request)
         with _closing([stream]):
             yield {
                 "type": "start",
                 "prompt_ids": token_ids,
                 "prompt_pieces": await asyncio.to_thread(lambda: list(map(piece, token_ids))),
                 "block_length": params.block_length,
-                "eos_token_ids": self.reader.config.eos_token_ids,
+                "eos_token_ids": self._encoder.config.eos_token_ids,
                 "mask_token_id": self.tokenizer.special_id("mask_token"),
             }
             async for update in self._in_time(self._counted(stream)):

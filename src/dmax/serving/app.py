@@ -122,7 +122,6 @@ def _add_models(app: FastAPI, settings: ServerSettings, positions: int) -> None:
         "max_positions_in_flight": settings.max_positions_in_flight,
     }
 
-    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
@@ -139,13 +138,11 @@ def _add_state(app: FastAPI, engine: EngineClient, metrics: ServerMetrics) -> No
     async def version() -> dict[str, str]:
         return {"version": own_version()}
 
-    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         alive = engine.alive
         return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
-    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> Response:
         is_ready = await engine.is_ready()
@@ -228,5 +225,9 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown_route(request: Request, error: HTTPException) -> Response:
-        text = f"{request.method} {request.url.path}: {str(error.detail).lower()}."
-        return JSONResponse(ApiError(error.status_code, text).body(), error.status_code, error.headers)
+        if error.status_code == 400:  # a body that is nested too deeply to be read
+            refusal = malformed([{"loc": (), "type": "json_invalid"}])
+        else:
+            refusal = ApiError(error.status_code, f"{request.method} {request.url.path}: {str(error.detail).lower()}.")
+        _note(request, error_facts(refusal))
+        return JSONResponse(refusal.body(), error.status_code, error.headers)

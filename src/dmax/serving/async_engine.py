@@ -10,15 +10,16 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
 from dmax.decoding import DecoderError
-from dmax.engine import EngineStats, GenerationParams, LLMEngine, RequestUpdate
-from dmax.engine.requests import Prompt
+from dmax.engine import EngineStats, GenerationError, GenerationParams, LLMEngine, RequestUpdate
 from dmax.serving.errors import ApiError, bad_request, internal, queue_full, unavailable
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class AnswerStream:
                     self._over = True
                     raise update
                 self._over = update.output is not None or update.failure is not None
-                if isinstance(update.failure, DecoderError):
+                if isinstance(update.failure, DecoderError | GenerationError):
                     raise bad_request(str(update.failure))
                 if update.failure is not None:
                     raise internal(f"decoding failed: {update.failure}")
@@ -108,8 +109,12 @@ class AsyncEngine:
         """Tell whether requests are taken, for those who may have to ask elsewhere."""
         return self.ready
 
-    async def submit(self, prompt: Prompt, params: GenerationParams) -> AnswerStream:
+    async def submit(self, prompt: list[int], params: GenerationParams) -> AnswerStream:
         """Queue a request.
+
+        Args:
+            prompt: token ids of the model, with room for the answer.
+            params: of this request.
 
         Raises:
             ApiError: too many wait, or the server is stopping.
@@ -123,11 +128,14 @@ class AsyncEngine:
             waiting = self._engine.stats().waiting
             if waiting >= self._max_queue:
                 raise queue_full(waiting)
-            self._engine.add_request(prompt, params, stream.request_id)
+            self._engine.add(sequence)
             self._streams[stream.request_id] = stream
             return stream
 
         stream = AnswerStream(self, uuid4().hex)
+        read = partial(self._engine.reader.sequence, stream.request_id, prompt, params, time.perf_counter())
+        # To read a schema takes a while, the first one longer; the event loop is for everybody.
+        sequence = read() if params.json_schema is None else await asyncio.to_thread(read)
         try:
             return await self._call(add)
         except asyncio.CancelledError:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-_BRANCH = re.compile(r"str|int|float|bool|StreamOptions|(list|dict|function-[a-z]+)\\[.*\\]?")
+_BRANCH = re.compile(r"str|int|float|bool|StreamOptions|(list|dict|function-[a-z]+)\[.*\]?")
 """What pydantic adds to a place in a body to tell which of several types it means."""
 
 
@@ -56,12 +56,6 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
-def context_overflow(positions: int, how: str, param: str) -> ApiError:
-    """Say that prompt and answer do not fit, in OpenAI's words: by them clients know to shorten a prompt."""
-    text = f"This model's maximum context length is {positions} tokens, and {how}."
-    return bad_request(text, param, "context_length_exceeded")
-
-
 def queue_full(waiting: int) -> ApiError:
     """Say that too many requests wait already."""
     return ApiError(
@@ -89,16 +83,25 @@ def unavailable(reason: str) -> ApiError:
 
 
 def malformed(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Say what is wrong with a body: pydantic's first problem with it, named by its field."""
-    problem = problems[0]
+    """Say what is wrong with a body: pydantic's first problem with it, named by its field.
+
+    Of a field that may be of several kinds there is a problem for each; the kind that fits furthest is the one meant.
+    """
+    first, meant = problems[0]["loc"][:2], dict[str, Mapping[str, Any]]()
+    for problem in problems:
+        if problem["loc"][:2] == first:
+            kind = str(problem["loc"][2]) if len(problem["loc"]) > 2 else ""
+            meant.setdefault(kind if _BRANCH.fullmatch(kind) else "", problem)
+    problem = max(meant.values(), key=lambda problem: [part for part in problem["loc"] if isinstance(part, int)])
     place = ".".join(str(part) for part in problem["loc"] if part != "body" and not _BRANCH.fullmatch(str(part)))
-    no_object = not place and problem["type"] not in ("value_error", "unknown_parameter")
+    no_object = not place and problem["type"] not in ("value_error", "unknown_parameter", "unsupported_parameter")
     if no_object or problem["type"] == "json_invalid":
         text = "the body must be a JSON object, sent with Content-Type: application/json."
         return bad_request(text, code="invalid_json")
     text = str(problem["msg"]).removeprefix("Value error, ")
+    text += "" if text.endswith("?") else "."
     param = place or problem.get("ctx", {}).get("param")
-    return bad_request(f"{place}: {text}." if place else f"{text}.", param, str(problem["type"]))
+    return bad_request(f"{place}: {text}" if place else text, param, str(problem["type"]))
 
 
 def client_gone() -> ApiError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,15 +13,21 @@ from pydantic_core import PydanticCustomError
 from dmax.decoding.options import Option
 from dmax.decoding.registry import all_options
 from dmax.engine import GenerationParams
-from dmax.engine.params import PARAMS, params_of
+from dmax.engine.params import MAX_LOGPROBS, PARAMS, params_of
 from dmax.serving.errors import bad_request
+from dmax.serving.messages import ChatMessage, messages_of_items
+from dmax.serving.structure import ChatTool, ResponseTool, Structure, of_format, of_tools
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 1024
 """Most prompts of a request; how many a server takes is decided by its queue."""
 MAX_STOPS = 8
+LOGPROBS = "message.output_text.logprobs"
+"""By which a response's ``include`` asks for log-probabilities."""
 
 S = TypeVar("S", bound="Sampling")
+_SHOWN = 64
+"""Most characters of an unknown field's name that are told."""
 _NEAR = 0.75
 """How alike a field's name must be to be suggested: a hint that is wrong is worse than none."""
 
@@ -47,27 +54,38 @@ class Body(BaseModel):
         }
     )  # fmt: skip
     """Fields of OpenAI's API that change nothing of what an answer may be, whatever their value."""
+    neutral: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Fields that this server does not act on, of OpenAI's API and of other servers, with the values that ask for
+    nothing. They are taken, and others refused; so a client's defaults pass, and nobody believes that they had an
+    effect."""
 
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_meant(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        for name, value in values.items():
-            if name in cls.model_fields or name in cls.hints or value is None:
+        given = cls.normalized({name: value for name, value in values.items() if value is not None})
+        for name, value in given.items():
+            if name in cls.model_fields or name in cls.hints:
+                continue
+            if name in cls.neutral:
+                if not any(type(value) in (type(one), float) and value == one for one in cls.neutral[name]):
+                    raise PydanticCustomError(
+                        "unsupported_parameter", "{param} is not supported; leave it out", {"param": name}
+                    )
                 continue
             nearest = get_close_matches(str(name), cls.model_fields, n=1, cutoff=_NEAR)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            shown = str(name).encode(errors="backslashreplace").decode()  # pydantic takes no half of a surrogate pair
+            # Pydantic takes no half of a surrogate pair, and a log no name of any length.
+            shown = str(name)[:_SHOWN].encode(errors="backslashreplace").decode()
             raise PydanticCustomError(
                 "unknown_parameter", "there is no field '{param}'{hint}", {"param": shown, "hint": hint}
             )
-        kept = {name: value for name, value in values.items() if value is not None and name not in cls.hints}
-        return cls.normalized(kept)
+        return {name: value for name, value in given.items() if name in cls.model_fields}
 
     @classmethod
     def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values with those left out that stand for nothing given."""
+        """Return the values, none of which is null, without those that stand for nothing given."""
         return values
 
 
@@ -82,30 +100,27 @@ class StreamOptions(BaseModel):
 class Sampling(Body):
     """Fields that all kinds of answers have; :func:`request_models` adds one for every setting of a decode.
 
-    Fields of OpenAI's API, and of other servers, that this server does not act on are taken where their value asks for
-    nothing, and refused where it asks for something; so a client's defaults pass, and nobody believes that a setting
-    had an effect. Values are taken as they are: ``"12"`` is no number, and ``"yes"`` is not true.
+    Values are taken as they are: ``"12"`` is no number, and ``"yes"`` is not true.
     """
 
+    neutral: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,),
+        "use_beam_search": (False,), "early_stopping": (False,), "logit_bias": ({},), "bad_words": ([],),
+        "stop_token_ids": ([],), "include_stop_str_in_output": (False,), "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True, False), "add_special_tokens": (False,), "priority": (0,),
+        "add_generation_prompt": (True,), "continue_final_message": (False,), "chat_template_kwargs": ({},),
+        "documents": ([],), "typical_p": (1,), "echo": (False,), "suffix": ("",), "best_of": (1,), "functions": ([],),
+        "function_call": ("none", "auto"), "modalities": ([], ["text"]), "previous_response_id": ("",),
+        "background": (False,), "truncation": ("disabled", "auto"),
+    }  # fmt: skip
+
     model: str | None = None
-    max_tokens: Whole | None = Field(default=None, ge=1)
-    max_completion_tokens: Whole | None = Field(default=None, ge=1)
     stop: str | list[str] | None = None
-    n: Whole = Field(default=1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
 
     top_k: Whole | None = Field(default=None, ge=-1)
     """Draw from so many of the likeliest tokens; -1 and 0 are all."""
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    length_penalty: float | None = None
-    use_beam_search: bool | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    logit_bias: dict[str, float] | None = None
-
     decoder_options: dict[str, Any] | None = None
 
     settings: ClassVar[tuple[str, ...]] = ()
@@ -114,17 +129,28 @@ class Sampling(Body):
 
     @classmethod
     def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without a seed of -1, by which clients ask for one that the server draws."""
+        """Return the values without a seed of -1, by which clients ask for one that the server draws.
+
+        Options of a decoder, which have no type here, are read as fields are: null is absent, and 8.0 is 8.
+        """
+        if isinstance(options := values.get("decoder_options"), dict):
+            options = {name: _whole(value) for name, value in options.items() if value is not None}
+            values = {**values, "decoder_options": options}
         return {name: value for name, value in values.items() if name != "seed" or value != -1}
 
+    @property
+    def choices(self) -> int:
+        """How many answers a prompt gets."""
+        return 1
+
+    @abstractmethod
     def limit(self) -> int | None:
         """Return the most tokens of the answer, where the request says."""
-        return self.max_completion_tokens or self.max_tokens
 
     @property
+    @abstractmethod
     def length_field(self) -> str:
         """The field that says so."""
-        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     def params(self, default_length: int, default_block_length: int, seed: int) -> GenerationParams:
         """Return what the engine is to do.
@@ -138,127 +164,111 @@ class Sampling(Body):
             ApiError: a field asks for something that this server does not do.
             GenerationError: a value is out of range.
         """
-        self._refuse_what_has_no_effect()
         stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
         if len(stops) > MAX_STOPS or not all(stops):
             raise bad_request(f"stop takes up to {MAX_STOPS} strings, none of them empty.", "stop")
         given = {name: value for name in self.settings if (value := getattr(self, name)) is not None}
+        structure = self.structure()
+        if structure is not None and stops:
+            raise bad_request(f"a stop string would cut what {structure.field} asks for; leave one out.", "stop")
+        if structure is not None and given.get("buffer_size", 1) > 1:
+            text = f"buffer_size must be 1 with {structure.field}: such an answer has one block in flight."
+            raise bad_request(text, "buffer_size")
         default_length = max(default_length, given.get("min_tokens", 0))
         return params_of(
             {"block_length": default_block_length, "seed": seed, "draw_top_k": max(self.top_k or 0, 0), **given},
             self.decoder_options,
             gen_length=self.limit() or default_length,
             stop=tuple(stops),
+            json_schema=None if structure is None else structure.schema,
+            logprobs=self.wanted_logprobs(),
         )
 
-    def _refuse_what_has_no_effect(self) -> None:
-        neutral: dict[str, Sequence[Any]] = {
-            "presence_penalty": (None, 0),
-            "frequency_penalty": (None, 0),
-            "repetition_penalty": (None, 1),
-            "length_penalty": (None, 1),
-            "use_beam_search": (None, False),
-            "skip_special_tokens": (None, True),
-            "spaces_between_special_tokens": (None, True, False),
-            "logit_bias": (None, {}),
-            **self._neutral(),
-        }
-        for name, values in neutral.items():
-            if getattr(self, name) not in values:
-                raise bad_request(f"{name} is not supported; leave it out.", name, "unsupported_parameter")
+    @abstractmethod
+    def structure(self) -> Structure | None:
+        """Return what the answer has to look like; None where it is any text.
 
-    def _neutral(self) -> dict[str, Sequence[Any]]:
-        """List further fields without effect, with the values that ask for nothing."""
-        return {}
+        Raises:
+            ApiError: the request asks for what there is not.
+        """
+
+    def told_tools(self) -> list[dict[str, Any]]:
+        """List the tools that a chat template is to tell the model of."""
+        return []
+
+    @abstractmethod
+    def wanted_logprobs(self) -> int | None:
+        """Return how many log-probabilities are wanted beside that of each token; None where none are wanted at all."""
 
 
-def text_of_parts(content: Any) -> Any:
-    """Read a message's content: text, or parts of text, whose further keys (``cache_control``) do not matter.
+class CompletionSampling(Sampling):
+    """Fields that chat and text completions share."""
 
-    Raises:
-        PydanticCustomError: a part is no text, or the content is neither.
-    """
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
-        raise PydanticCustomError("content_type", "it must be text, or a list of parts of text")
-    texts = []
-    for number, part in enumerate(content, 1):
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind not in _TEXT_PARTS:
-            raise PydanticCustomError(
-                "content_type", "part {number} is {kind}; only text is taken", {"number": number, "kind": str(kind)}
-            )
-        if not isinstance(part.get("text"), str):
-            raise PydanticCustomError("content_type", "part {number} has no text", {"number": number})
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-_TEXT_PARTS = ("text", "input_text", "output_text")
-Content = Annotated[str, BeforeValidator(text_of_parts)]
-
-
-class ChatMessage(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content = ""
-    name: str | None = None
-    tool_calls: list[Any] | None = None
-    tool_call_id: str | None = None
+    max_tokens: Whole | None = Field(default=None, ge=1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1)
+    n: Whole = Field(default=1, ge=1, le=MAX_CHOICES)
+    response_format: dict[str, Any] | None = None
 
     @property
-    def is_of_a_tool(self) -> bool:
-        """Whether a template has to know tools to tell what this is."""
-        return self.role in ("tool", "function")
+    def choices(self) -> int:
+        """Return as many as ``n`` says."""
+        return self.n
 
-    def as_turn(self) -> dict[str, Any]:
-        """Return the message for the chat template."""
-        further = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
-        return {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": self.content,
-            **{name: value for name, value in further.items() if value},
-        }
+    def limit(self) -> int | None:
+        """Return what ``max_completion_tokens`` says, else ``max_tokens``."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def length_field(self) -> str:
+        """Whichever of the two is given."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    def structure(self) -> Structure | None:
+        """Return what ``response_format`` asks for."""
+        return of_format(self.response_format, "response_format", "json_schema")
 
 
-class ChatRequest(Sampling):
+class ChatRequest(CompletionSampling):
     """``POST /v1/chat/completions``."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     logprobs: bool | None = None
-    top_logprobs: Whole | None = None
-    tools: list[Any] | None = None
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    tools: list[ChatTool] | None = None
     tool_choice: Any = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    modalities: list[str] | None = None
-    response_format: dict[str, Any] | None = None
 
-    def _neutral(self) -> dict[str, Sequence[Any]]:
-        return {
-            "logprobs": (None, False),
-            "top_logprobs": (None, 0),
-            "tools": (None, []),
-            "tool_choice": (None, "none", "auto"),
-            "functions": (None, []),
-            "function_call": (None, "none", "auto"),
-            "modalities": (None, [], ["text"]),
-            "response_format": (None, {"type": "text"}),
-        }
+    def structure(self) -> Structure | None:
+        """Return what the answer has to look like: a call that ``tool_choice`` asks for comes before a format."""
+        call = of_tools([tool.function for tool in self.tools or ()], self.tool_choice)
+        return call or super().structure()
+
+    def told_tools(self) -> list[dict[str, Any]]:
+        """List the tools that a chat template is to tell the model of."""
+        return [] if self.tool_choice == "none" else [tool.function.as_tool() for tool in self.tools or ()]
+
+    def wanted_logprobs(self) -> int | None:
+        """Return as many as ``top_logprobs`` says, which needs ``logprobs``."""
+        if self.top_logprobs and not self.logprobs:
+            raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
+        return self.top_logprobs or 0 if self.logprobs else None
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(CompletionSampling):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    echo: bool = False
-    best_of: Whole | None = None
-    logprobs: Whole | None = None
-    suffix: str | None = None
+    prompt: str | list[str] | list[Whole] | list[list[Whole]]
+    logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @classmethod
+    def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values without a ``best_of`` of as many answers as are asked for."""
+        if values.get("best_of") == values.get("n", 1):
+            values = {name: value for name, value in values.items() if name != "best_of"}
+        return super().normalized(values)
+
+    def wanted_logprobs(self) -> int | None:
+        """Return as many as ``logprobs`` says."""
+        return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         """List the prompts, one by one."""
@@ -270,32 +280,24 @@ class CompletionRequest(Sampling):
             raise bad_request(f"prompt takes 1 to {MAX_PROMPTS} prompts, not {len(self.prompt)}.", "prompt")
         return list(self.prompt)  # type: ignore[arg-type]
 
-    def _neutral(self) -> dict[str, Sequence[Any]]:
-        return {"echo": (False,), "best_of": (None, 1, self.n), "logprobs": (None,), "suffix": (None, "")}
-
-
-class InputMessage(ChatMessage):
-    """One item of a response's input: a message, in a form with or without its ``type``."""
-
-    type: Literal["message"] = "message"
-
 
 class ResponsesRequest(Sampling):
-    """``POST /v1/responses``, for text."""
+    """``POST /v1/responses``, for text and calls of functions."""
 
-    hints: ClassVar[frozenset[str]] = Body.hints | {"include", "reasoning"}
+    hints: ClassVar[frozenset[str]] = Body.hints | {"reasoning", "max_tool_calls"}
+    neutral: ClassVar[Mapping[str, Sequence[Any]]] = {
+        **Sampling.neutral,
+        "n": (1,),
+        **dict.fromkeys(("conversation", "max_tokens", "max_completion_tokens", "response_format"), ()),
+    }
 
-    input: str | list[InputMessage] = Field(min_length=1)
+    input: Annotated[str | list[ChatMessage], BeforeValidator(messages_of_items)] = Field(min_length=1)
     instructions: str | None = None
     max_output_tokens: Whole | None = Field(default=None, ge=1)
-    previous_response_id: str | None = None
-    conversation: Any = None
-    background: bool | None = None
-    tools: list[Any] | None = None
+    tools: list[ResponseTool] | None = None
     tool_choice: Any = None
-    max_tool_calls: Whole | None = None
-    top_logprobs: Whole | None = None
-    truncation: str | None = None
+    include: list[str] | None = None
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     text: dict[str, Any] | None = None
 
     def limit(self) -> int | None:
@@ -313,22 +315,24 @@ class ResponsesRequest(Sampling):
         given = [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         return [*opening, *given]
 
-    def _neutral(self) -> dict[str, Sequence[Any]]:
-        formats = {name: value for name, value in (self.text or {}).items() if name != "verbosity" and value}
-        return {
-            "n": (1,),
-            "max_tokens": (None,),
-            "max_completion_tokens": (None,),
-            "previous_response_id": (None, ""),
-            "conversation": (None,),
-            "background": (None, False),
-            "tools": (None, []),
-            "tool_choice": (None, "none", "auto"),
-            "max_tool_calls": (None, self.max_tool_calls),
-            "top_logprobs": (None, 0),
-            "truncation": (None, "disabled", "auto"),
-            "text": (self.text if formats in ({}, {"format": {"type": "text"}}) else None,),
-        }
+    def structure(self) -> Structure | None:
+        """Return what the answer has to look like: a call that ``tool_choice`` asks for comes before a format."""
+        text = self.text or {}
+        if any(value is not None and name not in ("format", "verbosity") for name, value in text.items()):
+            raise bad_request("text takes format and verbosity; leave the rest out.", "text", "unsupported_parameter")
+        return of_tools(self.tools or (), self.tool_choice) or of_format(text.get("format"), "text.format", None)
+
+    def told_tools(self) -> list[dict[str, Any]]:
+        """List the tools that a chat template is to tell the model of."""
+        return [] if self.tool_choice == "none" else [tool.as_tool() for tool in self.tools or ()]
+
+    def wanted_logprobs(self) -> int | None:
+        """Return as many as ``top_logprobs`` says, which ``include`` has to ask for."""
+        if LOGPROBS not in (self.include or ()):
+            if self.top_logprobs:
+                raise bad_request(f"top_logprobs needs include: [{LOGPROBS!r}].", "top_logprobs")
+            return None
+        return self.top_logprobs or 0
 
 
 class TokenizeRequest(Body):

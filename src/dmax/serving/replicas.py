@@ -126,6 +126,7 @@ class ResumableAnswer:
         self._agrees = self._agrees and repeated == known[: len(repeated)]
         final_ids = update.final_ids[len(repeated) :] if self._agrees else []
         self._handed_on += final_ids
+        logprobs = update.logprobs[len(repeated) :] if self._agrees else []
         records = update.records[max(0, self._records_handed_on - self._records_seen) :]
         self._records_seen += len(update.records)
         self._records_handed_on += len(records)
@@ -133,7 +134,7 @@ class ResumableAnswer:
         if output is not None:
             seconds = time.perf_counter() - self._started
             output = replace(output, seconds=seconds, tps=output.num_tokens / seconds)
-        return replace(update, final_ids=final_ids, records=records, output=output)
+        return replace(update, final_ids=final_ids, logprobs=logprobs, records=records, output=output)
 
 
 async def ask_in_time(ask: Ask, prompt: list[int], params: GenerationParams, seconds: float) -> ResumableAnswer:

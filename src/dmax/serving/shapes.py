@@ -1,17 +1,35 @@
-"""The forms in which answers are told: chat completions, text completions, responses; whole, or event by event."""
+"""The forms in which answers are told: chat completions and text completions; whole, or event by event."""
 
 from __future__ import annotations
 
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
 from dmax.engine import GenerationOutput
+from dmax.engine.outputs import TokenLogprob
 from dmax.serving.errors import ApiError
-from dmax.serving.protocol import ResponsesRequest
+from dmax.serving.structure import CallText
+
+Piece = Callable[[int], str]
+"""The text of one token."""
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What all forms have to know of an answer."""
+
+    model_name: str
+    piece: Piece
+    is_call: bool = False
+    """Whether it is the call of a tool."""
+    logprobs: bool = False
+    """Whether log-probabilities are told."""
 
 
 class Shape(ABC):
@@ -26,8 +44,8 @@ class Shape(ABC):
         """Return the events before the text of a choice."""
 
     @abstractmethod
-    def piece(self, index: int, text: str) -> str:
-        """Return the event of some text of a choice."""
+    def piece(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> str:
+        """Return the event of some text of a choice, and of the tokens whose log-probabilities are told with it."""
 
     @abstractmethod
     def ending(self, index: int, output: GenerationOutput, prompt_tokens: int) -> str:
@@ -49,12 +67,18 @@ class _Completion(Shape):
     chunk_kind: str
     prefix: str
 
-    def __init__(self, model_name: str) -> None:
-        self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model_name}
+    def __init__(self, telling: Telling) -> None:
+        self._telling = telling
+        self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": telling.model_name}
 
     def body(self, outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
         choices = [
-            {"index": index, **self._whole(output.text or ""), "logprobs": None, "finish_reason": output.finish_reason}
+            {
+                "index": index,
+                **self._whole(output.text or ""),
+                "logprobs": self._logprobs(index, words_of(output)) if self._telling.logprobs else None,
+                "finish_reason": self._reason(output),
+            }
             for index, output in enumerate(outputs)
         ]
         return {**self._head, "object": self.kind, "choices": choices, **_usage(outputs, prompt_tokens)}
@@ -62,21 +86,29 @@ class _Completion(Shape):
     def opening(self, index: int) -> str:
         return ""
 
-    def piece(self, index: int, text: str) -> str:
-        return self._chunk([{"index": index, **self._part(text), "logprobs": None, "finish_reason": None}])
+    def piece(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> str:
+        logprobs = self._logprobs(index, tokens) if tokens else None
+        return self._choice(index, self._part(text), logprobs)
 
     def ending(self, index: int, output: GenerationOutput, prompt_tokens: int) -> str:
-        end = {"index": index, **self._part(""), "logprobs": None, "finish_reason": output.finish_reason}
-        return self._chunk([end], dmax=cost(output))
+        return self._choice(index, self._part(""), None, self._reason(output), dmax=cost(output))
 
     def closing(self, outputs: Sequence[GenerationOutput], prompt_tokens: int, usage: bool) -> str:
         return (self._chunk([], **_usage(outputs, prompt_tokens)) if usage else "") + "data: [DONE]\n\n"
 
     def failure(self, error: ApiError) -> str:
-        return _event(error.body())
+        return event(error.body())
+
+    def _choice(
+        self, index: int, part: dict[str, Any], logprobs: Any = None, reason: str | None = None, **further: Any
+    ) -> str:
+        return self._chunk([{"index": index, **part, "logprobs": logprobs, "finish_reason": reason}], **further)
 
     def _chunk(self, choices: list[dict[str, Any]], **further: Any) -> str:
-        return _event({**self._head, "object": self.chunk_kind, "choices": choices, **further})
+        return event({**self._head, "object": self.chunk_kind, "choices": choices, **further})
+
+    def _reason(self, output: GenerationOutput) -> str:
+        return output.finish_reason
 
     @abstractmethod
     def _whole(self, text: str) -> dict[str, Any]:
@@ -86,21 +118,76 @@ class _Completion(Shape):
     def _part(self, text: str) -> dict[str, Any]:
         """Return some text of a choice in a stream."""
 
+    @abstractmethod
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Return the log-probabilities of the next tokens of a choice."""
+
 
 class ChatShape(_Completion):
     """``chat.completion``."""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
+    def __init__(self, telling: Telling) -> None:
+        super().__init__(telling)
+        self._calls: dict[int, _Call] = {}
+
     def opening(self, index: int) -> str:
-        delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
+        content = None if self._telling.is_call else ""
+        return self._choice(index, {"delta": {"role": "assistant", "content": content}})
+
+    def piece(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> str:
+        if not self._telling.is_call:
+            return super().piece(index, text, tokens)
+        call = self._calls.setdefault(index, _Call())
+        delta = call.delta(call.text.add(text))
+        logprobs = self._logprobs(index, tokens) if tokens else None
+        return self._choice(index, {"delta": delta}, logprobs) if delta or logprobs else ""
+
+    def ending(self, index: int, output: GenerationOutput, prompt_tokens: int) -> str:
+        end = super().ending(index, output, prompt_tokens)
+        call = self._calls.get(index)
+        delta = call.delta(call.text.finish()) if call else {}
+        return (self._choice(index, {"delta": delta}) if delta else "") + end
+
+    def _reason(self, output: GenerationOutput) -> str:
+        return "tool_calls" if self._telling.is_call and output.finish_reason == "stop" else output.finish_reason
 
     def _whole(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        message = {"role": "assistant", "content": text, "refusal": None}
+        if not self._telling.is_call:
+            return {"message": message}
+        call = _Call()
+        arguments = call.text.add(text) + call.text.finish()
+        calls = [] if call.text.name is None else [call.whole(arguments)]
+        return {"message": {**message, "content": None, **({"tool_calls": calls} if calls else {})}}
 
     def _part(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text} if text else {}}
+
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {"content": token_logprobs(tokens, self._telling.piece), "refusal": None}
+
+
+class _Call:
+    """The call of a tool in one choice of a chat."""
+
+    def __init__(self) -> None:
+        self.text = CallText()
+        self._id = f"call_{uuid4().hex}"
+        self._begun = False
+
+    def whole(self, arguments: str) -> dict[str, Any]:
+        """Tell of the call as part of a message."""
+        return {"id": self._id, "type": "function", "function": {"name": self.text.name, "arguments": arguments}}
+
+    def delta(self, arguments: str) -> dict[str, Any]:
+        """Tell of further arguments as part of a stream: first with the call's name, and of nothing before it."""
+        if self.text.name is None or (self._begun and not arguments):
+            return {}
+        part = {"function": {"arguments": arguments}} if self._begun else self.whole(arguments)
+        self._begun = True
+        return {"tool_calls": [{"index": 0, **part}]}
 
 
 class TextShape(_Completion):
@@ -108,107 +195,47 @@ class TextShape(_Completion):
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
+    def __init__(self, telling: Telling) -> None:
+        super().__init__(telling)
+        self._offsets: dict[int, int] = {}
+
     def _whole(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
     _part = _whole
 
-
-class ResponsesShape(Shape):
-    """``response``, of one message of one text."""
-
-    def __init__(self, model_name: str, request: ResponsesRequest) -> None:
-        self._item_id = f"msg_{uuid4().hex}"
-        self._sent = ""
-        self._number = 0
-        self._place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        self._head: dict[str, Any] = {
-            "id": f"resp_{uuid4().hex}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "model": model_name,
-            "background": False,
-            "error": None,
-            "instructions": request.instructions,
-            "max_output_tokens": request.max_output_tokens,
-            "max_tool_calls": None,
-            "metadata": {},
-            "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "store": False,
-            "temperature": getattr(request, "temperature", None) or 0.0,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
-            "top_p": getattr(request, "top_p", None) or 1.0,
-            "truncation": "disabled",
-            "user": None,
-        }
-
-    def body(self, outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
-        [output] = outputs
-        cut = output.finish_reason == "length"
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        piece = self._telling.piece
+        texts = [piece(token.token_id) for token in tokens]
+        *offsets, end = accumulate(map(len, texts), initial=self._offsets.get(index, 0))
+        self._offsets[index] = end
         return {
-            **self._head,
-            "status": "incomplete" if cut else "completed",
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [self._item(output.text or "", "incomplete" if cut else "completed")],
-            "usage": {
-                "input_tokens": prompt_tokens,
-                "input_tokens_details": {"cached_tokens": 0},
-                "output_tokens": output.num_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": prompt_tokens + output.num_tokens,
-            },
-            "dmax": cost(output),
+            "tokens": texts,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [
+                {text: token.logprob, **{piece(token_id): value for token_id, value in token.top}}
+                for text, token in zip(texts, tokens, strict=True)
+            ],
+            "text_offset": offsets,
         }
 
-    def opening(self, index: int) -> str:
-        begun = {**self._head, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
-        item = {"id": self._item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
-        return "".join(
-            (
-                self._event("response.created", response=begun),
-                self._event("response.in_progress", response=begun),
-                self._event("response.output_item.added", output_index=0, item=item),
-                self._event("response.content_part.added", **self._place, part=_text_part("")),
-            )
-        )
 
-    def piece(self, index: int, text: str) -> str:
-        self._sent += text
-        return self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
-
-    def ending(self, index: int, output: GenerationOutput, prompt_tokens: int) -> str:
-        whole = self.body([output], prompt_tokens)
-        return "".join(
-            (
-                self._event("response.output_text.done", **self._place, text=self._sent, logprobs=[]),
-                self._event("response.content_part.done", **self._place, part=_text_part(self._sent)),
-                self._event("response.output_item.done", output_index=0, item=whole["output"][0]),
-                self._event(f"response.{whole['status']}", response=whole),
-            )
-        )
-
-    def closing(self, outputs: Sequence[GenerationOutput], prompt_tokens: int, usage: bool) -> str:
-        return ""
-
-    def failure(self, error: ApiError) -> str:
-        return self._event("error", code=error.code, message=error.message, param=error.param)
-
-    def _item(self, text: str, status: str) -> dict[str, Any]:
-        item = {"id": self._item_id, "type": "message", "status": status, "role": "assistant"}
-        return {**item, "content": [_text_part(text)]}
-
-    def _event(self, kind: str, **fields: Any) -> str:
-        event = {"type": kind, "sequence_number": self._number, **fields}
-        self._number += 1
-        return f"event: {kind}\n{_event(event)}"
+def words_of(output: GenerationOutput) -> Sequence[TokenLogprob]:
+    """Return the log-probabilities of an answer's tokens, that of EOS left out."""
+    return (output.logprobs or [])[: output.num_tokens]
 
 
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def token_logprobs(tokens: Sequence[TokenLogprob], piece: Piece) -> list[dict[str, Any]]:
+    """Return the log-probabilities of tokens as chats and responses tell them."""
+
+    def one(token_id: int, logprob: float) -> dict[str, Any]:
+        text = piece(token_id)
+        whole = "\N{REPLACEMENT CHARACTER}" not in text  # part of a character has no text, so its bytes are not known
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+
+    return [
+        {**one(token.token_id, token.logprob), "top_logprobs": [one(*each) for each in token.top]} for token in tokens
+    ]
 
 
 def _usage(outputs: Sequence[GenerationOutput], prompt_tokens: int) -> dict[str, Any]:
@@ -238,5 +265,6 @@ def cost(*outputs: GenerationOutput) -> dict[str, Any]:
     }
 
 
-def _event(value: dict[str, Any]) -> str:
+def event(value: dict[str, Any]) -> str:
+    """Return a server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from dmax.engine import RequestUpdate
+from dmax.engine.outputs import TokenLogprob
+
 PING = ": ping\n\n"
 """A comment of a stream of events, which clients skip."""
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -28,6 +31,23 @@ class TextStream:
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._sent = ""
+        self._told = 0
+
+    def take(self, update: RequestUpdate) -> tuple[str, list[TokenLogprob]]:
+        """Let go the text that an update allows, and log-probabilities of further tokens where they are asked for.
+
+        A stop string takes tokens back, so with one those are let go at the end.
+
+        Raises:
+            ContradictionError: as :meth:`finish`.
+        """
+        output = update.output
+        text = self.add(update.final_ids) if output is None else self.finish(output.text or "")
+        known = [] if self._stop else update.logprobs
+        if output is not None and output.logprobs is not None:
+            known = output.logprobs[self._told : output.num_tokens]
+        self._told += len(known)
+        return text, known
 
     def add(self, final_ids: Sequence[int]) -> str:
         """Return the text that further final tokens let go."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import tokenizers
 import torch
 
 pytest.importorskip("fastapi")
@@ -39,6 +40,26 @@ def llm(
     return LLM(model, word_tokenizer(chat_template))
 
 
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}<{{ tool.function.name }}>{% endfor %}{% for m in messages %}{{ m.role }}: "
+    "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.arguments.city }}{% endfor %}\n\n{% endfor %}"
+)
+
+
+@pytest.fixture(scope="session")
+def byte_llm(tiny_config: Callable[..., ModelConfig]) -> LLM:
+    """A model whose tokens are bytes, so that it can spell JSON, and whose chat template tells of tools."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: at for at, token in enumerate(["<pad>", "<mask>", "<eos>", *letters])}
+    pipeline = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pipeline.decoder = tokenizers.decoders.ByteLevel()
+    pipeline.add_special_tokens(["<pad>", "<mask>", "<eos>"])
+    config = tiny_config(moe=False, vocab_size=len(vocabulary), max_position_embeddings=2048)
+    model = initialize(LLaDA2(config), torch.Generator().manual_seed(1))
+    return LLM(model, Tokenizer(pipeline, {"eos_token": "<eos>", "mask_token": "<mask>"}, TOOL_TEMPLATE))
+
+
 Serve = Callable[..., Any]
 
 
@@ -47,11 +68,11 @@ def serve_module(llm: LLM) -> Serve:
     """Settings of a server -> a context with a client of it; for servers that several tests ask."""
 
     @contextmanager
-    def running(engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[TestClient]:
-        assert llm.tokenizer is not None
-        made = LLMEngine(llm.model, llm.tokenizer, **{"page_length": BLOCK, "kv_memory": 2**22, **(engine or {})})
+    def running(engine: dict[str, Any] | None = None, of: LLM = llm, **settings: Any) -> Iterator[TestClient]:
+        assert of.tokenizer is not None
+        made = LLMEngine(of.model, of.tokenizer, **{"page_length": BLOCK, "kv_memory": 2**22, **(engine or {})})
         defaults = {"model_name": "tiny", "block_length": BLOCK, "default_gen_length": 24, "max_gen_length": 400}
-        with TestClient(create_app(made, llm.tokenizer, ServerSettings(**{**defaults, **settings}))) as client:
+        with TestClient(create_app(made, of.tokenizer, ServerSettings(**{**defaults, **settings}))) as client:
             yield client
 
     return running

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from dmax import LLM
 
-CAPTURED = json.loads((Path(__file__).parents[2] / "data" / "client_requests.json").read_text(encoding="utf-8"))
+SENT = json.loads((Path(__file__).parents[2] / "data" / "client_requests.json").read_text(encoding="utf-8"))
 MESSAGES = [{"role": "user", "content": "w7 w8"}]
 
 
@@ -27,15 +27,31 @@ def chat(client: Any, **fields: Any) -> Any:
     return client.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
 
 
-@pytest.mark.parametrize("case", CAPTURED, ids=lambda case: case["client"])
-def test_what_clients_send_by_default(client: TestClient, case: dict[str, Any]) -> None:
-    reply = client.post(case["path"], json=case["body"])
+@pytest.fixture(scope="module")
+def byte_client(serve_module: Any, byte_llm: LLM) -> Iterator[TestClient]:
+    with serve_module(of=byte_llm, max_gen_length=1024) as running:
+        yield running
+
+
+@pytest.mark.parametrize("case", SENT["cases"], ids=lambda case: f"{case['client']}: {case['case']}")
+def test_what_clients_send_by_default(byte_client: TestClient, case: dict[str, Any]) -> None:
+    reply = byte_client.post(case["path"], json=case["body"], headers=SENT["clients"][case["client"]]["headers"])
     if refused := case.get("refused"):
         assert reply.status_code == 400, reply.text
         assert reply.json()["error"]["param"] == refused
     else:
         assert reply.status_code == 200, reply.text
         assert '"error":{' not in reply.text.replace(" ", "")
+    assert (reply.headers["content-type"] == "text/event-stream; charset=utf-8") == (
+        not refused and bool(case["body"].get("stream"))
+    )
+
+
+def test_every_client_says_where_its_requests_come_from() -> None:
+    assert {case["client"] for case in SENT["cases"]} == SENT["clients"].keys()
+    recorded = {name for name, client in SENT["clients"].items() if client["source"] == "recorded"}
+    assert {"openai", "langchain-openai", "litellm", "llm", "guidellm", "aider-chat"} <= recorded
+    assert all(any(char.isdigit() for char in SENT["clients"][name]["version"]) for name in recorded)
 
 
 def test_null_is_absent_for_every_optional_field(client: TestClient) -> None:
@@ -43,9 +59,41 @@ def test_null_is_absent_for_every_optional_field(client: TestClient) -> None:
     fields = set(schemas["ChatRequest"]["properties"]) - {"messages"}
     assert {"threshold", "steps", "ignore_eos", "temperature", "n", "stream"} <= fields
     assert chat(client, **dict.fromkeys(fields)).status_code == 200
-    texts = set(schemas["CompletionRequest"]["properties"]) - {"prompt"}
-    assert client.post("/v1/completions", json={"prompt": "w7", **dict.fromkeys(texts)}).status_code == 200
-    assert chat(client, stream=True, stream_options={"include_usage": None}).status_code == 200
+    for path, model, own in (
+        ("/v1/completions", "CompletionRequest", "prompt"),
+        ("/v1/responses", "ResponsesRequest", "input"),
+        ("/tokenize", "TokenizeRequest", "prompt"),
+    ):
+        others = dict.fromkeys(set(schemas[model]["properties"]) - {own})
+        assert client.post(path, json={own: "w7", **others}).status_code == 200
+    for nested in (
+        {"stream": True, "stream_options": {"include_usage": None}},
+        {"stream": True, "stream_options": None},
+        {"decoder_options": {"steps": None}},
+        {"tools": [{"type": "function", "function": {"name": "f", "description": None, "parameters": None}}]},
+        {"response_format": {"type": "text", "json_schema": None}},
+        {"what_nobody_knows": None},
+        {"messages": [{"role": "assistant", "content": None, "name": None, "tool_calls": None}, *MESSAGES]},
+    ):
+        assert chat(client, **nested).status_code == 200, nested
+
+
+NEUTRAL = [
+    {"top_p": 0.9, "temperature": 0}, {"top_k": -1}, {"top_k": 0}, {"top_k": 40}, {"min_p": 0}, {"min_tokens": 0},
+    {"presence_penalty": -0.0, "frequency_penalty": 0.0, "repetition_penalty": 1, "length_penalty": 1.0},
+    {"use_beam_search": False, "early_stopping": False, "best_of": 1, "echo": False, "suffix": ""},
+    {"stop_token_ids": [], "include_stop_str_in_output": False, "bad_words": [], "logit_bias": {}},
+    {"skip_special_tokens": True, "spaces_between_special_tokens": True, "add_special_tokens": False},
+    {"add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {}, "documents": []},
+    {"functions": [], "function_call": "auto", "modalities": ["text"], "priority": 0, "typical_p": 1.0},
+    {"tools": [], "tool_choice": "none"}, {"response_format": {"type": "text"}}, {"logprobs": False}, {"stop": []},
+    {"reasoning_effort": "none", "verbosity": "low", "store": True, "user": 5, "metadata": {"a": None}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", NEUTRAL, ids=lambda fields: next(iter(fields)))
+def test_what_asks_for_nothing_changes_nothing(client: TestClient, fields: dict[str, Any]) -> None:
+    assert chat(client, **fields).json().get("choices") == chat(client).json()["choices"]
 
 
 def test_an_answer_has_by_default_the_room_that_is_left(client: TestClient) -> None:
@@ -74,6 +122,7 @@ def test_a_prompt_beyond_the_context_is_told_in_openais_words(
         assert reply.status_code == 400
         assert error["message"].startswith("This model's maximum context length is 512 tokens, and ")
         assert (error["param"], error["code"]) == (field, "context_length_exceeded")
+        assert "the prompt is too long" in error["message"]  # by which LangChain knows
         assert "gen_length" not in error["message"]
         assert "position" not in error["message"]
 
@@ -90,6 +139,12 @@ def test_a_prompt_beyond_the_context_is_told_in_openais_words(
         ({"max_tokens": 12.5}, "max_tokens", "int_type", "max_tokens"),
         ({"stop": 5}, "stop", "string_type", "stop"),
         ({"seed": -2}, "seed", "greater_than_equal", "seed"),
+        ({"stop": ["a", None]}, "stop.1", "string_type", "stop.1"),
+        ({"n": 17}, "n", "less_than_equal", "16"),
+        ({"presence_penalty": False}, "presence_penalty", "unsupported_parameter", "not supported"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter", "not supported"),
+        ({"chat_template_kwargs": {"thinking": 1}}, "chat_template_kwargs", "unsupported_parameter", "not supported"),
+        ({"x" * 10**5: 1}, "x" * 64, "unknown_parameter", "there is no field"),
     ],
 )
 def test_what_is_refused_is_named(client: TestClient, fields: Any, param: str, code: str, hint: str) -> None:
@@ -124,8 +179,15 @@ def test_many_prompts_at_a_time_and_no_more_than_could_ever_be_queued(client: Te
 def test_numbers_are_numbers_however_they_are_written(client: TestClient) -> None:
     whole, written = chat(client, max_tokens=16).json(), chat(client, max_tokens=16.0, n=1.0, buffer_size=1.0).json()
     assert written["choices"] == whole["choices"]
-    drawn = {chat(client, temperature=1.5, seed=-1).json()["dmax"]["params"]["seed"] for _ in range(3)}
+    drawn = {chat(client, temperature=1.5, seed=-1.0).json()["dmax"]["params"]["seed"] for _ in range(3)}
     assert len(drawn) == 3
+    text = client.post("/v1/completions", json={"prompt": [7, 8]}).json()["choices"]
+    for prompt in ([7.0, 8.0], [[7.0, 8.0]]):
+        assert client.post("/v1/completions", json={"prompt": prompt}).json()["choices"] == text
+    steps = chat(client, decoder="threshold", decoder_options={"steps": 4.0})
+    assert steps.json()["choices"] == chat(client, decoder="threshold", steps=4).json()["choices"]
+    for prompt, place in (([7, 8.5], "prompt.1"), ([7, True], "prompt.1"), (["w7", 5], "prompt.1"), (5, "prompt")):
+        assert client.post("/v1/completions", json={"prompt": prompt}).json()["error"]["param"] == place
 
 
 def test_bodies_in_chunks_and_questions_without_a_body(client: TestClient) -> None:
@@ -133,8 +195,24 @@ def test_bodies_in_chunks_and_questions_without_a_body(client: TestClient) -> No
     headers = {"Content-Type": "application/json"}
     reply = client.post("/v1/chat/completions", content=iter([body[:9], body[9:]]), headers=headers)
     assert reply.json()["choices"] == chat(client).json()["choices"]
-    for path in ("/health", "/ready", "/v1/models"):
-        assert client.head(path).status_code == 200
+
+
+def test_head_is_get_without_the_body(client: TestClient) -> None:
+    routes = [route for route in client.app.routes if "GET" in getattr(route, "methods", ())]  # type: ignore[attr-defined]
+    paths = {route.path.replace("{name:path}", "tiny").replace("{name}", "theme.css") for route in routes}
+    assert {"/health", "/ready", "/metrics", "/version", "/v1/models/tiny", "/", "/web/theme.css"} <= paths
+    for path in (*paths, "/none", "/v1/models/none", "/v1/chat/completions"):
+        asked, told = client.head(path), client.get(path)
+        assert (asked.status_code, asked.content) == (told.status_code, b"")
+        assert asked.headers["content-type"] == told.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"null", b"[1]", b"{", b"\xff", b'{"a":' * 10**5, b'{"messages":' + b"[" * 10**5]
+)
+def test_a_body_that_is_no_object_is_refused_as_such(client: TestClient, body: bytes) -> None:
+    reply = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +15,10 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from dmax import LLM, LLMEngine, RequestUpdate
+from dmax import LLM, LLMEngine
 from dmax.decoding import SoftParallelDecoder
 from dmax.engine.requests import RequestReader
-from dmax.serving.answering import Answering
 from dmax.serving.app import create_app_over
-from dmax.serving.metrics import ServerMetrics
-from dmax.serving.protocol import CompletionRequest
 from dmax.serving.settings import ServerSettings
 
 SLOW = {"decoder": "fixed-steps", "max_tokens": 300}
@@ -139,7 +134,7 @@ def test_a_step_that_raises_is_told_and_the_next_request_is_answered(
 def test_what_nobody_thought_of_is_a_500_without_internals(
     serve: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise KeyError("secret detail")
 
     monkeypatch.setattr(RequestReader, "encode", fail)
@@ -213,84 +208,6 @@ def test_the_event_loop_never_waits_for_the_model(serve: Any, monkeypatch: pytes
         assert answer.result().status_code == 200
 
 
-@dataclass
-class Held:
-    """The first prompt that is read waits until it may go on."""
-
-    entered: threading.Event = field(default_factory=threading.Event)
-    go_on: threading.Event = field(default_factory=threading.Event)
-
-
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Held:
-    held, encode = Held(), RequestReader.encode
-
-    def wait_and_encode(*arguments: Any) -> list[int]:
-        if not held.entered.is_set():
-            held.entered.set()
-            assert held.go_on.wait(30)
-        return encode(*arguments)
-
-    monkeypatch.setattr(RequestReader, "encode", wait_and_encode)
-    return held
-
-
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/trace"])
-def test_the_event_loop_never_waits_for_a_long_prompt(serve: Any, held: Held, path: str) -> None:
-    prompt = "w7 " * 33_334
-
-    def refusal(client: Any) -> dict[str, Any]:
-        if path != "/v1/trace":
-            return ask(client, prompt).json()["error"]
-        with client.websocket_connect(path) as socket:
-            socket.send_json({"messages": [{"role": "user", "content": prompt}]})
-            return socket.receive_json()["error"]
-
-    with serve() as client, ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(refusal, client)
-        try:
-            assert held.entered.wait(30)
-            for _ in range(3):
-                assert client.get("/health").status_code == 200
-            assert not refused.done()
-        finally:
-            held.go_on.set()
-        assert refused.result()["code"] == "context_length_exceeded"
-
-
-def test_requests_reach_the_engine_in_the_order_in_which_they_came(llm: LLM, held: Held) -> None:
-    submitted: list[list[int]] = []
-
-    async def ask_twice() -> None:
-        answering = answering_with(Stalled(), llm, submitted)
-        requests = [CompletionRequest(prompt=prompt, stream=True) for prompt in ("w7 w8 w9", "w10")]
-        asked = [asyncio.create_task(answering.completion(request)) for request in requests]
-        assert await asyncio.to_thread(held.entered.wait, 30)
-        await asyncio.sleep(0.05)  # time for the second to overtake, if it could
-        held.go_on.set()
-        await asyncio.gather(*asked)
-
-    asyncio.run(ask_twice())
-    assert submitted == [[7, 8, 9], [10]]
-
-
-def test_who_leaves_while_the_prompt_is_read_asks_the_engine_nothing(llm: LLM, held: Held) -> None:
-    submitted: list[list[int]] = []
-
-    async def leave() -> None:
-        answering = answering_with(Stalled(), llm, submitted)
-        asked = asyncio.create_task(answering.completion(CompletionRequest(prompt="w7", stream=True)))
-        assert await asyncio.to_thread(held.entered.wait, 30)
-        asked.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asked
-        held.go_on.set()
-        await answering.completion(CompletionRequest(prompt="w9", stream=True))
-
-    asyncio.run(leave())
-    assert submitted == [[9]]
-
-
 def test_a_watcher_that_leaves_frees_its_row(serve: Any) -> None:
     with serve() as client:
         for _ in range(3):
@@ -314,60 +231,6 @@ def test_a_watcher_that_leaves_while_it_waits_frees_its_place(serve: Any) -> Non
         assert not running.done(), "or its place was not freed, but its turn came"
         assert running.result().status_code == 200
         assert 'dmax_requests_total{path="/v1/trace",status="499"} 1.0' in client.get("/metrics").text
-
-
-class Stalled:
-    """An answer of one block that goes on for ever."""
-
-    def __init__(self) -> None:
-        self.closed = False
-
-    async def __aiter__(self) -> AsyncIterator[RequestUpdate]:
-        yield RequestUpdate("request", [7, 8], [], None, None)
-        await asyncio.sleep(60)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def answering_with(answer: Stalled, llm: LLM, submitted: list[list[int]] | None = None, **settings: Any) -> Answering:
-    """Answers everything alike, and notes the prompts that it is asked."""
-
-    class Engine:
-        async def submit(self, prompt: list[int], *_: Any) -> Stalled:
-            if submitted is not None:
-                submitted.append(prompt)
-            return answer
-
-    assert llm.tokenizer is not None
-    reader = RequestReader(llm.model.config, llm.tokenizer)
-    return Answering(Engine(), reader, llm.tokenizer, ServerSettings("tiny", **settings), ServerMetrics())
-
-
-def test_a_stream_that_was_never_begun_can_be_given_up(llm: LLM) -> None:
-    async def leave() -> None:
-        events = await answering_with(stalled, llm).completion(CompletionRequest(prompt="w7", stream=True))
-        events.close()
-
-    stalled = Stalled()
-    asyncio.run(leave())
-    assert stalled.closed
-
-
-def test_time_that_runs_out_while_a_piece_is_being_sent_is_told_in_the_stream(llm: LLM) -> None:
-    async def taken_slowly(answering: Answering) -> list[str]:
-        events = await answering.completion(CompletionRequest(prompt="w7", stream=True))
-        taken = []
-        async for event in events:
-            taken.append(event)
-            await asyncio.sleep(0.1)  # a client that reads slowly; time is over meanwhile
-        return taken
-
-    stalled = Stalled()
-    text, error = asyncio.run(taken_slowly(answering_with(stalled, llm, timeout=0.02)))
-    assert "w7 w8" in text
-    assert '"code": "timeout"' in error
-    assert stalled.closed
 
 
 @pytest.mark.parametrize("log_prompts", [False, True])

@@ -70,6 +70,7 @@ json_values = st.recursive(
 FIELDS = (
     "messages", "model", "max_tokens", "temperature", "seed", "stop", "n", "stream", "stream_options", "user", "top_p",
     "logit_bias", "decoder", "threshold", "block_length", "decoder_options", "buffer_size", "tools", "metadata",
+    "tool_choice", "response_format", "logprobs", "top_logprobs", "echo", "presence_penalty", "modalities",
 )  # fmt: skip
 
 

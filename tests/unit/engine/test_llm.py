@@ -84,12 +84,16 @@ def test_prompts_of_different_kinds_go_together(llm: LLM) -> None:
         ([[5], [-1]], "prompt 1 has token id -1"),
         ([[5], [6, "w7"]], "prompt 1 is a list of mixed parts; a prompt is a string"),
         ([5.0], "prompt 0 is a list of mixed parts"),
+        (
+            [9] * 249,
+            "256 tokens, and prompt 0 is too long for the answer: it has 249, which leaves 7; gen_length asks for 8",
+        ),
+        ([9] * 256, "256 tokens, and prompt 0 is too long: it has 256; shorten it"),
         (torch.tensor([5.0]), "prompt 0 is a list of mixed parts"),
         ([5, MASK], "prompt 0 holds the mask token \\(id 1\\), which stands for what is to be decoded; leave it out"),
         ("w5 <mask>", "prompt 0 holds the mask token"),
         ({"role": "user", "content": "w5"}, "a prompt is a dict without input_ids; put a message in a list"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "prompt 0: part 1 of a turn's content is image_url"),
-        ([9] * 249, "prompt 0 has 249 tokens, which with gen_length 8 exceeds this model's limit of 256 positions"),
     ],
 )
 def test_refuses_prompts_that_cannot_be_used(llm: LLM, prompt: Any, complaint: str) -> None:

@@ -243,3 +243,49 @@ def test_other_threads_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) ->
         turns += 1
         time.sleep(0.001)
     assert turns > 20, "whoever holds the interpreter leaves a turn or two, at the beginning and at the end"
+
+
+def other(change: str) -> tokenizers.Tokenizer:
+    """The pipeline with a part that leaves characters out, or makes fewer of them."""
+    changed = pipeline()
+    if change == "NFC":
+        changed.normalizer = tokenizers.normalizers.NFC()
+    elif change == "strip":
+        changed.normalizer = tokenizers.normalizers.Strip()
+    elif change == "removed":
+        split = pre_tokenizers.Split(" ", "removed")
+        changed.pre_tokenizer = pre_tokenizers.Sequence([split, changed.pre_tokenizer])
+    elif change == "swallows":
+        changed.add_special_tokens([tokenizers.AddedToken("<s>", lstrip=True)])
+    elif change == "words":
+        changed = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    elif change == "lacks":
+        parts = json.loads(changed.to_str())
+        del parts["model"]["vocab"]["a"]
+        changed = tokenizers.Tokenizer.from_str(json.dumps(parts))
+    return changed
+
+
+@pytest.mark.parametrize("change", ["plain", "NFC", "strip", "removed", "swallows", "words", "lacks"])
+def test_a_length_tells_of_no_more_tokens_than_there_are(change: str) -> None:
+    tokenizer = Tokenizer(other(change), {}, TEMPLATE)
+    wide = "\u1f82"  # one character, of four when it is taken apart
+    apart = "\u03b1\u0313\u0300\u0345"
+    for text in ("", "a" * 50, " " * 50, "<assistant>" * 9, wide * 9, apart * 9, "<s>" + " " * 99, "naïve 数学 🙂" * 7):
+        assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text))
+        marked = tokenizer.render_chat([{"role": "user", "content": text}], marked=True)
+        assert tokenizer.fewest_tokens(marked) <= len(tokenizer.encode(marked))
+    assert (tokenizer.fewest_tokens("a" * 1000) > 0) == (change in ("plain", "NFC"))
+
+
+def test_tools_are_told_with_their_special_names_as_text() -> None:
+    template = "{% for tool in tools or [] %}<user>{{ tool.function.name }}{{ tool | tojson }}{% endfor %}"
+    tokenizer = Tokenizer(pipeline(), {}, template)
+    tools = [{"type": "function", "function": {"name": "<assistant>", "description": "<eos>"}}]
+    rendered = tokenizer.encode(tokenizer.render_chat([], marked=True, tools=tools))
+    assert [one for one in rendered if one < len(SPECIAL)] == [SPECIAL.index("<user>")]
+    assert "<eos>" in tokenizer.decode(rendered)
+    assert tokenizer.render_chat([]) == ""
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "<eos>"}}]}
+    history = Tokenizer(pipeline(), {}, "{% for m in messages %}{{ m.tool_calls[0].function.arguments }}{% endfor %}")
+    assert SPECIAL.index("<eos>") not in history.apply_chat_template([call])

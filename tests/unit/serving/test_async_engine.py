@@ -29,7 +29,11 @@ class Engine:
     def has_requests(self) -> bool:
         return bool(self.requests)
 
-    def add_request(self, prompt: Any, params: Any, request_id: str) -> None:
+    @property
+    def reader(self) -> Any:
+        return type("Reader", (), {"sequence": staticmethod(lambda request_id, *_: request_id)})
+
+    def add(self, request_id: str) -> None:
         self.requests[request_id] = None
         self.adding()
 
