@@ -43,6 +43,9 @@ _OF_VALUES = ("enum", "const", "default", "examples")
 class SchemaError(GenerationError):
     """No answer could be held to this JSON schema; the message says why."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "json_schema")
+
 
 def check_json(text: str | None) -> None:
     """Check that a whole answer is JSON, which only a tokenizer that tells other bytes than it decodes can break.
@@ -53,7 +56,7 @@ def check_json(text: str | None) -> None:
     try:
         json.loads(text or "")
     except (ValueError, RecursionError) as error:
-        raise GenerationError(f"the answer by a JSON schema turned out to be no JSON ({error}).") from error
+        raise SchemaError(f"the answer by a JSON schema turned out to be no JSON ({error}).") from error
 
 
 class JsonConstraint:
@@ -87,10 +90,11 @@ class JsonConstraint:
             return True
         if not self._ends and self._matcher.consume_token(token_id):
             return True
-        self.problem = self.problem or (
-            "the answer cannot go on by its JSON schema: no token of this model spells what would have to come next; "
-            f"simplify the schema. ({self._matcher.get_error().splitlines()[0]})"
-        )
+        error = self._matcher.get_error().partition("\n")[0]
+        why = f"no token of this model spells what would have to come next ({error})"
+        if "limit" in error:  # of what the library keeps in mind of a beginning
+            why = f"it is too intricate to be followed, or no value by it ends ({error})"
+        self.problem = self.problem or f"the answer cannot go on by its JSON schema: {why}; simplify the schema."
         return False
 
     def back(self, count: int) -> None:
@@ -126,6 +130,7 @@ class JsonSchemas:
             raise SchemaError(f'the JSON schema is {schema[:40]}; it must be an object, such as {{"type": "object"}}.')
         library, tokens = self._library, self._tokens
         self._check(value)
+        _leave_out_idle(value)
         if not any(map(_is_open, _schemas(value))):
             value = _closed(value)
         try:
@@ -139,7 +144,10 @@ class JsonSchemas:
             raise SchemaError(_refusal(matcher.get_error()))
         constraint = JsonConstraint(matcher, self._config.vocab_size, self._config.eos_token_ids)
         if not constraint.allowed().any():
-            raise SchemaError("the JSON schema describes no value: a reference of it leads to itself; mend it.")
+            raise SchemaError(
+                "the JSON schema describes nothing that could be spelled: a reference leads to itself, or a text has a "
+                "control character; mend it."
+            )
         return constraint
 
     @cached_property
@@ -214,6 +222,13 @@ def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
             yield from _schemas(list(value.values()))
         elif keyword not in _OF_VALUES:
             yield from _schemas(value)
+
+
+def _leave_out_idle(schema: Any) -> None:
+    """Take out what asks for nothing, and would be refused for its keyword."""
+    for part in _schemas(schema):
+        if part.get("uniqueItems") is False:
+            del part["uniqueItems"]
 
 
 def _is_open(schema: Mapping[str, Any]) -> bool:

@@ -88,6 +88,9 @@ NEUTRAL = [
     {"functions": [], "function_call": "auto", "modalities": ["text"], "priority": 0, "typical_p": 1.0},
     {"tools": [], "tool_choice": "none"}, {"response_format": {"type": "text"}}, {"logprobs": False}, {"stop": []},
     {"reasoning_effort": "none", "verbosity": "low", "store": True, "user": 5, "metadata": {"a": None}},
+    {"prediction": {"type": "content", "content": "w7"}, "reasoning": {"effort": "low"}, "keep_alive": "5m"},
+    {"repeat_penalty": 1, "mirostat": 0, "tfs_z": 1.0, "typ_p": 1, "dry_multiplier": 0, "xtc_probability": 0.0},
+    {"return_token_ids": False, "detokenize": True, "allowed_token_ids": [], "cache_prompt": True},
 ]  # fmt: skip
 
 
@@ -297,4 +300,6 @@ def test_tokens_and_version(client: TestClient, llm: LLM) -> None:
     told = client.post("/tokenize", json={"messages": MESSAGES}).json()
     assert told["count"] == chat(client).json()["usage"]["prompt_tokens"]
     assert client.post("/tokenize", json={"prompt": "w7", "messages": MESSAGES}).status_code == 400
+    error = client.post("/tokenize", json={"messages": MESSAGES, "add_generation_prompt": False}).json()["error"]
+    assert error["param"] == "add_generation_prompt"
     assert client.get("/version").json()["version"]

@@ -194,6 +194,12 @@ def test_further_properties_are_allowed_where_a_schema_speaks_of_them(
     assert accepts(schemas, tokenizer, schema, text)
 
 
+def test_what_asks_for_nothing_is_taken(schemas: JsonSchemas, tokenizer: Tokenizer) -> None:
+    pairs = {"type": "array", "items": {"type": "array", "uniqueItems": False}, "uniqueItems": False}
+    assert accepts(schemas, tokenizer, pairs, "[[1, 1], [1, 1]]")
+    assert accepts(schemas, tokenizer, {"const": {"uniqueItems": False}}, '{"uniqueItems": false}')
+
+
 @pytest.mark.parametrize(
     ("schema", "named"),
     [
@@ -207,6 +213,7 @@ def test_further_properties_are_allowed_where_a_schema_speaks_of_them(
         ({"$ref": "http://example.com/schema"}, "http://example.com/schema"),
         ({"$ref": "#/$defs/none"}, "/$defs/none"),
         ({"$ref": "#"}, "leads to itself"),
+        ({"type": "string", "pattern": "^\\u0000$"}, "control character"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"oneOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}}]}, "oneOf"),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
