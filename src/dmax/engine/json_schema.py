@@ -36,6 +36,8 @@ _SIGNS = '{}[]",:-0123456789.abcdefghijklmnopqrstuvwxyz'
 """What JSON cannot do without, by and large."""
 _OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 """Keywords whose values are schemas by name."""
+_MOST = 2**53 - 1
+"""Greatest integer of I-JSON (RFC 7493)."""
 _OF_VALUES = ("enum", "const", "default", "examples")
 """Keywords whose values are no schemas."""
 
@@ -132,7 +134,7 @@ class JsonSchemas:
         self._check(value)
         _leave_out_idle(value)
         if not any(map(_is_open, _schemas(value))):
-            value = _closed(value)
+            value = _narrowed(value)
         try:
             grammar = library.LLMatcher.grammar_from_json_schema(json.dumps(value), overrides=_STYLE)
             matcher = library.LLMatcher(
@@ -240,28 +242,44 @@ def _is_open(schema: Mapping[str, Any]) -> bool:
     return not schema.keys().isdisjoint(("allOf", "oneOf", *beside))
 
 
-def _closed(schema: Any) -> Any:
-    """Leave a schema no properties but those that it names, where it says nothing of others.
+def _narrowed(schema: Any) -> Any:
+    """Leave a schema no properties but those that it names, where it says nothing of others, and bound its integers.
 
-    So an answer is by the schema all the more, and a model that is lost does not go on with properties for ever.
+    So an answer is by the schema all the more, and a model that is lost does not go on with properties or digits for
+    ever.
     """
     if isinstance(schema, list):
-        return [_closed(part) for part in schema]
+        return [_narrowed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {
-        keyword: {name: _closed(part) for name, part in value.items()}
+    narrowed = {
+        keyword: {name: _narrowed(part) for name, part in value.items()}
         if keyword in _OF_SCHEMAS and isinstance(value, dict)
         else value
         if keyword in _OF_VALUES
-        else _closed(value)
+        else _narrowed(value)
         for keyword, value in schema.items()
     }
     named = schema.get("properties")
     says_more = not schema.keys().isdisjoint(("additionalProperties", "patternProperties", "minProperties"))
     if isinstance(named, dict) and not says_more and named.keys() >= set(_strings(schema.get("required"))):
-        closed["additionalProperties"] = False
-    return closed
+        narrowed["additionalProperties"] = False
+    return narrowed | _bounds(schema)
+
+
+def _bounds(schema: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bounds that a schema's integers lack: those within which every reader of JSON holds them exactly."""
+    if "integer" not in _strings(schema.get("type")) or not schema.keys().isdisjoint(("enum", "const")):
+        return {}
+    low, high = (schema.get(f"{side}imum", schema.get(f"exclusive{side.capitalize()}imum")) for side in ("min", "max"))
+    if not all(bound is None or isinstance(bound, int | float) for bound in (low, high)):
+        return {}  # which the library refuses in its words
+    bounds = {}
+    if low is None and (high is None or high > -_MOST):
+        bounds["minimum"] = -_MOST
+    if high is None and (low is None or low < _MOST):
+        bounds["maximum"] = _MOST
+    return bounds
 
 
 def _texts(schema: Mapping[str, Any]) -> Iterator[str]:

@@ -97,8 +97,9 @@ def of_tools(functions: Sequence[Function], choice: Any) -> Structure | None:
     name = None if choice == "required" else _named(choice)
     chosen = [function for function in functions if name in (None, function.name)]
     if not chosen:
-        there = ", ".join(function.name for function in functions) or "no tools"
-        raise bad_request(f"tool_choice asks for {name or 'a tool'}, and there are {there}.", "tool_choice")
+        names = ", ".join(function.name for function in functions)
+        there = f"the tools are {names}" if names else "there are no tools"
+        raise bad_request(f"tool_choice asks for {name or 'a tool'}; {there}.", "tool_choice")
     return Structure({"anyOf": [_call_of(function) for function in chosen]}, "tools", is_call=True)
 
 

@@ -194,6 +194,25 @@ def test_further_properties_are_allowed_where_a_schema_speaks_of_them(
     assert accepts(schemas, tokenizer, schema, text)
 
 
+@pytest.mark.parametrize(
+    ("schema", "held", "beyond"),
+    [
+        ({"type": "integer"}, (0, 2**53 - 1, 1 - 2**53), (2**53, -(2**53))),
+        ({"type": ["integer", "null"], "minimum": 5}, (5, 2**53 - 1), (4, 2**53)),
+        ({"type": "integer", "exclusiveMaximum": 0}, (-1, 1 - 2**53), (0, -(2**53))),
+        ({"type": "integer", "maximum": 10**17}, (10**17, 1 - 2**53), (10**17 + 1, -(2**53))),
+        ({"type": "integer", "minimum": 10**17}, (10**17, 10**30), (10**16,)),
+        ({"type": "integer", "enum": [10**17]}, (10**17,), (1,)),
+        ({"type": "integer", "multipleOf": 7}, (14, -7), (15, 7 * 10**17)),
+        ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, (10**17,), ()),
+    ],
+)
+def test_integers_without_bounds_are_those_that_every_reader_holds_exactly(
+    schemas: JsonSchemas, tokenizer: Tokenizer, schema: Any, held: tuple[int, ...], beyond: tuple[int, ...]
+) -> None:
+    assert [value for value in (*held, *beyond) if accepts(schemas, tokenizer, schema, str(value))] == [*held]
+
+
 def test_what_asks_for_nothing_is_taken(schemas: JsonSchemas, tokenizer: Tokenizer) -> None:
     pairs = {"type": "array", "items": {"type": "array", "uniqueItems": False}, "uniqueItems": False}
     assert accepts(schemas, tokenizer, pairs, "[[1, 1], [1, 1]]")
@@ -218,6 +237,7 @@ def test_what_asks_for_nothing_is_taken(schemas: JsonSchemas, tokenizer: Tokeniz
         ({"oneOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}}]}, "oneOf"),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
         ({"type": "whole"}, "whole"),
+        ({"type": "integer", "minimum": "a"}, "minimum"),
         ({"type": "object", "minProperties": 2}, "minProperties"),
         ({"items": [{"x-guidance": {"lenient": True}}]}, "x-guidance"),
         ({"properties": {"minProperties": {"const": "\u0001"}}}, "'\\x01'"),
