@@ -25,6 +25,7 @@ LOGPROBS = "message.output_text.logprobs"
 """By which a response's ``include`` asks for log-probabilities."""
 
 S = TypeVar("S", bound="Sampling")
+_LEFT_TO_THE_SERVER = ("seed", "max_tokens", "max_completion_tokens", "max_output_tokens")
 _TYPES: dict[str, Any] = {"number": float, "whole": Whole, "switch": bool, "text": str, "any": Any}
 
 
@@ -72,14 +73,14 @@ class Sampling(Body):
 
     @classmethod
     def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without a seed of -1, by which clients ask for one that the server draws.
+        """Return the values without a -1 by which clients leave the seed or the length to the server.
 
         Options of a decoder, which have no type here, are read as fields are: null is absent, and 8.0 is 8.
         """
         if isinstance(options := values.get("decoder_options"), dict):
             options = {name: whole(value) for name, value in options.items() if value is not None}
             values = {**values, "decoder_options": options}
-        return {name: value for name, value in values.items() if name != "seed" or value != -1}
+        return {name: value for name, value in values.items() if name not in _LEFT_TO_THE_SERVER or value != -1}
 
     @property
     def choices(self) -> int:
@@ -208,10 +209,10 @@ class CompletionRequest(CompletionSampling):
 
     @classmethod
     def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without a ``best_of`` of as many answers as are asked for."""
-        if values.get("best_of") == values.get("n", 1):
-            values = {name: value for name, value in values.items() if name != "best_of"}
-        return super().normalized(values)
+        """Return the values without a ``best_of`` of as many answers as are asked for, and ``logprobs`` of false."""
+        idle = {"best_of"} if values.get("best_of") == values.get("n", 1) else set()
+        idle |= {"logprobs"} if values.get("logprobs") is False else set()
+        return super().normalized({name: value for name, value in values.items() if name not in idle})
 
     def wanted_logprobs(self) -> int | None:
         """Return as many as ``logprobs`` says."""

@@ -88,6 +88,7 @@ NEUTRAL = [
     {"functions": [], "function_call": "auto", "modalities": ["text"], "priority": 0, "typical_p": 1.0},
     {"tools": [], "tool_choice": "none"}, {"response_format": {"type": "text"}}, {"logprobs": False}, {"stop": []},
     {"reasoning_effort": "none", "verbosity": "low", "store": True, "user": 5, "metadata": {"a": None}},
+    {"max_tokens": -1}, {"max_completion_tokens": -1.0, "seed": -1},
     {"prediction": {"type": "content", "content": "w7"}, "reasoning": {"effort": "low"}, "keep_alive": "5m"},
     {"repeat_penalty": 1, "mirostat": 0, "tfs_z": 1.0, "typ_p": 1, "dry_multiplier": 0, "xtc_probability": 0.0},
     {"return_token_ids": False, "detokenize": True, "allowed_token_ids": [], "cache_prompt": True},
@@ -189,6 +190,9 @@ def test_numbers_are_numbers_however_they_are_written(client: TestClient) -> Non
         assert client.post("/v1/completions", json={"prompt": prompt}).json()["choices"] == text
     steps = chat(client, decoder="threshold", decoder_options={"steps": 4.0})
     assert steps.json()["choices"] == chat(client, decoder="threshold", steps=4).json()["choices"]
+    assert client.post("/v1/completions", json={"prompt": [7, 8], "logprobs": False}).json()["choices"] == text
+    assert client.post("/v1/completions", json={"prompt": [7, 8], "logprobs": 0}).json()["choices"][0]["logprobs"]
+    assert client.post("/v1/responses", json={"input": "w7", "max_output_tokens": -1}).status_code == 200
     for prompt, place in (([7, 8.5], "prompt.1"), ([7, True], "prompt.1"), (["w7", 5], "prompt.1"), (5, "prompt")):
         assert client.post("/v1/completions", json={"prompt": prompt}).json()["error"]["param"] == place
 
