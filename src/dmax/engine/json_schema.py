@@ -93,10 +93,12 @@ class JsonConstraint:
         if not self._ends and self._matcher.consume_token(token_id):
             return True
         error = self._matcher.get_error().partition("\n")[0]
-        why = f"no token of this model spells what would have to come next ({error})"
-        if "limit" in error:  # of what the library keeps in mind of a beginning
-            why = f"it is too intricate to be followed, or no value by it ends ({error})"
-        self.problem = self.problem or f"the answer cannot go on by its JSON schema: {why}; simplify the schema."
+        why = "it is too intricate to be followed, or no value by it ends"
+        if "satisfy" in error:  # else the library has come to a limit of its own
+            why = "no token of this model spells what would have to come next"
+        self.problem = self.problem or (
+            f"the answer cannot go on by its JSON schema: {why}; simplify the schema. ({error})"
+        )
         return False
 
     def back(self, count: int) -> None:

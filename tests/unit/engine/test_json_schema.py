@@ -276,6 +276,24 @@ def test_a_tokenizer_that_lacks_a_character(config: ModelConfig, tokenizer: Toke
     assert "no token of this model spells what would have to come next" in stuck.problem
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {f"k{at}": {"type": "boolean"} for at in range(1000)}},
+        {"type": "string", "pattern": "^(?:a?){300}a{300}$"},
+    ],
+    ids=["properties", "pattern"],
+)
+def test_a_schema_beyond_the_librarys_limits_says_so(schemas: JsonSchemas, tokenizer: Tokenizer, schema: Any) -> None:
+    constraint = schemas.constraint(json.dumps(schema))
+    for token_id in tokenizer.encode('{"k7": true, ' if "properties" in schema else '"aaa'):
+        if not (constraint.allowed()[token_id] and constraint.take(token_id)):
+            constraint.take(token_id)
+            break
+    assert constraint.problem is not None
+    assert "too intricate to be followed" in constraint.problem
+
+
 def test_a_tokenizer_that_does_not_tell_bytes(config: ModelConfig, word_tokenizer: Any) -> None:
     with pytest.raises(SchemaError, match="does not tell the bytes of its tokens"):
         JsonSchemas(config, word_tokenizer(None)).constraint('{"type": "object"}')
