@@ -51,6 +51,7 @@ def test_every_client_says_where_its_requests_come_from() -> None:
     assert {case["client"] for case in SENT["cases"]} == SENT["clients"].keys()
     recorded = {name for name, client in SENT["clients"].items() if client["source"] == "recorded"}
     assert {"openai", "langchain-openai", "litellm", "llm", "guidellm", "aider-chat"} <= recorded
+    assert {"Vercel AI SDK", "LangChain.js"} <= recorded
     assert all(any(char.isdigit() for char in SENT["clients"][name]["version"]) for name in recorded)
 
 
