@@ -127,7 +127,7 @@ def test_many_clients_get_what_each_gets_alone(serve: Any, llm: LLM) -> None:
         ({"decoder": "fixed-steps", "decoder_options": {"steps": 10**30}}, 400, "at most 2147483647"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
         ({"stop": "\ud800"}, 400, "surrogate"),
-        ({"decoder": "\ud800"}, 400, "there is no decoder"),
+        ({"decoder": "\ud800"}, 400, "half of a surrogate pair"),
         ({"logit_bias": {"\ud800": "x"}}, 400, "logit_bias"),
         ({"\ud800": 1}, 400, "there is no field"),
     ],
