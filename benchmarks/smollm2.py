@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,8 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, action="append", default=[], help="a file for llama.cpp; may be repeated")
     parser.add_argument("--gsm8k", type=Path, help="GSM8K's test problems, a local file; from the Hub if left out")
     arguments = parse_arguments(parser)
+    if arguments.gguf and find_spec("llama_cpp") is None:
+        parser.error("--gguf needs llama.cpp: pip install llama-cpp-python")
     sets = questions(arguments.problems, arguments.seed, arguments.gsm8k)
     records, models = [], {}
     for name, (folder, params) in STAGES.items():

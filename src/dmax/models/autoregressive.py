@@ -12,8 +12,10 @@ from torch import Tensor
 from dmax.models.source import (
     CONFIG_FILE,
     GENERATION_FILE,
+    CheckpointError,
     StoredTensor,
     list_tensors,
+    listing,
     open_tensors,
     read_json,
     resolve,
@@ -55,13 +57,16 @@ class FolderSource:
 
     def __init__(self, place: Path, stack: ExitStack) -> None:
         self.place = place
+        files = sorted(path.name for path in place.glob("*.gguf"))
+        if files and not (place / CONFIG_FILE).exists():
+            raise CheckpointError(f"{place} is a folder of GGUF files: name one of them ({listing(files, 3)}).")
         self.values: dict[str, Any] = read_json(place / CONFIG_FILE)
         if (place / GENERATION_FILE).exists():
             ends = read_json(place / GENERATION_FILE).get("eos_token_id")
             self.values["eos_token_id"] = self.values.get("eos_token_id") if ends is None else ends
         self.stored = list_tensors(place)
-        files = {tensor.file for tensor in self.stored.values()}
-        self._files = {path: stack.enter_context(open_tensors(path)) for path in files}
+        paths = {tensor.file for tensor in self.stored.values()}
+        self._files = {path: stack.enter_context(open_tensors(path)) for path in paths}
 
     @classmethod
     @contextmanager

@@ -73,7 +73,7 @@ def adapted_family(model_type: object, shifted: bool) -> Family:
     candidates = [family for family in _BUILT_IN.values() if family.adapted_from == model_type]
     fitting = [family for family in candidates if family.fixed.get("shift_logits", shifted) == shifted]
     if not fitting:
-        known = model_type in _BY_ANY_NAME
+        known = str(model_type) in _BY_ANY_NAME
         reason = ", a block-diffusion model already: load it as it is" if known else ""
         raise ConfigError(f"model_type is {model_type!r}{reason}; {', '.join(_ADAPTABLE)} can be adapted.")
     return min(fitting, key=lambda family: "shift_logits" not in family.fixed)
