@@ -2,9 +2,10 @@
 
 Asks GSM8K's test problems, the everyday development questions (`benchmarks/data`) and fresh problems of gsm-symbolic,
 one at a time, greedily; the prompt is the question alone, in the model's chat template, as in training. The models are
-those that `recipes/smollm2-135m/train.sh` leaves; llama.cpp (`pip install llama-cpp-python`) runs the source model from
-GGUF files. Accuracy has a 95 % bootstrap interval; TPF is tokens before EOS per forward, the prefill counted as one
-forward; tokens per second are over the whole time of all answers, prefill included. Prints the table.
+those that `recipes/smollm2-135m/train.sh` leaves; llama.cpp (`pip install llama-cpp-python`) runs the source model
+from GGUF files (`llama-quantize` makes one of another). Accuracy has a 95 % bootstrap interval; TPF is tokens before
+EOS per forward, the prefill counted as one forward; tokens per second are over the whole time of all answers, prefill
+included. Prints the table.
 
     python benchmarks/smollm2.py --runs runs --gguf Q8_0.gguf --gguf Q4_1.gguf [--problems N] [--gsm8k test.jsonl]
 """
@@ -19,15 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from answered import EVERYDAY_QUESTIONS, Problems
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
 from dmax import LLM, GenerationParams
+from dmax.evaluation.grading import same_number
 from dmax.evaluation.metrics import accuracy_interval
-from dmax.evaluation.tasks import Gsm8k, Row, load_rows
-from dmax.evaluation.word_problems import fresh_problems
+from dmax.evaluation.tasks import Row
 
 GEN_LENGTH = 512
-EVERYDAY = Path(__file__).parent / "data" / "everyday_questions.jsonl"
 STAGES: dict[str, tuple[str, GenerationParams]] = {
     "autoregressive": (
         "smollm2-135m-1-autoregressive/model",
@@ -92,11 +93,10 @@ def ask_llama_cpp(path: Path, llm: LLM, threads: int | None) -> Ask:
 
 def questions(problems: int, seed: int, gsm8k: Path | None) -> dict[str, list[Row]]:
     """Read or draw the problems of each set."""
-    everyday = [json.loads(line) for line in EVERYDAY.read_text(encoding="utf-8").splitlines()]
     return {
-        "gsm8k": list(load_rows(Gsm8k(), gsm8k, problems)),
-        "everyday": everyday[:problems],
-        "gsm-symbolic": fresh_problems("test", problems, seed),
+        "gsm8k": Problems(problems, seed, "gsm8k", gsm8k).rows,
+        "everyday": Problems(problems, seed, "everyday", EVERYDAY_QUESTIONS).rows,
+        "gsm-symbolic": Problems(problems, seed).rows,
     }
 
 
@@ -106,7 +106,7 @@ def measure(name: str, ask: Ask, sets: Mapping[str, list[Row]], seed: int) -> di
     record: dict[str, Any] = {"name": name}
     for title, rows in sets.items():
         answers = [ask(row["question"]) for row in rows]
-        right = [bool(Gsm8k().grade(row, answer.text)) for row, answer in zip(rows, answers, strict=True)]
+        right = [same_number(answer.text, row["answer"]) for row, answer in zip(rows, answers, strict=True)]
         tokens = sum(answer.tokens for answer in answers)
         record[title] = {
             "problems": len(rows), "accuracy": sum(right) / len(rows),
@@ -146,15 +146,22 @@ def main() -> None:
     if arguments.gguf and find_spec("llama_cpp") is None:
         parser.error("--gguf needs llama.cpp: pip install llama-cpp-python")
     sets = questions(arguments.problems, arguments.seed, arguments.gsm8k)
-    records, models = [], {}
+    records: list[dict[str, Any]] = []
+    models = {}
+
+    def add(name: str, ask: Ask) -> None:
+        """Measure, and keep what there is: a run takes hours."""
+        records.append(measure(name, ask, sets, arguments.seed))
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps({"rows": records}, indent=2), encoding="utf-8")
+
     for name, (folder, params) in STAGES.items():
         llm = LLM(str(arguments.runs / folder))
         compile_first(llm.model)
         models[name] = describe_model(Path(folder).parts[0], llm.model)
-        records.append(measure(name, ask_dmax(llm, params), sets, arguments.seed))
+        add(name, ask_dmax(llm, params))
     for path in arguments.gguf:
-        ask = ask_llama_cpp(path, llm, arguments.threads)
-        records.append(measure(f"llama.cpp, {path.stem}", ask, sets, arguments.seed))
+        add(f"llama.cpp, {path.stem}", ask_llama_cpp(path, llm, arguments.threads))
     print(to_markdown(records, list(sets)))
     result = {"rows": records, "models": models, **describe_run(), "seed": arguments.seed, "gen_length": GEN_LENGTH}
     report(result, arguments.json)
