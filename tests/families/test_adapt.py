@@ -221,6 +221,19 @@ def test_some_rows_are_read_at_a_time(save: Save, tmp_path: Path, monkeypatch: p
     assert max(sizes) == 192  # three rows of 64
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = save("Llama")
+
+    def interrupted(*_: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FolderSource, "read", interrupted)
+    result = dmax("adapt", source, tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped; the same command goes on from here.\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_that_a_checkpoint_ships_is_run(save: Save, tmp_path: Path) -> None:
     source, _ = save("Llama")
     (source / "modeling_llama.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -365,6 +378,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "block diffusion": ({"model_type": "a2d-llama"}, "a block-diffusion model already: load it as it is"),
     "window": ({"use_sliding_window": True}, "use_sliding_window is True; only False is supported"),
     "no sizes": ({"vocab_size": None}, "lacks vocab_size"),
+    "another vocabulary": ({"vocab_size": 300}, "embed_tokens.weight (is [288, 64], should be [300, 64])"),
     "other sizes": ({"intermediate_size": 32}, "do not fit its config.json. 6 of the wrong shape"),
     "packed by another tool": (
         {"intermediate_size": 32, "quantization_config": {"quant_method": "gptq"}},

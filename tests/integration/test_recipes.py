@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,12 +73,36 @@ def test_a_recipe_fits_its_device(name: str, dry_run: Callable[[str, ModelConfig
         assert 1.9 * context < positions <= 2 * (context + 32), "noisy and clean halves as long as the context"
 
 
-def test_the_chain_for_smollm2_goes_from_one_stage_to_the_next() -> None:
-    script = (RECIPES / "smollm2-135m" / "train.sh").read_text(encoding="utf-8")
+STAGES = ("1-autoregressive", "2-block-diffusion", "3-oput")
+
+
+def test_each_stage_for_smollm2_starts_from_the_one_before() -> None:
     before = "runs/smollm2-135m-adapted"
-    for stage in ("1-autoregressive", "2-block-diffusion", "3-oput"):
+    for stage in STAGES:
         values = yaml.safe_load((RECIPES / "smollm2-135m" / f"{stage}.yaml").read_text(encoding="utf-8"))
         assert values["name"] == f"smollm2-135m-{stage}"
         assert values["model"] == values["tokenizer"] == {"start_from": before}
         before = f"runs/{values['name']}/model"
-        assert stage in script
+
+
+def test_the_chain_for_smollm2_is_run_in_order(tmp_path: Path) -> None:
+    dmax = tmp_path / "bin" / "dmax"
+    dmax.parent.mkdir()
+    dmax.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n[ "$1" = train ] || mkdir "$3"\n', encoding="utf-8")
+    dmax.chmod(0o755)
+    script = RECIPES / "smollm2-135m" / "train.sh"
+
+    def said(*arguments: str) -> list[str]:
+        environment = {**os.environ, "PATH": f"{dmax.parent}:{os.environ['PATH']}"}
+        subprocess.run(["bash", str(script), *arguments], cwd=tmp_path, env=environment, check=True)
+        lines = (tmp_path / "said").read_text(encoding="utf-8").splitlines()
+        (tmp_path / "said").unlink()
+        return lines
+
+    runs = tmp_path / "runs"
+    trained = [f"train {script.parent}/{stage}.yaml --output {runs}/smollm2-135m-{stage} --resume" for stage in STAGES]
+    adapted = f"{runs}/smollm2-135m-adapted --dtype float32"
+    assert said() == [f"adapt HuggingFaceTB/SmolLM2-135M-Instruct {adapted}", *trained]
+    assert said("model.gguf", "runs", "--data", "a=b") == [f"{line} --data a=b" for line in trained], "adapted already"
+    (runs / "smollm2-135m-adapted").rmdir()
+    assert said("model.gguf", "runs")[0] == f"adapt model.gguf {adapted}"

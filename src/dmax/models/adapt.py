@@ -96,7 +96,8 @@ def adapt_checkpoint(
             model = LLaDA2(config)
         names = TensorNames(config)
         by_token = {name for name in opened.stored if names.place(name).name in _BY_TOKEN}
-        grown = {name: _grown(tensor, config.vocab_size) for name, tensor in opened.stored.items() if name in by_token}
+        new_rows = config.vocab_size - opened.values["vocab_size"]
+        grown = {name: _grown(opened.stored[name], new_rows) for name in by_token}
         check_fit(opened.place, opened.values, {**opened.stored, **grown}, model)
         written_as = None if dtype is None else DTYPE_NAMES[dtype]
         specs = [
@@ -125,7 +126,7 @@ def adapt_checkpoint(
             write_index(unfinished.path, plans)
             norm = next(spec for spec in specs if names.place(spec.name).name == "model.norm.weight")
             save_companions(config, unfinished.path, tokenizer, FLOAT_DTYPES[norm.dtype])
-        return Adapted(config, tokenizer.settings["mask_token"], config.vocab_size - opened.values["vocab_size"])
+        return Adapted(config, tokenizer.settings["mask_token"], new_rows)
 
 
 @contextmanager
@@ -181,9 +182,9 @@ def _with_mask(tokenizer: Tokenizer, wanted: str | None, new: str, ends: list[An
     return Tokenizer(pipeline, {**tokenizer.settings, "mask_token": text}, tokenizer.chat_template), mask_id
 
 
-def _grown(tensor: StoredTensor, rows: int) -> StoredTensor:
+def _grown(tensor: StoredTensor, new_rows: int) -> StoredTensor:
     """Describe a tensor with a row a token as it will be."""
-    return replace(tensor, shape=(max(rows, tensor.shape[0]), *tensor.shape[1:]))
+    return replace(tensor, shape=(tensor.shape[0] + new_rows, *tensor.shape[1:]))
 
 
 def _write(
