@@ -124,11 +124,11 @@ class _Conversation:
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
         from dmax.cli._common.live import answer_text, decode_in_view, print_answer
-        from dmax.cli._common.prompts import encode
+        from dmax.cli._common.prompts import encode_in_room
         from dmax.cli._common.session import decode
 
-        params = replace(self._rule.params, seed=self._rule.params.seed + self._turns)
-        token_ids = encode(self._llm, messages, params.gen_length)
+        token_ids, params = encode_in_room(self._llm, messages, self._rule)
+        params = replace(params, seed=params.seed + self._turns)
         if self._live:
             output = decode_in_view(self._console, self._llm, token_ids, params)
             self._console.print()

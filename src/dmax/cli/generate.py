@@ -34,19 +34,19 @@ def generate(source: InputOptions, sink: OutputOptions, model: ModelOptions, dec
 def _generate_one(source: InputOptions, rule: Rule, model: ModelOptions, sink: OutputOptions) -> None:
     from dmax.cli._common.files import check_writable, to_json, write_text
     from dmax.cli._common.live import decode_in_view, print_answer
-    from dmax.cli._common.prompts import encode, single_prompt
+    from dmax.cli._common.prompts import encode_in_room, single_prompt
     from dmax.cli._common.session import at_terminal, decode, load_llm
 
     if sink.trace is not None:
         check_writable(sink.trace)
     prompt = single_prompt(source)
     llm = load_llm(model, gen_length=rule.params.gen_length)
-    token_ids = encode(llm, prompt, rule.params.gen_length)
+    token_ids, params = encode_in_room(llm, prompt, rule)
     console = Console()
     if at_terminal(console) and not sink.json:
-        output = decode_in_view(console, llm, token_ids, rule.params)
+        output = decode_in_view(console, llm, token_ids, params)
     else:
-        [output] = decode(llm, [token_ids], [rule.params])
+        [output] = decode(llm, [token_ids], [params])
         record = {"model": model.model, **output.to_dict()}
         record.pop("trace", None)
         if sink.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,13 +93,13 @@ def _other(decoding: DecodingOptions, text: str) -> DecodingOptions:
 
 def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -> list[dict[str, Any]]:
     """Answer the prompt once by each rule, one after the other, so that each has the machine to itself."""
-    from dmax.cli._common.prompts import encode, single_prompt
+    from dmax.cli._common.prompts import encode_in_room, single_prompt
     from dmax.cli._common.session import decode, load_llm
     from dmax.serving.replay import pieces_of
 
     prompt = single_prompt(source)
     llm = load_llm(model)
-    token_ids = encode(llm, prompt, rules[0].params.gen_length)
+    token_ids, fitting = encode_in_room(llm, prompt, rules[0])
     head = {
         "model": model.model,
         "prompt": prompt if isinstance(prompt, str) else _text_of(llm.tokenizer, token_ids),
@@ -108,7 +109,7 @@ def _decoded(source: InputOptions, model: ModelOptions, rules: Sequence[Rule]) -
     }
     runs = []
     for rule in rules:
-        [output] = decode(llm, [token_ids], [rule.params])
+        [output] = decode(llm, [token_ids], [replace(rule.params, gen_length=fitting.gen_length)])
         blocks = [record.tokens for record in output.trace or ()]
         runs.append({**head, **output.to_dict(), "pieces": pieces_of(llm.tokenizer, blocks)})
     return runs

@@ -22,7 +22,20 @@ Kind = Literal["number", "whole", "switch", "text", "texts", "any"]
 _KEY = "dmax.option"
 
 
-class DecoderError(ValueError):
+class OptionError(ValueError):
+    """A decode that cannot be as asked.
+
+    Args:
+        message: what is wrong, and what is allowed.
+        option: the setting at fault, if it is one alone.
+    """
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class DecoderError(OptionError):
     """An unknown decoder, an unknown option, or an option out of range."""
 
 
@@ -174,7 +187,7 @@ def _undescribed(name: str, default: Any) -> Option:
     return Option(name, kinds.get(type(default), "any"), default)
 
 
-def check_options(of: Any, error: type[ValueError] = DecoderError) -> None:
+def check_options(of: Any, error: type[OptionError] = DecoderError) -> None:
     """Check every setting that a dataclass declares with help, and make floats of numbers that were given as ints.
 
     Raises:
@@ -184,6 +197,6 @@ def check_options(of: Any, error: type[ValueError] = DecoderError) -> None:
         value = getattr(of, option.name)
         problem = option.problem(value)
         if problem is not None:
-            raise error(problem)
+            raise error(problem, option.name)
         if option.kind == "number" and isinstance(value, int):  # kernels read its bytes
             object.__setattr__(of, option.name, float(value))

@@ -115,7 +115,7 @@ def get_decoder(name: str, /, **options: Any) -> Decoder:
     known = [option.name for option in _options(name, factory)]
     for option in options:
         if option not in known:
-            raise DecoderError(f"decoder {name!r} has no option {option!r}; {_suggest(option, known)}.")
+            raise DecoderError(f"decoder {name!r} has no option {option!r}; {_suggest(option, known)}.", option)
     decoder = factory(**options)
     for part in ("name", "temperature"):
         if not hasattr(decoder, part):
@@ -146,7 +146,7 @@ def _factory(name: str) -> Callable[..., Decoder]:
         return BUILT_IN[name]
     found = tuple(entry_points(group=ENTRY_POINT_GROUP, name=name))
     if not found:
-        raise DecoderError(f"there is no decoder {name!r}; {_suggest(name, decoder_names())}.")
+        raise DecoderError(f"there is no decoder {name!r}; {_suggest(name, decoder_names())}.", "decoder")
     if len({entry.value for entry in found}) > 1:
         claims = " and ".join(sorted(entry.value for entry in found))
         raise DecoderError(f"decoder {name!r} is registered more than once ({claims}); uninstall all but one package.")

@@ -36,12 +36,17 @@ _SIGNS = '{}[]",:-0123456789.abcdefghijklmnopqrstuvwxyz'
 """What JSON cannot do without, by and large."""
 _OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 """Keywords whose values are schemas by name."""
+_MOST = 2**53 - 1
+"""Greatest integer of I-JSON (RFC 7493)."""
 _OF_VALUES = ("enum", "const", "default", "examples")
 """Keywords whose values are no schemas."""
 
 
 class SchemaError(GenerationError):
     """No answer could be held to this JSON schema; the message says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "json_schema")
 
 
 def check_json(text: str | None) -> None:
@@ -53,7 +58,7 @@ def check_json(text: str | None) -> None:
     try:
         json.loads(text or "")
     except (ValueError, RecursionError) as error:
-        raise GenerationError(f"the answer by a JSON schema turned out to be no JSON ({error}).") from error
+        raise SchemaError(f"the answer by a JSON schema turned out to be no JSON ({error}).") from error
 
 
 class JsonConstraint:
@@ -87,9 +92,12 @@ class JsonConstraint:
             return True
         if not self._ends and self._matcher.consume_token(token_id):
             return True
+        error = self._matcher.get_error().partition("\n")[0]
+        why = "it is too intricate to be followed, or no value by it ends"
+        if "satisfy" in error:  # else the library has come to a limit of its own
+            why = "no token of this model spells what would have to come next"
         self.problem = self.problem or (
-            "the answer cannot go on by its JSON schema: no token of this model spells what would have to come next; "
-            f"simplify the schema. ({self._matcher.get_error().splitlines()[0]})"
+            f"the answer cannot go on by its JSON schema: {why}; simplify the schema. ({error})"
         )
         return False
 
@@ -126,8 +134,9 @@ class JsonSchemas:
             raise SchemaError(f'the JSON schema is {schema[:40]}; it must be an object, such as {{"type": "object"}}.')
         library, tokens = self._library, self._tokens
         self._check(value)
+        _leave_out_idle(value)
         if not any(map(_is_open, _schemas(value))):
-            value = _closed(value)
+            value = _narrowed(value)
         try:
             grammar = library.LLMatcher.grammar_from_json_schema(json.dumps(value), overrides=_STYLE)
             matcher = library.LLMatcher(
@@ -139,7 +148,10 @@ class JsonSchemas:
             raise SchemaError(_refusal(matcher.get_error()))
         constraint = JsonConstraint(matcher, self._config.vocab_size, self._config.eos_token_ids)
         if not constraint.allowed().any():
-            raise SchemaError("the JSON schema describes no value: a reference of it leads to itself; mend it.")
+            raise SchemaError(
+                "the JSON schema describes nothing that could be spelled: a reference leads to itself, or a text has a "
+                "control character; mend it."
+            )
         return constraint
 
     @cached_property
@@ -216,6 +228,13 @@ def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
             yield from _schemas(value)
 
 
+def _leave_out_idle(schema: Any) -> None:
+    """Take out what asks for nothing, and would be refused for its keyword."""
+    for part in _schemas(schema):
+        if part.get("uniqueItems") is False:
+            del part["uniqueItems"]
+
+
 def _is_open(schema: Mapping[str, Any]) -> bool:
     """Tell whether other schemas speak of what a schema speaks of, so that it may not be closed by itself.
 
@@ -225,28 +244,44 @@ def _is_open(schema: Mapping[str, Any]) -> bool:
     return not schema.keys().isdisjoint(("allOf", "oneOf", *beside))
 
 
-def _closed(schema: Any) -> Any:
-    """Leave a schema no properties but those that it names, where it says nothing of others.
+def _narrowed(schema: Any) -> Any:
+    """Leave a schema no properties but those that it names, where it says nothing of others, and bound its integers.
 
-    So an answer is by the schema all the more, and a model that is lost does not go on with properties for ever.
+    So an answer is by the schema all the more, and a model that is lost does not go on with properties or digits for
+    ever.
     """
     if isinstance(schema, list):
-        return [_closed(part) for part in schema]
+        return [_narrowed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {
-        keyword: {name: _closed(part) for name, part in value.items()}
+    narrowed = {
+        keyword: {name: _narrowed(part) for name, part in value.items()}
         if keyword in _OF_SCHEMAS and isinstance(value, dict)
         else value
         if keyword in _OF_VALUES
-        else _closed(value)
+        else _narrowed(value)
         for keyword, value in schema.items()
     }
     named = schema.get("properties")
     says_more = not schema.keys().isdisjoint(("additionalProperties", "patternProperties", "minProperties"))
     if isinstance(named, dict) and not says_more and named.keys() >= set(_strings(schema.get("required"))):
-        closed["additionalProperties"] = False
-    return closed
+        narrowed["additionalProperties"] = False
+    return narrowed | _bounds(schema)
+
+
+def _bounds(schema: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bounds that a schema's integers lack: those within which every reader of JSON holds them exactly."""
+    if "integer" not in _strings(schema.get("type")) or not schema.keys().isdisjoint(("enum", "const")):
+        return {}
+    low, high = (schema.get(f"{side}imum", schema.get(f"exclusive{side.capitalize()}imum")) for side in ("min", "max"))
+    if not all(bound is None or isinstance(bound, int | float) for bound in (low, high)):
+        return {}  # which the library refuses in its words
+    bounds = {}
+    if low is None and (high is None or high > -_MOST):
+        bounds["minimum"] = -_MOST
+    if high is None and (low is None or low < _MOST):
+        bounds["maximum"] = _MOST
+    return bounds
 
 
 def _texts(schema: Mapping[str, Any]) -> Iterator[str]:

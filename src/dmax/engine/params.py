@@ -24,7 +24,7 @@ MAX_LOGPROBS = 20
 """Most tokens whose log-probabilities are told beside that of the one that was taken; OpenAI's limit."""
 
 
-class GenerationError(ValueError):
+class GenerationError(options.OptionError):
     """A request that cannot be run as asked; the message says what is allowed."""
 
 
@@ -97,24 +97,30 @@ class GenerationParams:
         self._check_stop()
         self._check_json_schema()
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise GenerationError(f"logprobs is {self.logprobs}; it must be a whole number from 0 to {MAX_LOGPROBS}.")
+            text = f"logprobs is {self.logprobs}; it must be a whole number from 0 to {MAX_LOGPROBS}."
+            raise GenerationError(text, "logprobs")
         if self.min_tokens > self.gen_length:
             raise GenerationError(
-                f"min_tokens is {self.min_tokens}, more than gen_length, which is {self.gen_length}; lower it."
+                f"min_tokens is {self.min_tokens}, more than gen_length, which is {self.gen_length}; lower it.",
+                "min_tokens",
             )
         for name in (*_DECODER_FIELDS, *_IN_FLIGHT, "temperature"):
             if name in self.decoder_options:
-                raise GenerationError(f"decoder_options holds {name}; give it as the field of that name instead.")
+                text = f"decoder_options holds {name}; give it as the field of that name instead."
+                raise GenerationError(text, "decoder_options")
 
     def _check_stop(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
-            raise GenerationError(f"stop is {self.stop!r}; every stop string must be a string that is not empty.")
+            text = f"stop is {self.stop!r}; every stop string must be a string that is not empty."
+            raise GenerationError(text, "stop")
         try:
             "".join(stop).encode()
         except UnicodeEncodeError as error:
             raise GenerationError(
-                f"stop is {self.stop!r}, which holds half of a surrogate pair; every stop string must be valid Unicode."
+                f"stop is {self.stop!r}, which holds half of a surrogate pair; every stop string must be valid "
+                "Unicode.",
+                "stop",
             ) from error
         object.__setattr__(self, "stop", stop)
 
@@ -126,12 +132,16 @@ class GenerationParams:
             value = json.loads(schema) if isinstance(schema, str) else schema
             object.__setattr__(self, "json_schema", json.dumps(value, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
-            raise GenerationError(f"json_schema is no JSON ({error}); give a JSON Schema.") from error
+            raise GenerationError(f"json_schema is no JSON ({error}); give a JSON Schema.", "json_schema") from error
         if self.stop:
-            raise GenerationError("a stop string would cut what json_schema promises; leave one of the two out.")
+            raise GenerationError(
+                "a stop string would cut what json_schema promises; leave one of the two out.", "stop"
+            )
         if self.buffer_size > 1:
             raise GenerationError(
-                f"buffer_size is {self.buffer_size}; an answer by a json_schema has one block in flight: leave it at 1."
+                f"buffer_size is {self.buffer_size}; an answer by a json_schema has one block in flight: leave it at "
+                "1.",
+                "buffer_size",
             )
 
     def blocks_in_flight(self) -> dict[str, Any]:

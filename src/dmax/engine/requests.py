@@ -78,7 +78,8 @@ class RequestReader:
         if params.buffer_size > 1 and not getattr(decoder, "multi_block", False):
             raise GenerationError(
                 f"buffer_size is {params.buffer_size}, and {params.decoder} decodes one block at a time; leave it at "
-                "1, or take soft-parallel, threshold, joint-threshold or entropy-bounded."
+                "1, or take soft-parallel, threshold, joint-threshold or entropy-bounded.",
+                "buffer_size",
             )
         constraint = None if params.json_schema is None else self._constraint(decoder, str(params.json_schema))
         sequence = Sequence(request_id, list(token_ids), params, stop_rule, decoder, started, constraint=constraint)

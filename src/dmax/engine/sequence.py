@@ -138,7 +138,7 @@ class Sequence:
     def obstacle(self) -> GenerationError | None:
         """Why it cannot go on under its constraint; None where it can."""
         problem = None if self.constraint is None else self.constraint.problem
-        return None if problem is None else GenerationError(problem)
+        return None if problem is None else GenerationError(problem, "json_schema")
 
     @property
     def ended(self) -> bool:

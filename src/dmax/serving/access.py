@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ _PAGE_FILES = "/web/"
 _GUARDED = ("/v1", "/tokenize")
 """Paths that need a key, where there are keys."""
 _COST = ("num_tokens", "nfe", "tpf", "tps", "decoder")
+_SHOWN = 64
+"""Most characters of a header that are told."""
 logger = logging.getLogger("dmax.serving.access")
 _troubles = logging.getLogger("dmax.serving")
 
@@ -51,8 +54,9 @@ class Gate:
             await send(message)
 
         scope.setdefault("state", {})
+        scope = {**scope, "path": _tidy(scope["path"])}
         if method == "HEAD":  # what GET would give, without the body
-            scope = {**scope, "method": "GET"}
+            scope["method"] = "GET"
         refusal = self._refusal(scope)
         try:
             if refusal is None and "transfer-encoding" in Headers(scope=scope):
@@ -98,6 +102,9 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers, limit = Headers(scope=scope), self._settings.max_body_bytes
+        if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
+            text = f"the body comes with Content-Encoding: {coding[:_SHOWN]}; send it as it is, without one."
+            return ApiError(415, text, code="unsupported_encoding")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
             return _too_large(limit)
@@ -105,6 +112,11 @@ class Gate:
         if scope["path"].startswith(_GUARDED) and not may_ask(key, self._settings):
             return refused_key()
         return None
+
+
+def _tidy(path: str) -> str:
+    """Return a path without the slashes that a base URL with one at its end puts into it."""
+    return re.sub("/+", "/", path).rstrip("/") or "/"
 
 
 def _too_large(limit: int) -> ApiError:

@@ -142,10 +142,9 @@ class Answering:
                 stream.close()
             raise
         if request.stream:
-            usage = request.stream_options is not None and bool(request.stream_options.include_usage)
             facts: dict[str, Any] = {}
-            return EventStream(self._events(streams, params, prompt_tokens, shape, usage, facts), streams, facts)
-        with _closing(streams):
+            return EventStream(self._events(request, streams, params, prompt_tokens, shape, facts), streams, facts)
+        with _closing(streams), _naming_fields(request):
             try:
                 async with asyncio.timeout(self.settings.timeout):
                     outputs = await asyncio.gather(*(self._whole(stream) for stream in streams))
@@ -163,7 +162,7 @@ class Answering:
                 self.settings.default_gen_length, self.settings.block_length, _RANDOM.randrange(2**31)
             )
         except GenerationError as error:
-            raise bad_request(str(error)) from error
+            raise bad_request(str(error), _field(error.option, request)) from error
         if params.min_tokens > limit:
             text = f"min_tokens is {params.min_tokens}; this server gives answers of up to {limit} tokens."
             raise bad_request(text, "min_tokens")
@@ -204,11 +203,9 @@ class Answering:
     async def _submit(self, token_ids: list[int], params: GenerationParams, request: Sampling) -> Answer:
         try:
             return await self.engine.submit(token_ids, params)
-        except SchemaError as error:
-            structure = request.structure()
-            raise bad_request(str(error), None if structure is None else structure.field, "invalid_schema") from error
         except (GenerationError, DecoderError) as error:
-            raise bad_request(str(error)) from error
+            code = "invalid_schema" if isinstance(error, SchemaError) else None
+            raise bad_request(str(error), _field(error.option, request), code) from error
 
     async def _in_time(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
         """Yield the items that come before time is over.
@@ -245,18 +242,19 @@ class Answering:
 
     async def _events(
         self,
+        request: Sampling,
         streams: list[Answer],
         params: GenerationParams,
         prompt_tokens: int,
         shape: Shape,
-        usage: bool,
         facts: dict[str, Any],
     ) -> AsyncIterator[str]:
         """Yield server-sent events of all choices as they come; an error ends the stream with an event of its own."""
         texts = [TextStream(self.tokenizer.decode, params.stop) for _ in streams]
+        usage = request.stream_options is not None and bool(request.stream_options.include_usage)
         outputs: list[GenerationOutput] = []
         try:
-            with _closing(streams):
+            with _closing(streams), _naming_fields(request):
                 for index in range(len(streams)):
                     if begun := shape.opening(index):
                         yield begun
@@ -311,7 +309,7 @@ class Answering:
         token_ids = await self._encoder.encode(turns, "messages", request.told_tools())
         fitting = self._encoder.fitting(params, request, len(token_ids), "messages")
         stream = await self._submit(token_ids, fitting, request)
-        with _closing([stream]):
+        with _closing([stream]), _naming_fields(request):
             yield {
                 "type": "start",
                 "prompt_ids": token_ids,
@@ -327,6 +325,23 @@ class Answering:
                     output = update.output.to_dict()
                     output.pop("trace")
                     yield {"type": "end", **output}
+
+
+def _field(setting: str | None, request: Sampling) -> str | None:
+    """Return the field by which a request gave a setting of the decode."""
+    if setting == "json_schema" and (structure := request.structure()) is not None:
+        return structure.field
+    return "decoder_options" if setting in (request.decoder_options or {}) else setting
+
+
+@contextmanager
+def _naming_fields(request: Sampling) -> Iterator[None]:
+    """Name the fields of a request in what is told of its failure."""
+    try:
+        yield
+    except ApiError as error:
+        error.param = _field(error.param, request)
+        raise
 
 
 def _refusal(error: Exception) -> ApiError:

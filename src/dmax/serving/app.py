@@ -32,6 +32,8 @@ from dmax.serving.settings import ServerSettings
 from dmax.serving.streaming import with_pings
 from dmax.serving.trace import Traces
 
+_HINT = " The API is under /v1: chat/completions, completions, responses, models."
+
 
 def create_app(engine: LLMEngine, tokenizer: Tokenizer, settings: ServerSettings) -> FastAPI:
     """Make the application over an engine, which it owns from now on.
@@ -228,6 +230,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         if error.status_code == 400:  # a body that is nested too deeply to be read
             refusal = malformed([{"loc": (), "type": "json_invalid"}])
         else:
-            refusal = ApiError(error.status_code, f"{request.method} {request.url.path}: {str(error.detail).lower()}.")
+            text = f"{request.method} {request.scope['path']}: {str(error.detail).lower()}."
+            refusal = ApiError(error.status_code, text + (_HINT if error.status_code == 404 else ""))
         _note(request, error_facts(refusal))
         return JSONResponse(refusal.body(), error.status_code, error.headers)

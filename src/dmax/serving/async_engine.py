@@ -50,7 +50,7 @@ class AnswerStream:
                     raise update
                 self._over = update.output is not None or update.failure is not None
                 if isinstance(update.failure, DecoderError | GenerationError):
-                    raise bad_request(str(update.failure))
+                    raise bad_request(str(update.failure), update.failure.option)
                 if update.failure is not None:
                     raise internal(f"decoding failed: {update.failure}")
                 yield update

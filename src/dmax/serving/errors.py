@@ -7,6 +7,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+_WORDS = (
+    (r"^(Input|List|Value|String) should ", "it must "),
+    (r"^Field required$", "it is missing"),
+    (r"a valid dictionary( or object to extract fields from| or instance of \w+)?", "an object"),
+    (r" after validation(?=,)|, unable to parse raw data as a unicode string$", ""),
+    (r"^Value error, ", ""),
+)
+"""Pydantic's ways of saying things, and ours."""
 _BRANCH = re.compile(r"str|int|float|bool|StreamOptions|(list|dict|function-[a-z]+)\[.*\]?")
 """What pydantic adds to a place in a body to tell which of several types it means."""
 
@@ -92,16 +100,28 @@ def malformed(problems: Sequence[Mapping[str, Any]]) -> ApiError:
         if problem["loc"][:2] == first:
             kind = str(problem["loc"][2]) if len(problem["loc"]) > 2 else ""
             meant.setdefault(kind if _BRANCH.fullmatch(kind) else "", problem)
-    problem = max(meant.values(), key=lambda problem: [part for part in problem["loc"] if isinstance(part, int)])
+    problem = max(meant.values(), key=_inside)
     place = ".".join(str(part) for part in problem["loc"] if part != "body" and not _BRANCH.fullmatch(str(part)))
-    no_object = not place and problem["type"] not in ("value_error", "unknown_parameter", "unsupported_parameter")
-    if no_object or problem["type"] == "json_invalid":
+    param = place or problem.get("ctx", {}).get("param")
+    if param is None or problem["type"] == "json_invalid":
         text = "the body must be a JSON object, sent with Content-Type: application/json."
         return bad_request(text, code="invalid_json")
-    text = str(problem["msg"]).removeprefix("Value error, ")
+    alike = [_words(each) for each in meant.values() if _inside(each) == _inside(problem)]
+    text = " or ".join([alike[0], *(each.removeprefix("it must be ") for each in dict.fromkeys(alike[1:]))])
     text += "" if text.endswith("?") else "."
-    param = place or problem.get("ctx", {}).get("param")
     return bad_request(f"{place}: {text}" if place else text, param, str(problem["type"]))
+
+
+def _inside(problem: Mapping[str, Any]) -> list[int]:
+    """Return how far into lists a problem is."""
+    return [part for part in problem["loc"] if isinstance(part, int)]
+
+
+def _words(problem: Mapping[str, Any]) -> str:
+    text = str(problem["msg"])
+    for theirs, ours in _WORDS:
+        text = re.sub(theirs, ours, text)
+    return text
 
 
 def client_gone() -> ApiError:

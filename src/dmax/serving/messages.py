@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from dmax.serving.body import check_values
+
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -23,10 +25,13 @@ def text_of_parts(content: Any) -> Any:
         raise PydanticCustomError("content_type", "it must be text, or a list of parts of text")
     texts = []
     for number, part in enumerate(content, 1):
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if not isinstance(part, dict) or not isinstance(kind := part.get("type"), str):
+            raise PydanticCustomError(
+                "content_type", "part {number} must be an object with a type, such as text", {"number": number}
+            )
         if kind not in _TEXT_PARTS:
             raise PydanticCustomError(
-                "content_type", "part {number} is {kind}; only text is taken", {"number": number, "kind": str(kind)}
+                "content_type", "part {number} is {kind}; only text is taken", {"number": number, "kind": kind}
             )
         if not isinstance(part.get("text"), str):
             raise PydanticCustomError("content_type", "part {number} has no text", {"number": number})
@@ -71,6 +76,7 @@ def _with_read_arguments(call: Any) -> Any:
         return call
     try:
         arguments = json.loads(function["arguments"])
+        check_values({"arguments": arguments})
     except (KeyError, TypeError, ValueError, RecursionError):
         return call
     return {**call, "function": {**function, "arguments": arguments}}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from dmax.decoding.options import Option
+from dmax.decoding.options import MAX_COUNT, Option
 from dmax.decoding.registry import all_options
 from dmax.engine import GenerationParams
 from dmax.engine.params import MAX_LOGPROBS, PARAMS, params_of
+from dmax.serving.body import Body, Whole, whole
 from dmax.serving.errors import bad_request
 from dmax.serving.messages import ChatMessage, messages_of_items
 from dmax.serving.structure import ChatTool, ResponseTool, Structure, of_format, of_tools
@@ -26,67 +25,8 @@ LOGPROBS = "message.output_text.logprobs"
 """By which a response's ``include`` asks for log-probabilities."""
 
 S = TypeVar("S", bound="Sampling")
-_SHOWN = 64
-"""Most characters of an unknown field's name that are told."""
-_NEAR = 0.75
-"""How alike a field's name must be to be suggested: a hint that is wrong is worse than none."""
-
-
-def _whole(value: Any) -> Any:
-    """Read 12.0 as 12: JSON has one kind of number, and some clients write all of them as floats."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
+_LEFT_TO_THE_SERVER = ("seed", "max_tokens", "max_completion_tokens", "max_output_tokens")
 _TYPES: dict[str, Any] = {"number": float, "whole": Whole, "switch": bool, "text": str, "any": Any}
-
-
-class Body(BaseModel):
-    """What all bodies have in common: null is absent, and an unknown field is refused by its name."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-
-    hints: ClassVar[frozenset[str]] = frozenset(
-        {
-            "client_metadata", "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options",
-            "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store", "user",
-            "verbosity",
-        }
-    )  # fmt: skip
-    """Fields of OpenAI's API that change nothing of what an answer may be, whatever their value."""
-    neutral: ClassVar[Mapping[str, Sequence[Any]]] = {}
-    """Fields that this server does not act on, of OpenAI's API and of other servers, with the values that ask for
-    nothing. They are taken, and others refused; so a client's defaults pass, and nobody believes that they had an
-    effect."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_what_is_meant(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        given = cls.normalized({name: value for name, value in values.items() if value is not None})
-        for name, value in given.items():
-            if name in cls.model_fields or name in cls.hints:
-                continue
-            if name in cls.neutral:
-                if not any(type(value) in (type(one), float) and value == one for one in cls.neutral[name]):
-                    raise PydanticCustomError(
-                        "unsupported_parameter", "{param} is not supported; leave it out", {"param": name}
-                    )
-                continue
-            nearest = get_close_matches(str(name), cls.model_fields, n=1, cutoff=_NEAR)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            # Pydantic takes no half of a surrogate pair, and a log no name of any length.
-            shown = str(name)[:_SHOWN].encode(errors="backslashreplace").decode()
-            raise PydanticCustomError(
-                "unknown_parameter", "there is no field '{param}'{hint}", {"param": shown, "hint": hint}
-            )
-        return {name: value for name, value in given.items() if name in cls.model_fields}
-
-    @classmethod
-    def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values, none of which is null, without those that stand for nothing given."""
-        return values
 
 
 class StreamOptions(BaseModel):
@@ -110,8 +50,12 @@ class Sampling(Body):
         "spaces_between_special_tokens": (True, False), "add_special_tokens": (False,), "priority": (0,),
         "add_generation_prompt": (True,), "continue_final_message": (False,), "chat_template_kwargs": ({},),
         "documents": ([],), "typical_p": (1,), "echo": (False,), "suffix": ("",), "best_of": (1,), "functions": ([],),
-        "function_call": ("none", "auto"), "modalities": ([], ["text"]), "previous_response_id": ("",),
-        "background": (False,), "truncation": ("disabled", "auto"),
+        "function_call": ("none", "auto"), "tools": ([],), "tool_choice": ("none", "auto"),
+        "modalities": ([], ["text"]), "previous_response_id": ("",), "background": (False,),
+        "truncation": ("disabled", "auto"), "allowed_token_ids": ([],), "logits_processors": ([],),
+        "detokenize": (True,), "return_token_ids": (False,), "return_tokens_as_token_ids": (False,),
+        "timings_per_token": (False,), "repeat_penalty": (1,), "mirostat": (0,), "tfs_z": (1,), "typ_p": (1,),
+        "dynatemp_range": (0,), "dry_multiplier": (0,), "xtc_probability": (0,),
     }  # fmt: skip
 
     model: str | None = None
@@ -129,14 +73,14 @@ class Sampling(Body):
 
     @classmethod
     def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without a seed of -1, by which clients ask for one that the server draws.
+        """Return the values without a -1 by which clients leave the seed or the length to the server.
 
         Options of a decoder, which have no type here, are read as fields are: null is absent, and 8.0 is 8.
         """
         if isinstance(options := values.get("decoder_options"), dict):
-            options = {name: _whole(value) for name, value in options.items() if value is not None}
+            options = {name: whole(value) for name, value in options.items() if value is not None}
             values = {**values, "decoder_options": options}
-        return {name: value for name, value in values.items() if name != "seed" or value != -1}
+        return {name: value for name, value in values.items() if name not in _LEFT_TO_THE_SERVER or value != -1}
 
     @property
     def choices(self) -> int:
@@ -174,11 +118,15 @@ class Sampling(Body):
         if structure is not None and given.get("buffer_size", 1) > 1:
             text = f"buffer_size must be 1 with {structure.field}: such an answer has one block in flight."
             raise bad_request(text, "buffer_size")
-        default_length = max(default_length, given.get("min_tokens", 0))
+        fewest, most = given.get("min_tokens", 0), self.limit()
+        if most is not None and fewest > most:
+            text = f"min_tokens is {fewest}, more than {self.length_field}, which is {most}; lower it."
+            raise bad_request(text, "min_tokens")
+        top_k = min(max(self.top_k or 0, 0), MAX_COUNT)
         return params_of(
-            {"block_length": default_block_length, "seed": seed, "draw_top_k": max(self.top_k or 0, 0), **given},
+            {"block_length": default_block_length, "seed": seed, "draw_top_k": top_k, **given},
             self.decoder_options,
-            gen_length=self.limit() or default_length,
+            gen_length=most or max(default_length, fewest),
             stop=tuple(stops),
             json_schema=None if structure is None else structure.schema,
             logprobs=self.wanted_logprobs(),
@@ -225,7 +173,7 @@ class CompletionSampling(Sampling):
 
     def structure(self) -> Structure | None:
         """Return what ``response_format`` asks for."""
-        return of_format(self.response_format, "response_format", "json_schema")
+        return of_format(self.response_format, "response_format")
 
 
 class ChatRequest(CompletionSampling):
@@ -261,10 +209,10 @@ class CompletionRequest(CompletionSampling):
 
     @classmethod
     def normalized(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without a ``best_of`` of as many answers as are asked for."""
-        if values.get("best_of") == values.get("n", 1):
-            values = {name: value for name, value in values.items() if name != "best_of"}
-        return super().normalized(values)
+        """Return the values without a ``best_of`` of as many answers as are asked for, and ``logprobs`` of false."""
+        idle = {"best_of"} if values.get("best_of") == values.get("n", 1) else set()
+        idle |= {"logprobs"} if values.get("logprobs") is False else set()
+        return super().normalized({name: value for name, value in values.items() if name not in idle})
 
     def wanted_logprobs(self) -> int | None:
         """Return as many as ``logprobs`` says."""
@@ -284,7 +232,7 @@ class CompletionRequest(CompletionSampling):
 class ResponsesRequest(Sampling):
     """``POST /v1/responses``, for text and calls of functions."""
 
-    hints: ClassVar[frozenset[str]] = Body.hints | {"reasoning", "max_tool_calls"}
+    hints: ClassVar[frozenset[str]] = Body.hints | {"max_tool_calls"}
     neutral: ClassVar[Mapping[str, Sequence[Any]]] = {
         **Sampling.neutral,
         "n": (1,),
@@ -320,7 +268,7 @@ class ResponsesRequest(Sampling):
         text = self.text or {}
         if any(value is not None and name not in ("format", "verbosity") for name, value in text.items()):
             raise bad_request("text takes format and verbosity; leave the rest out.", "text", "unsupported_parameter")
-        return of_tools(self.tools or (), self.tool_choice) or of_format(text.get("format"), "text.format", None)
+        return of_tools(self.tools or (), self.tool_choice) or of_format(text.get("format"), "text.format")
 
     def told_tools(self) -> list[dict[str, Any]]:
         """List the tools that a chat template is to tell the model of."""
@@ -338,11 +286,13 @@ class ResponsesRequest(Sampling):
 class TokenizeRequest(Body):
     """``POST /tokenize``: a prompt, or messages."""
 
+    neutral: ClassVar[Mapping[str, Sequence[Any]]] = {
+        name: Sampling.neutral[name] for name in ("add_special_tokens", "add_generation_prompt", "tools")
+    }
+
     model: str | None = None
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
-    add_special_tokens: bool = False
-    add_generation_prompt: bool = True
     return_token_strs: bool = False
 
 

@@ -55,30 +55,30 @@ class ResponseTool(Function, _OfFunctions):
     """A tool of a response's request, which has the function's fields in its own."""
 
 
-def of_format(given: Mapping[str, Any] | None, field: str, nested: str | None) -> Structure | None:
+def of_format(given: Any, field: str) -> Structure | None:
     """Return what a format asks for; None where it is text.
 
+    A schema may stand in the format itself, also in one of ``json_object``, or in its ``json_schema``: APIs differ.
+
     Args:
-        given: an object with a ``type``.
+        given: an object with a ``type``, if anything.
         field: of the request, which holds it.
-        nested: the key of the object that holds the schema; None where the format itself does.
 
     Raises:
         ApiError: it is no format.
     """
-    kind = (given or {"type": "text"}).get("type")
+    given = given or {"type": "text"}
+    kind = given.get("type") if isinstance(given, dict) else given
     if kind == "text":
         return None
-    if kind == "json_object":
-        return Structure({"type": "object"}, field)
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise bad_request(f"{field}.type is {kind!r}; take text, json_object or json_schema.", field)
-    assert given is not None
-    holder = given if nested is None else given.get(nested)
-    schema = holder.get("schema") if isinstance(holder, dict) else None
+    holders = [holder for holder in (given.get("json_schema"), given) if isinstance(holder, dict)]
+    schema = next((holder["schema"] for holder in holders if holder.get("schema") is not None), None)
+    if schema is None and kind == "json_object":
+        return Structure({"type": "object"}, field)
     if not isinstance(schema, dict | bool):
-        place = ".".join(part for part in (field, nested, "schema") if part)
-        raise bad_request(f"{place} must be a JSON Schema.", field)
+        raise bad_request(f"the schema of {field} must be a JSON Schema.", field)
     return Structure(schema, field)
 
 
@@ -97,8 +97,9 @@ def of_tools(functions: Sequence[Function], choice: Any) -> Structure | None:
     name = None if choice == "required" else _named(choice)
     chosen = [function for function in functions if name in (None, function.name)]
     if not chosen:
-        there = ", ".join(function.name for function in functions) or "no tools"
-        raise bad_request(f"tool_choice asks for {name or 'a tool'}, and there are {there}.", "tool_choice")
+        names = ", ".join(function.name for function in functions)
+        there = f"the tools are {names}" if names else "there are no tools"
+        raise bad_request(f"tool_choice asks for {name or 'a tool'}; {there}.", "tool_choice")
     return Structure({"anyOf": [_call_of(function) for function in chosen]}, "tools", is_call=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -82,6 +83,22 @@ def test_a_turn_without_room_is_forgotten(chat: Callable[..., Result], checkpoin
     assert result.stdout.splitlines() == [expected]
     assert "context of 64" in result.stderr
     assert "/reset" in result.stderr
+
+
+def test_an_answer_has_the_room_that_is_left_unless_its_length_is_asked_for(
+    invoke: Callable[..., Result], checkpoints: Any
+) -> None:
+    room = {"--prompt-ids": "[5, 6, 7]", "--block-length": "4", "--model": checkpoints.chat}
+    options = [part for pair in room.items() for part in pair]
+    told = json.loads(invoke("generate", *options, "--ignore-eos", "--json").stdout)
+    assert (told["num_tokens"], told["finish_reason"]) == (61, "length")
+    refused = invoke("generate", *options, "--gen-length", "62")
+    assert (refused.exit_code, "--gen-length 62 exceeds this model's context of 64" in refused.stderr) == (2, True)
+    talk = invoke("chat", "--model", checkpoints.chat, "--block-length", "4", stdin="w7\n")
+    assert (talk.exit_code, talk.stderr) == (0, "")
+    assert talk.stdout.strip()
+    full = invoke("chat", "--model", checkpoints.chat, stdin=" ".join(["w8"] * 64) + "\n")
+    assert "leaves no room for an answer in this model's context of 64" in full.stderr
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(

@@ -158,7 +158,7 @@ def test_a_prompt_that_does_not_fit_is_a_recorded_failure(
     result = invoke("eval", *arguments(checkpoints, rows, tmp_path / "run"))
     assert result.exit_code == 0
     first, *others = samples(tmp_path / "run")
-    assert "exceeds this model's limit" in first["error"]
+    assert "maximum context length is" in first["error"]
     assert "gsm8k: 1 of 3 answers failed and count as wrong; the first: " in result.stderr
     assert not any(other["error"] for other in others)
     metrics = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]["gsm8k"]["metrics"]

@@ -51,6 +51,7 @@ def test_every_client_says_where_its_requests_come_from() -> None:
     assert {case["client"] for case in SENT["cases"]} == SENT["clients"].keys()
     recorded = {name for name, client in SENT["clients"].items() if client["source"] == "recorded"}
     assert {"openai", "langchain-openai", "litellm", "llm", "guidellm", "aider-chat"} <= recorded
+    assert {"Vercel AI SDK", "LangChain.js"} <= recorded
     assert all(any(char.isdigit() for char in SENT["clients"][name]["version"]) for name in recorded)
 
 
@@ -88,6 +89,10 @@ NEUTRAL = [
     {"functions": [], "function_call": "auto", "modalities": ["text"], "priority": 0, "typical_p": 1.0},
     {"tools": [], "tool_choice": "none"}, {"response_format": {"type": "text"}}, {"logprobs": False}, {"stop": []},
     {"reasoning_effort": "none", "verbosity": "low", "store": True, "user": 5, "metadata": {"a": None}},
+    {"max_tokens": -1}, {"max_completion_tokens": -1.0, "seed": -1},
+    {"prediction": {"type": "content", "content": "w7"}, "reasoning": {"effort": "low"}, "keep_alive": "5m"},
+    {"repeat_penalty": 1, "mirostat": 0, "tfs_z": 1.0, "typ_p": 1, "dry_multiplier": 0, "xtc_probability": 0.0},
+    {"return_token_ids": False, "detokenize": True, "allowed_token_ids": [], "cache_prompt": True},
 ]  # fmt: skip
 
 
@@ -186,6 +191,9 @@ def test_numbers_are_numbers_however_they_are_written(client: TestClient) -> Non
         assert client.post("/v1/completions", json={"prompt": prompt}).json()["choices"] == text
     steps = chat(client, decoder="threshold", decoder_options={"steps": 4.0})
     assert steps.json()["choices"] == chat(client, decoder="threshold", steps=4).json()["choices"]
+    assert client.post("/v1/completions", json={"prompt": [7, 8], "logprobs": False}).json()["choices"] == text
+    assert client.post("/v1/completions", json={"prompt": [7, 8], "logprobs": 0}).json()["choices"][0]["logprobs"]
+    assert client.post("/v1/responses", json={"input": "w7", "max_output_tokens": -1}).status_code == 200
     for prompt, place in (([7, 8.5], "prompt.1"), ([7, True], "prompt.1"), (["w7", 5], "prompt.1"), (5, "prompt")):
         assert client.post("/v1/completions", json={"prompt": prompt}).json()["error"]["param"] == place
 
@@ -297,4 +305,6 @@ def test_tokens_and_version(client: TestClient, llm: LLM) -> None:
     told = client.post("/tokenize", json={"messages": MESSAGES}).json()
     assert told["count"] == chat(client).json()["usage"]["prompt_tokens"]
     assert client.post("/tokenize", json={"prompt": "w7", "messages": MESSAGES}).status_code == 400
+    error = client.post("/tokenize", json={"messages": MESSAGES, "add_generation_prompt": False}).json()["error"]
+    assert error["param"] == "add_generation_prompt"
     assert client.get("/version").json()["version"]

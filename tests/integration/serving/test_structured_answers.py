@@ -97,10 +97,36 @@ def test_any_object_and_no_more_than_the_length(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_schema", "schema": CITY},
+        {"type": "json_object", "schema": CITY},
+        {"type": "json_object", "json_schema": {"schema": CITY}},
+        {"type": "json_schema", "json_schema": None, "schema": CITY},
+    ],
+)
+def test_a_schema_is_held_to_wherever_other_apis_have_it(client: TestClient, form: dict[str, Any]) -> None:
+    assert is_trip(choice_of(client, response_format=form)["message"]["content"])
+
+
+def test_a_schema_without_an_end_is_refused_by_its_field(client: TestClient) -> None:
+    chain = {"type": "object", "properties": {"next": {"$ref": "#/$defs/chain"}}, "required": ["next"]}
+    endless = {"$ref": "#/$defs/chain", "$defs": {"chain": chain}}
+    asked = {"response_format": {"type": "json_schema", "json_schema": {"schema": endless}}, "max_tokens": 400}
+    error = chat(client, **asked).json()["error"]
+    assert (error["param"], "no value by it ends" in error["message"]) == ("response_format", True)
+    [*_, told] = events(client, "/v1/chat/completions", messages=MESSAGES, **asked)
+    assert told["error"] == error
+    tool = {"type": "function", "function": {"name": "f", "parameters": {**endless, "type": "object"}}}
+    error = chat(client, tools=[tool], tool_choice="required", max_tokens=400).json()["error"]
+    assert error["param"] == "tools"
+
+
+@pytest.mark.parametrize(
     ("fields", "param", "named"),
     [
         ({"response_format": {"type": "xml"}}, "response_format", "'xml'; take text, json_object or json_schema"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "the schema of response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, "response_format", "schema"),
         ({"response_format": FORMAT, "stop": "x"}, "stop", "leave one out"),
         ({"response_format": FORMAT, "buffer_size": 2}, "buffer_size", "one block in flight"),

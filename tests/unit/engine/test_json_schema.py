@@ -195,6 +195,31 @@ def test_further_properties_are_allowed_where_a_schema_speaks_of_them(
 
 
 @pytest.mark.parametrize(
+    ("schema", "held", "beyond"),
+    [
+        ({"type": "integer"}, (0, 2**53 - 1, 1 - 2**53), (2**53, -(2**53))),
+        ({"type": ["integer", "null"], "minimum": 5}, (5, 2**53 - 1), (4, 2**53)),
+        ({"type": "integer", "exclusiveMaximum": 0}, (-1, 1 - 2**53), (0, -(2**53))),
+        ({"type": "integer", "maximum": 10**17}, (10**17, 1 - 2**53), (10**17 + 1, -(2**53))),
+        ({"type": "integer", "minimum": 10**17}, (10**17, 10**30), (10**16,)),
+        ({"type": "integer", "enum": [10**17]}, (10**17,), (1,)),
+        ({"type": "integer", "multipleOf": 7}, (14, -7), (15, 7 * 10**17)),
+        ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, (10**17,), ()),
+    ],
+)
+def test_integers_without_bounds_are_those_that_every_reader_holds_exactly(
+    schemas: JsonSchemas, tokenizer: Tokenizer, schema: Any, held: tuple[int, ...], beyond: tuple[int, ...]
+) -> None:
+    assert [value for value in (*held, *beyond) if accepts(schemas, tokenizer, schema, str(value))] == [*held]
+
+
+def test_what_asks_for_nothing_is_taken(schemas: JsonSchemas, tokenizer: Tokenizer) -> None:
+    pairs = {"type": "array", "items": {"type": "array", "uniqueItems": False}, "uniqueItems": False}
+    assert accepts(schemas, tokenizer, pairs, "[[1, 1], [1, 1]]")
+    assert accepts(schemas, tokenizer, {"const": {"uniqueItems": False}}, '{"uniqueItems": false}')
+
+
+@pytest.mark.parametrize(
     ("schema", "named"),
     [
         (False, "must be an object"),
@@ -207,10 +232,12 @@ def test_further_properties_are_allowed_where_a_schema_speaks_of_them(
         ({"$ref": "http://example.com/schema"}, "http://example.com/schema"),
         ({"$ref": "#/$defs/none"}, "/$defs/none"),
         ({"$ref": "#"}, "leads to itself"),
+        ({"type": "string", "pattern": "^\\u0000$"}, "control character"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"oneOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}}]}, "oneOf"),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
         ({"type": "whole"}, "whole"),
+        ({"type": "integer", "minimum": "a"}, "minimum"),
         ({"type": "object", "minProperties": 2}, "minProperties"),
         ({"items": [{"x-guidance": {"lenient": True}}]}, "x-guidance"),
         ({"properties": {"minProperties": {"const": "\u0001"}}}, "'\\x01'"),
@@ -247,6 +274,24 @@ def test_a_tokenizer_that_lacks_a_character(config: ModelConfig, tokenizer: Toke
     assert not any(map(stuck.take, stuck.allowed().nonzero().flatten().tolist() or [EOS]))
     assert stuck.problem is not None
     assert "no token of this model spells what would have to come next" in stuck.problem
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {f"k{at}": {"type": "boolean"} for at in range(1000)}},
+        {"type": "string", "pattern": "^(?:a?){300}a{300}$"},
+    ],
+    ids=["properties", "pattern"],
+)
+def test_a_schema_beyond_the_librarys_limits_says_so(schemas: JsonSchemas, tokenizer: Tokenizer, schema: Any) -> None:
+    constraint = schemas.constraint(json.dumps(schema))
+    for token_id in tokenizer.encode('{"k7": true, ' if "properties" in schema else '"aaa'):
+        if not (constraint.allowed()[token_id] and constraint.take(token_id)):
+            constraint.take(token_id)
+            break
+    assert constraint.problem is not None
+    assert "too intricate to be followed" in constraint.problem
 
 
 def test_a_tokenizer_that_does_not_tell_bytes(config: ModelConfig, word_tokenizer: Any) -> None:

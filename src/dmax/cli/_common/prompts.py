@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from dmax.cli._common.errors import CommandError
 from dmax.cli._common.options import InputOptions
 
 if TYPE_CHECKING:
-    from dmax.engine import LLM
+    from dmax.cli._common.session import Rule
+    from dmax.engine import LLM, GenerationParams
 
 Prompt = str | list[int] | list[dict[str, Any]]
 """Text, token ids, or the messages of a conversation."""
@@ -69,13 +71,27 @@ def encode(llm: LLM, prompt: Prompt, gen_length: int) -> list[int]:
     problem = problem_with_ids(token_ids, llm.model.config)
     if problem is not None:
         raise CommandError(f"the prompt {problem}.")
+    has = f"the prompt has {len(token_ids)} token{'' if len(token_ids) == 1 else 's'}"
+    if len(token_ids) >= limit:
+        raise CommandError(f"{has}, which leaves no room for an answer in this model's context of {limit}; shorten it.")
     if len(token_ids) + gen_length > limit:
-        plural = "" if len(token_ids) == 1 else "s"
         raise CommandError(
-            f"the prompt has {len(token_ids)} token{plural}, which with --gen-length {gen_length} exceeds this model's "
-            f"context of {limit}; shorten the prompt or lower --gen-length."
+            f"{has}, which with --gen-length {gen_length} exceeds this model's context of {limit}; shorten the prompt "
+            "or lower --gen-length."
         )
     return token_ids
+
+
+def encode_in_room(llm: LLM, prompt: Prompt, rule: Rule) -> tuple[list[int], GenerationParams]:
+    """Encode a prompt as :func:`encode` does; an answer whose length was not asked for may have the room there is.
+
+    Raises:
+        CommandError: as :func:`encode`.
+    """
+    params = rule.params
+    token_ids = encode(llm, prompt, params.gen_length if rule.length_asked_for else 1)
+    room = llm.model.config.max_position_embeddings - len(token_ids)
+    return token_ids, replace(params, gen_length=min(params.gen_length, room), min_tokens=min(params.min_tokens, room))
 
 
 def _encode(llm: LLM, prompt: Prompt) -> list[int]:

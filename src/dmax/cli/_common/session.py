@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -42,13 +42,15 @@ class Rule:
 
     params: GenerationParams
     decoder: Decoder
+    length_asked_for: bool = True
+    """Whether ``--gen-length`` is given; elsewhere an answer has what room is left, up to the default."""
 
     def on(self, model: str) -> Rule:
         """Return the rule with what the checkpoint says of its decoder where nothing was asked for."""
         from dmax.models import load_config
 
         params = self.params.with_defaults(load_config(model))
-        return Rule(params, params.build_decoder())
+        return replace(self, params=params, decoder=params.build_decoder())
 
 
 def decoder_of(model: str, options: DecodingOptions) -> str:
@@ -73,7 +75,7 @@ def decoding_rule(options: DecodingOptions, *, trace: bool = False) -> Rule:
         params = options.params(trace=trace)
         # What needs no torch is checked by now; importing it takes a moment.
         with status("Starting"):
-            return Rule(params, params.build_decoder())
+            return Rule(params, params.build_decoder(), options.gen_length is not None)
 
 
 def load_llm(
