@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,14 @@ def checkpoint(family: str, make: Make) -> Path:
     return make(family).folder
 
 
-@pytest.fixture(params=[*TABLE, "llada2_moe, block routing"])
+@pytest.fixture(params=[*TABLE, "a2d-qwen3, shifted", "llada2_moe, block routing"])
 def model(request: pytest.FixtureRequest, make: Make) -> LLaDA2:
-    """A model of every family, and of the newer members of the first one."""
-    if request.param in TABLE:
-        return load_model(make(request.param).folder)
+    """A model of every family, of newer members of the first one, and one that `dmax adapt` made."""
+    name, _, variant = request.param.partition(", ")
+    if name in TABLE:
+        found = load_model(make(name).folder)
+        found.config = replace(found.config, shift_logits=found.config.shift_logits or variant == "shifted")
+        return found
     ids = {"mask_token_id": MASK, "eos_token_id": EOS, "pad_token_id": PAD}
     config = ModelConfig(**{**SIZES, **ids, "head_dim": 16, **BLOCK_ROUTING})
     return initialize(LLaDA2(config), torch.Generator().manual_seed(3)).eval()

@@ -113,7 +113,14 @@ def test_blocks_of_one_are_greedy_decoding_where_logits_are_shifted(make: Make) 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "full attention": ({"model_type": "llada"}, "full attention, not block-causal"),
     "full attention too": ({"model_type": "Dream"}, "full attention, not block-causal"),
-    "autoregressive": ({"model_type": "qwen3"}, "an autoregressive model, not a diffusion model"),
+    "autoregressive": (
+        {"model_type": "qwen3"},
+        "an autoregressive model, not a diffusion model; `dmax adapt` makes one of it",
+    ),
+    "autoregressive, with experts": (
+        {"model_type": "qwen3_moe"},
+        r"'qwen3_moe': an autoregressive model, not a diffusion model\.",
+    ),
     "unknown": ({"model_type": "t5"}, r"model_type is 't5'; this package loads llada2_moe, sdar, .*Fast_dLLM_Qwen\."),
     "window": ({"use_sliding_window": True}, "use_sliding_window is True"),
     "bias of feed-forwards": ({"model_type": "a2d-llama", "mlp_bias": True}, "mlp_bias is True"),

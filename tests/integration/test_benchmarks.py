@@ -13,6 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from dmax.models import LLaDA2, save_model
+from dmax.models.llada2 import initialize
 
 pytest.importorskip("httpx")
 
@@ -71,6 +75,48 @@ def test_throughput_tells_its_runs_and_their_share_of_the_peak(tmp_path: Path) -
         assert 0 < run["decoded"] < run["positions"] - run["prefilled"] < run["attended"]
         reached = sum(run["flops"].values()) / run["seconds"]
         assert run["share_of_matmul_peak"] == pytest.approx(reached / result["matmul_peak_flops"])
+
+
+@pytest.fixture
+def smollm2(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("smollm2")
+
+
+def test_smollm2_grades_and_counts_answers(smollm2: Any) -> None:
+    asked: list[str] = []
+
+    def ask(question: str) -> Any:
+        asked.append(question)
+        return smollm2.Answer("so #### 6", 30, 10, 2.0) if "3" in question else smollm2.Answer("#### 7", 10, 10, 3.0)
+
+    rows = [{"question": f"{n} times 2", "answer": str(2 * n)} for n in (3, 4)]
+    record = smollm2.measure("it", ask, {"everyday": rows}, seed=0)
+    assert asked == ["3 times 2", "3 times 2", "4 times 2"]
+    point = record["everyday"]
+    assert (point["problems"], point["accuracy"], point["tpf"], point["tpf_pooled"]) == (2, 0.5, 2.0, 2.0)
+    assert (point["tokens_per_second"], point["mean_tokens"]) == (8.0, 20.0)
+    assert (
+        smollm2.to_markdown([record], ["everyday"])
+        .splitlines()[2]
+        .startswith("| it | 50.0 % [0.0, 100.0] | 2.00 | 8.0 |")
+    )
+
+
+@pytest.mark.slow
+def test_smollm2_measures_what_the_chain_leaves(
+    smollm2: Any, tmp_path: Path, tiny_config: Any, word_tokenizer: Any, chat_template: str
+) -> None:
+    model = initialize(LLaDA2(tiny_config(moe=False)), torch.Generator().manual_seed(0))
+    for folder, _ in smollm2.STAGES.values():
+        save_model(model, tmp_path / folder, tokenizer=word_tokenizer(chat_template))
+    rows = tmp_path / "gsm8k.jsonl"
+    rows.write_text(json.dumps({"question": "w3 w4", "answer": "#### 5"}) + "\n", encoding="utf-8")
+    arguments = ("--runs", str(tmp_path), "--gsm8k", str(rows), "--problems", "1")
+    result = result_of("smollm2.py", tmp_path / "result.json", *arguments)
+    assert [row["name"] for row in result["rows"]] == list(smollm2.STAGES)
+    assert all(row[title]["problems"] == 1 for row in result["rows"] for title in ("gsm8k", "everyday", "gsm-symbolic"))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import typer
 from dmax.cli._common.decoding import DecodingCommand
 from dmax.cli._common.errors import OneLineErrors
 from dmax.cli._common.options import option_groups, takes_decoding
+from dmax.cli.adapt import adapt
 from dmax.cli.bench import bench
 from dmax.cli.chat import chat
 from dmax.cli.compile import compile_model
@@ -49,6 +50,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "compile": compile_model,
     "convert": convert,
+    "adapt": adapt,
     "train": train,
     "distill": distill,
 }

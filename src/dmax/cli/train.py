@@ -54,7 +54,7 @@ def train(
         return
     if dry_run:
         with user_errors():
-            plan, device, available = plan_recipe(recipe, output, processes, device_memory)
+            plan, device, available = plan_recipe(recipe, output, processes, device_memory, _local_data(data or []))
             Console().print(plan_table(plan, available))
             plan.check(available, device)
         return

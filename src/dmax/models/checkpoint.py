@@ -183,12 +183,7 @@ def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, Stored
     with torch.device("meta"):
         model = LLaDA2(config)
         _hold_what_is_quantized(model, stored)
-    try:
-        _check_fit(folder, stored, model)
-    except CheckpointError as error:
-        raise CheckpointError(
-            foreign_names(folder, stored) or foreign_quantization(folder, values, stored) or str(error)
-        ) from error
+    check_fit(folder, values, stored, model)
     return model, stored
 
 
@@ -225,8 +220,25 @@ def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...
     return shapes
 
 
-def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2) -> None:
-    """Compare what is stored with what the model needs, and report every difference at once."""
+def check_fit(place: Path, values: Mapping[str, Any], stored: Mapping[str, StoredTensor], model: LLaDA2) -> None:
+    """Compare what is stored with what a model needs.
+
+    Args:
+        place: its folder, or its only file.
+        values: its configuration.
+        stored: its tensors.
+        model: on the meta device.
+
+    Raises:
+        CheckpointError: with every difference at once, or what tool the checkpoint comes from.
+    """
+    differences = _differences(stored, model)
+    if differences:
+        said = f"The tensors in {place} do not fit its {CONFIG_FILE if place.is_dir() else 'metadata'}. {differences}."
+        raise CheckpointError(foreign_names(place, stored) or foreign_quantization(place, values, stored) or said)
+
+
+def _differences(stored: Mapping[str, StoredTensor], model: LLaDA2) -> str:
     expected = layout_of(model, stored)
     quantized = {name: t.dtype for name, t in model.state_dict().items() if t.dtype in QUANTIZED_DTYPES.values()}
     places = TensorNames(model.config)
@@ -245,7 +257,7 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2) 
             not_float.append(f"{name} (is {tensor.dtype})")
         elif should_be is not None and QUANTIZED_DTYPES.get(tensor.dtype) != should_be:
             not_alike.append(f"{name} (is {tensor.dtype})")
-    findings = [
+    return "; ".join(
         f"{len(names)} {what}: {spelled(names)}"
         for what, names in [
             ("missing", missing),
@@ -255,9 +267,7 @@ def _check_fit(folder: Path, stored: Mapping[str, StoredTensor], model: LLaDA2) 
             ("not quantised as the rest of their stack", not_alike),
         ]
         if names
-    ]
-    if findings:
-        raise CheckpointError(f"The tensors in {folder} do not fit its {CONFIG_FILE}. {'; '.join(findings)}.")
+    )
 
 
 def _spreads(name: str, stored: tuple[int, ...], expected: tuple[int, ...]) -> bool:

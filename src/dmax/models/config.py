@@ -230,6 +230,7 @@ _SELDOM_SAID = {
     "decoder_sparse_step",
     "expert_capacity",
     "routing_block_length",
+    "shift_logits",
 }
 """Fields that a ``config.json`` leaves out where it would only say what applies anyway."""
 

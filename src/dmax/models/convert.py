@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,10 @@ from dmax.models.source import (
     read_json,
     resolve,
 )
-from dmax.models.unfinished import unfinished_folder
-from dmax.models.writer import FilePlan, plan_files, write_config, write_index
+from dmax.models.unfinished import Progress, Telling, check_space, unfinished_folder
+from dmax.models.writer import plan_files, write_config, write_index
 
 ExpertLayout = Literal["merged", "separate"]
-Progress = Callable[[int, int], None]
-"""Told the bytes written so far and in all."""
-
 SHARD_BYTES = 2**30
 """The most that an interrupted conversion does again."""
 
@@ -196,8 +193,8 @@ def convert_checkpoint(
         "config": read_json(folder / CONFIG_FILE),
     }  # fmt: skip
     with unfinished_folder(Path(destination), identity, overwrite) as unfinished:
-        _check_space(unfinished.path, sum(plan.num_bytes for plan in plans if unfinished.finished(plan) is None))
-        told = _Telling(plans, progress)
+        check_space(unfinished.path, sum(plan.num_bytes for plan in plans if unfinished.finished(plan) is None))
+        told = Telling(plans, progress)
         sums: dict[str, Squares] = {}
         for plan in plans:
             noted = unfinished.finished(plan)
@@ -239,25 +236,3 @@ def _check_memory() -> None:
         refuse(
             "Converting", {"working memory": needed}, available, device, "end other programs or set OMP_NUM_THREADS=1"
         )
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise CheckpointError(
-            f"The converted checkpoint needs {needed / 2**30:.1f} GiB more on the disk of {folder.parent}, which has "
-            f"{free / 2**30:.1f} GiB free: make room, choose another folder, or quantise further."
-        )
-
-
-class _Telling:
-    """Adds up the bytes that are written, and tells them."""
-
-    def __init__(self, plans: Sequence[FilePlan], progress: Progress | None) -> None:
-        self._total = sum(spec.num_bytes for plan in plans for spec in plan.specs)
-        self._progress, self._done = progress, 0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total)

@@ -152,20 +152,20 @@ def _write_rows(
     """Write some rows to their place, quantised if they are to be; gives the bytes written."""
     target, rows_OI, first = task
     if target.scheme is None:
-        return _write_at(descriptor, plan.starts[target.name], rows_OI, first), None
+        return write_at(descriptor, plan.starts[target.name], rows_OI, first), None
     count, squares = 0, Squares()
     for some_OI, at in _split(iter([(rows_OI, first)]), _ROUNDED):
         rounded = round_rows(some_OI, target.scheme, method)
         if not rounded.is_finite:
             raise CheckpointError(f"{target.name} holds values that are not finite: it cannot be quantised.")
-        count += _write_at(descriptor, plan.starts[target.name], rounded.weight, at)
-        count += _write_at(descriptor, plan.starts[scale_name(target.name)], rounded.scale, at)
+        count += write_at(descriptor, plan.starts[target.name], rounded.weight, at)
+        count += write_at(descriptor, plan.starts[scale_name(target.name)], rounded.scale, at)
         squares = squares.plus(Squares(rounded.error_squares, rounded.weight_squares))
     return count, squares
 
 
-def _write_at(descriptor: int, start: int, rows: Tensor, first: int) -> int:
-    """Write rows of a tensor that begins at ``start`` of a file; gives their bytes."""
+def write_at(descriptor: int, start: int, rows: Tensor, first: int) -> int:
+    """Write rows of a tensor that begins at ``start`` of a file, from its row ``first`` on; return their bytes."""
     data = bytes_of(rows)
     at = start + first * (len(data) // rows.shape[0])
     written = 0

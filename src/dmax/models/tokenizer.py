@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from dmax.models.chat_template import ChatTemplate, Message
+from dmax.models.foreign import is_pointer
 from dmax.models.source import CheckpointError, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -59,7 +60,11 @@ class Tokenizer:
         try:
             pipeline = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
-            raise CheckpointError(f"{path} is not a tokenizer file: {error}.") from error
+            if is_pointer(path):
+                reason = f"{path} is a Git LFS pointer, not the tokenizer: run `git lfs pull` there."
+            else:
+                reason = f"{path} is not a tokenizer file: {error}."
+            raise CheckpointError(reason) from error
         settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() else {}
         template_file = folder / TEMPLATE_FILE
         template = template_file.read_text(encoding="utf-8") if template_file.exists() else _template_in(settings)

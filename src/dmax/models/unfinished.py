@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 
 from dmax.models.source import CheckpointError
 from dmax.models.writer import FilePlan, check_free, move_into_place, write_json
+
+Progress = Callable[[int, int], None]
+"""Told the bytes written so far and in all."""
 
 _RECORD = "unfinished.json"
 
@@ -101,6 +104,34 @@ def unfinished_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool
             f"Checkpoint {folder} cannot be written: {error.strerror or error}; what is done is kept in {partial}, and "
             "the same command goes on from there."
         ) from error
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to begin where a disk has not as many bytes free.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"The new checkpoint needs {needed / 2**30:.1f} GiB more on the disk of {folder.parent}, which has "
+            f"{free / 2**30:.1f} GiB free: make room, or choose another folder or fewer bits."
+        )
+
+
+class Telling:
+    """Adds up the bytes that are written, and tells them."""
+
+    def __init__(self, plans: Sequence[FilePlan], progress: Progress | None) -> None:
+        self._total = sum(spec.num_bytes for plan in plans for spec in plan.specs)
+        self._progress, self._done = progress, 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that are there."""
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def _opened(partial: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,11 @@ _PROBLEMS_OF_A_PLAN = 500
 
 
 def plan_recipe(
-    recipe_path: Path, output: Path | None = None, processes: int = 1, memory: float | None = None
+    recipe_path: Path,
+    output: Path | None = None,
+    processes: int = 1,
+    memory: float | None = None,
+    data: Mapping[str, str] | None = None,
 ) -> tuple[Requirements, torch.device, int]:
     """Work out what a recipe needs, without reading a weight.
 
@@ -89,6 +93,7 @@ def plan_recipe(
         output: folder of the run; its tokenizer is taken from there, if it is there.
         processes: that are to share the model.
         memory: GiB of a device; this machine's if not given.
+        data: as for :func:`run_recipe`.
 
     Returns:
         What each process needs, its device, and the bytes that it has there.
@@ -98,7 +103,7 @@ def plan_recipe(
     """
     recipe = load_recipe(recipe_path)
     device = _device(recipe.train.device)
-    plan = _plan(_prepared_to_look_at(recipe, output, None), processes, device)
+    plan = _plan(_prepared_to_look_at(recipe, output, data), processes, device)
     return plan, device, device_memory(device, processes) if memory is None else int(memory * 2**30)
 
 

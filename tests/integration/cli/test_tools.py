@@ -148,7 +148,7 @@ def test_a_dry_run_says_what_a_run_needs_and_trains_nothing(
     needed = next(line for line in result.stdout.splitlines() if line.startswith("needed of a device"))
     assert needed.split()[-2:] == ["5.00", "GiB"]
     assert "2 rows of 64 positions, 50 with logits" in result.stdout
-    assert training == [(Path("a.yaml"), None, 4, None)]
+    assert training == [(Path("a.yaml"), None, 4, None, {})]
 
 
 def test_rows_are_shown_with_what_is_trained_on(

@@ -82,7 +82,10 @@ def test_an_objective_of_one_file_trains(tmp_path: Path) -> None:
         ({"kind": "gentle", "softnes": 1}, "'objective.softnes'; did you mean 'softness'"),
         ({"kind": "gentle", "beta": 1}, "Valid here: kind, .*group, softness"),
         ({"kind": "masked", "softness": 1}, "no recipe key 'objective.softness'"),
-        ({"kind": "maskd"}, "objective.kind: Input should be 'masked', 'oput', 'uniform', 'dparallel', 'broken' or"),
+        (
+            {"kind": "maskd"},
+            "objective.kind: Input should be 'masked', 'oput', 'uniform', 'dparallel', 'oput-indel', 'broken' or",
+        ),
         ({"kind": "broken"}, "objective 'broken' could not be loaded from no_such_module:It"),
     ],
 )

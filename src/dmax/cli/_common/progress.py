@@ -36,7 +36,8 @@ class _Lines:
         """Print a line if the last is old enough."""
         now = time.monotonic()
         if self._first is None:
-            self._first = done  # what was there already says nothing about the speed
+            self._first, self._began = done, now  # what was there already says nothing about the speed
+            return
         if now - self._told < EVERY:
             return
         self._told = now

@@ -19,7 +19,7 @@ from dmax.models.families import (
 )
 from dmax.models.families.base import ConfigError, Family
 
-__all__ = ["DEFAULT", "ENTRY_POINT_GROUP", "ConfigError", "Family", "family_names", "get_family"]
+__all__ = ["DEFAULT", "ENTRY_POINT_GROUP", "ConfigError", "Family", "adapted_family", "family_names", "get_family"]
 
 ENTRY_POINT_GROUP = "dmax.families"
 
@@ -30,7 +30,8 @@ DEFAULT = llada2_moe.FAMILY.model_type
 """What a configuration without a model type is."""
 
 _FULL_ATTENTION = ("llada", "llada_moe", "dream")
-_AUTOREGRESSIVE = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "llama", "mistral", "gemma", "gemma2", "gemma3", "phi3")
+_ADAPTABLE = tuple(sorted({family.adapted_from for family in _BUILT_IN.values() if family.adapted_from is not None}))
+_AUTOREGRESSIVE = ("qwen2_moe", "qwen3_moe", "mistral", "gemma", "gemma2", "gemma3", "phi3")
 
 
 def family_names() -> list[str]:
@@ -58,9 +59,31 @@ def get_family(model_type: object) -> Family:
     return _load(found[0])
 
 
+def adapted_family(model_type: object, shifted: bool) -> Family:
+    """Return the family that an autoregressive model becomes.
+
+    Args:
+        model_type: of the autoregressive model.
+        shifted: whether tokens are read one position before their own. A family in which that is fixed is preferred:
+            other tools that load it know of it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    candidates = [family for family in _BUILT_IN.values() if family.adapted_from == model_type]
+    fitting = [family for family in candidates if family.fixed.get("shift_logits", shifted) == shifted]
+    if not fitting:
+        known = str(model_type) in _BY_ANY_NAME
+        reason = ", a block-diffusion model already: load it as it is" if known else ""
+        raise ConfigError(f"model_type is {model_type!r}{reason}; {', '.join(_ADAPTABLE)} can be adapted.")
+    return min(fitting, key=lambda family: "shift_logits" not in family.fixed)
+
+
 def _why_not(model_type: str) -> str:
     if model_type in _FULL_ATTENTION:
         return ": such models have full attention, not block-causal, and cannot be decoded block by block."
+    if model_type in _ADAPTABLE:
+        return ": an autoregressive model, not a diffusion model; `dmax adapt` makes one of it."
     if model_type in _AUTOREGRESSIVE:
         return ": an autoregressive model, not a diffusion model."
     return f"; this package loads {', '.join(family_names())}."

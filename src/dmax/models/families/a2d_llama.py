@@ -12,9 +12,10 @@ FAMILY = Family(
         "use_qkv_bias": ("attention_bias",),
         "use_bias": ("attention_bias",),
     },
-    fixed={**DENSE, "use_qk_norm": False, "shift_logits": False},
+    fixed={**DENSE, "use_qk_norm": False},
     defaults={"default_decoder": "threshold", "rope_theta": 10_000.0, "max_position_embeddings": 2048},
     allowed={**PLAIN, "mlp_bias": (False,)},
     modules=APART,
+    adapted_from="llama",
     mask_token="<|mask|>",
 )

@@ -12,7 +12,7 @@ FAMILY = Family(
         "use_qkv_bias": ("attention_bias",),
         "use_bias": ("attention_bias",),
     },
-    fixed={**DENSE, "use_qk_norm": True, "shift_logits": False},
+    fixed={**DENSE, "use_qk_norm": True},
     defaults={
         "default_decoder": "threshold",
         "head_dim": 128,
@@ -21,5 +21,6 @@ FAMILY = Family(
     },
     allowed=PLAIN,
     modules=APART,
+    adapted_from="qwen3",
     mask_token="<|mask|>",
 )

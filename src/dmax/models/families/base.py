@@ -42,6 +42,8 @@ class Family:
     """A decoder -> those of its options that are token ids -> the token's role, such as ``split_token``."""
     mask_token: str | None = None
     """The mask token's text, for tokenizers that do not say which of their tokens it is."""
+    adapted_from: str | None = None
+    """Model type of the autoregressive models that have its tensors under the same names."""
 
     def read(self, values: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
         """Return what a parsed ``config.json`` says of some fields; those of which nothing is said are left out.

@@ -18,5 +18,6 @@ FAMILY = Family(
     },
     allowed=PLAIN,
     modules=APART,
+    adapted_from="qwen2",
     mask_token="|<MASK>|",
 )

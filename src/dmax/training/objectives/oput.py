@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dmax.training.data import generator_for
+from dmax.training.edit_labels import IGNORED
 from dmax.training.layout import Batch, Layout
 from dmax.training.objectives.base import LossPart, Objective, Pass, Predict, share, supervised, tallies
 from dmax.training.objectives.options import CommonOptions
@@ -22,6 +23,7 @@ from dmax.training.rollout import DecodingRollout, RowRollout, greedy, sampled
 from dmax.training.section import Share
 
 _ROLLOUT = 3
+INDEL = "oput-indel"
 
 
 class OputOptions(CommonOptions):
@@ -41,7 +43,8 @@ class OputOptions(CommonOptions):
 
     @model_validator(mode="after")
     def _losses_are_of_the_joint_form(self) -> OputOptions:
-        if "losses" in self.model_fields_set and (self.kind, self.form) != (Oput.name, "joint"):
+        kinds = (Oput.name, INDEL)
+        if "losses" in self.model_fields_set and (self.kind not in kinds or self.form != "joint"):
             raise ValueError("losses are chosen for kind oput in the form joint; leave them out")
         return self
 
@@ -51,6 +54,12 @@ class OputOptions(CommonOptions):
             raise ValueError("rollout_passes, rollout_states, rollout_threshold need rollout: greedy and form: joint")
         if isinstance(self.rollout_threshold, tuple) and self.rollout_threshold[0] > self.rollout_threshold[1]:
             raise ValueError("rollout_threshold must be [lowest, highest]")
+        return self
+
+    @model_validator(mode="after")
+    def _edits_are_of_one_prediction(self) -> OputOptions:
+        if self.kind == INDEL and (self.decodes or self.form != "joint"):
+            raise ValueError(f"{INDEL} has form: joint and a rollout of one pass; leave other forms and passes out")
         return self
 
     @property
@@ -78,9 +87,7 @@ class Oput(Objective[OputOptions]):
         return 3 + (self.options.rollout_passes - 1) / len(self.options.losses)
 
     def losses(self, predict: Predict, batch: Batch, where: Pass) -> Iterator[LossPart]:
-        sample = greedy
-        if self.options.rollout == "sampled":
-            sample = partial(sampled, generator=generator_for(where.seed, where.number, _ROLLOUT))
+        sample = sampler(self.options, where)
         layout, hidden, mask_id = batch.layout, batch.hidden, where.config.mask_token_id
         if self.options.decodes:
             rows = [self._row(where.seed, index) for index in batch.indices]
@@ -105,6 +112,13 @@ class Oput(Objective[OputOptions]):
         return RowRollout(passes, threshold)
 
 
+def sampler(options: OputOptions, where: Pass) -> Callable[[Tensor], Tensor]:
+    """Return what turns float32 logits ``(S, V)`` of a pass into tokens ``(S,)``."""
+    if options.rollout == "greedy":
+        return greedy
+    return partial(sampled, generator=generator_for(where.seed, where.number, _ROLLOUT))
+
+
 def oput_losses(
     predict: Predict,
     layout: Layout,
@@ -112,6 +126,7 @@ def oput_losses(
     mask_token_id: int,
     sample: Callable[[Tensor], Tensor],
     which: tuple[str, ...] = ("mask", "pred"),
+    relabel: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[LossPart]:
     """Compute the losses of OPUT: one on the masked input, one on the model's own prediction of it.
 
@@ -126,6 +141,8 @@ def oput_losses(
         mask_token_id: token that hides them.
         sample: turns float32 logits ``(S, V)`` into tokens ``(S,)`` (see :mod:`dmax.training.rollout`).
         which: the losses to yield, in this order; each may be run backward before the next is computed.
+        relabel: turns the filled tokens ``(B, M)`` into the second loss's labels ``(S,)``, of which
+            :data:`~dmax.training.edit_labels.IGNORED` carry none; the true tokens if not given.
     """
     masked_ids = layout.noisy_ids.masked_fill(hidden, mask_token_id)
     targets_S, hidden_S = supervised(layout, hidden)
@@ -139,10 +156,14 @@ def oput_losses(
             rollout_S = sample(predict(masked_ids, layout))
     if "pred" in which:
         rollout_ids = masked_ids.masked_scatter(hidden, rollout_S[hidden_S])
+        labels_S = targets_S if relabel is None else relabel(rollout_ids)
+        counted_S = labels_S != IGNORED
         logits_SV = predict(rollout_ids, layout)
-        loss = F.cross_entropy(logits_SV, targets_S)
+        loss = F.cross_entropy(logits_SV, labels_S, ignore_index=IGNORED)
         wrong = {"rollout_wrong": share((rollout_S != targets_S) & hidden_S, hidden_S)}
-        yield LossPart("pred", loss, tallies("pred", loss, logits_SV, targets_S, hidden_S) | wrong)
+        yield LossPart(
+            "pred", loss, tallies("pred", loss, logits_SV, labels_S, hidden_S & counted_S, counted_S) | wrong
+        )
 
 
 def decoding_losses(

@@ -18,12 +18,13 @@ from dmax.training.objectives.dparallel import DParallel, DParallelOptions
 from dmax.training.objectives.masked import Masked, MaskedOptions
 from dmax.training.objectives.options import CommonOptions, ObjectiveSection
 from dmax.training.objectives.oput import Oput, OputOptions
+from dmax.training.objectives.oput_indel import OputIndel
 from dmax.training.objectives.uniform import Uniform
 from dmax.training.section import RecipeError
 
 ENTRY_POINT_GROUP = "dmax.objectives"
 
-_BUILT_IN: dict[str, type[Objective[Any]]] = {kind.name: kind for kind in (Masked, Oput, Uniform, DParallel)}
+_BUILT_IN: dict[str, type[Objective[Any]]] = {kind.name: kind for kind in (Masked, Oput, Uniform, DParallel, OputIndel)}
 
 
 class BuiltInSection(ObjectiveSection, MaskedOptions, DParallelOptions, OputOptions):
