@@ -9,6 +9,7 @@ Shape suffixes: V vocabulary.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -92,7 +93,7 @@ class JsonConstraint:
             return True
         if not self._ends and self._matcher.consume_token(token_id):
             return True
-        error = self._matcher.get_error().partition("\n")[0]
+        error = re.split(r"[;\n]|\s\(", self._matcher.get_error())[0]
         why = "it is too intricate to be followed, or no value by it ends"
         if "satisfy" in error:  # else the library has come to a limit of its own
             why = "no token of this model spells what would have to come next"
