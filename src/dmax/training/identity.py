@@ -16,6 +16,7 @@ from dmax.training.recipe import Recipe
 from dmax.training.section import RecipeError
 
 LOCK_FILE = ".lock"
+_LATER_OPTIONS = ("rollout_", "consistency_", "calibration_", "entropy_")
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -29,7 +30,7 @@ def recipe_text(recipe: Recipe) -> str:
     # Options that came later and say nothing new leave the fingerprints of older runs as they are.
     absent["objective"] = {
         name for name, field in type(recipe.objective).model_fields.items()
-        if name.startswith("rollout_") and getattr(recipe.objective, name) == field.default
+        if name.startswith(_LATER_OPTIONS) and getattr(recipe.objective, name) == field.default
     }  # fmt: skip
     return recipe.model_dump_json(
         exclude={"name": True, "train": left_out, "parallel": True, "tracking": True, **absent}

@@ -160,13 +160,13 @@ class Trainer:
         for micro in range(self.passes):
             number = self.step * recipe.train.accumulation + micro * world_size() + rank()
             batch, parts = self._pass(number)
+            rows, length = batch.layout.positions().shape
+            flops += self.objective.forwards_of_a_batch * self.flops.of_pass(rows, length, batch.num_supervised)
             for part in parts:
                 (part.loss / self.passes).backward()
                 tally.add(part)
                 seen.append((batch, part.loss.detach()))
-                rows, length = batch.layout.positions().shape
                 tokens += rows * length
-                flops += self.objective.forwards_of_a_loss * self.flops.of_pass(rows, length, batch.num_supervised)
         metrics = tally.totals(tokens=tokens, flops=flops)
         norm = self.optimizer.clip()
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
