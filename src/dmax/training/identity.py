@@ -23,7 +23,7 @@ def recipe_text(recipe: Recipe) -> str:
     """Return as JSON what of a recipe decides what it makes; where it runs and how often it looks up is left out."""
     validation = {"validate_every", "validation_rows", "generate_rows", "generate_with"}
     # A run may be made longer, and by now epochs are steps.
-    left_out = validation | {"checkpoint_every", "device", "workers", "epochs", "steps"}
+    left_out = validation | {"checkpoint_every", "snapshots", "device", "workers", "epochs", "steps"}
     if not recipe.train.validation_share:
         left_out |= {"validation_share"}
     absent: dict[str, Any] = {"lora": True} if recipe.lora is None else {}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, Validati
 from dmax.training.objectives.options import CommonOptions
 from dmax.training.objectives.registry import get_objective, parse_section, section_of
 from dmax.training.optim import OptimizerSection
-from dmax.training.section import RecipeError, Section
+from dmax.training.section import RecipeError, Section, Share
 
 
 class ModelSection(Section):
@@ -130,6 +130,8 @@ class TrainSection(Section):
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
+    snapshots: tuple[Share, ...] = ()
+    """Shares of the run after which the weights alone are kept, in ``snapshots/``."""
     validate_every: int = Field(default=500, ge=1)
     """Steps between validations."""
     validation_rows: int = Field(default=64, ge=0)
@@ -145,6 +147,10 @@ class TrainSection(Section):
         if (self.steps > 0) == (self.epochs is not None):
             raise ValueError("give either steps, at least 1, or epochs")
         return self
+
+    def snapshot_steps(self) -> list[int]:
+        """List the steps after which weights are kept, rising."""
+        return sorted({max(1, round(share * self.steps)) for share in self.snapshots})
 
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -209,6 +215,8 @@ class Recipe(Section):
             raise ValueError("lora adapts a trained model: give model.start_from")
         if self.lora is not None and self.train.compile:
             raise ValueError("train.compile does not go with lora, whose experts are put together in every pass")
+        if self.lora is not None and self.train.snapshots:
+            raise ValueError("train.snapshots are of whole weights, which lora does not train; leave them out")
         return self
 
     @model_validator(mode="after")
