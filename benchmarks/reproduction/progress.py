@@ -99,9 +99,8 @@ def _state(plan: Plan, folder: Path, row: Run | None) -> RowState:
     seconds = sum(task["metrics"]["wall_seconds"] for place in found for task in read_results(place)["tasks"].values())
     watched = [file for place in places for file in place.glob("samples-*")]
     if row is None:
-        return RowState(
-            "base", 0, 0, 0, 0.0, len(found), len(places), seconds / 3600, _is_recent(watched, found, places)
-        )
+        running = len(found) < len(places) and _is_recent(watched)
+        return RowState("base", 0, 0, 0, 0.0, len(found), len(places), seconds / 3600, running)
     training, last = training_of(row[0]), progress_of(folder, row)
     steps = plan.steps(training)
     step = steps if is_trained(folder, row) else min(steps, last["step"]) if last else 0

@@ -184,7 +184,7 @@ class Results:
         return None
 
     def tpf_at(self, method: Method, accuracy: float) -> float | None:
-        """Find the greatest speed at which a method is so accurate (in percent), along its curve; None if it never is."""
+        """Find the greatest speed at which a method is so accurate, in percent, along its curve; None if never."""
         points = sorted((point.tpf, point.accuracy) for point in self.curve(method))
         fastest = max((tpf for tpf, known in points if known >= accuracy), default=None)
         for (left, before), (right, after) in pairwise(points):

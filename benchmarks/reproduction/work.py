@@ -87,22 +87,20 @@ class Plan:
         """Return the recipe of a training."""
         steps = self.steps(training)
         start = {"start_from": self.start(training)}
-        own = {"steps": steps, "snapshots": list(SHARES), "validation_rows": 0, "generate_rows": 0}
-        variant = {
+        followed = seed == 1 and training.start != "half"
+        own = {"steps": steps, "snapshots": list(SHARES) if followed else []}
+        own |= {"validation_rows": 0, "generate_rows": 0}  # every model is measured when it is trained
+        optimizer = self._second_half() if training.start == "half" else self.recipe.get("optimizer", {})
+        return {
             **self.recipe,
             "name": run_name((training.name, seed)),
-            "seed": seed
-            if training.start == "base"
-            else seed + 1000,  # other noise than that of the model it starts from
+            "seed": seed if training.start == "base" else seed + 1000,  # not the noise that its start has seen
             "model": start,
             "tokenizer": start,
             "objective": self.objective(training),
+            "optimizer": optimizer,
             "train": {**self.recipe["train"], **own},
         }
-        if training.start == "half":
-            own["snapshots"] = []
-            variant |= {"train": {**self.recipe["train"], **own}, "optimizer": self._second_half()}
-        return variant
 
     def _second_half(self) -> dict[str, Any]:
         """Return an optimiser that begins at the rate of the half-trained model, and falls to zero as its own does."""
