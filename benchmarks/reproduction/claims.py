@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.reproduction.results import END, NotMeasured, Point, Results
+from benchmarks.reproduction.results import NotMeasured, Point, Results
 from benchmarks.reproduction.study import (
     ANYWHERE,
     BASE,
@@ -22,7 +22,6 @@ from benchmarks.reproduction.study import (
     HIERARCHICAL,
     MULTI_TF,
     OPUT_ALONE,
-    SHARES,
     SOFT,
     SPD_ALONE,
     TWO_BLOCKS,
@@ -70,16 +69,16 @@ class Claim:
             return None
 
 
-def begins_to_hold(claim: Claim, at: Callable[[float], Results]) -> float | None:
+def begins_to_hold(claim: Claim, by_share: Mapping[float, Results]) -> float | None:
     """Return the share of training from which on a claim holds; None where it does not at the end.
 
     Args:
         claim: to decide.
-        at: gives the results at a share of training.
+        by_share: the results at all shares of training, rising.
     """
     begin = None
-    for share in reversed((*SHARES, END)):
-        finding = claim.finding(at(share))
+    for share, results in reversed(list(by_share.items())):
+        finding = claim.finding(results)
         if finding is None or not finding.holds:
             break
         begin = share

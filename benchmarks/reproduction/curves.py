@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.reproduction.claims import CLAIMS, Finding
 from benchmarks.reproduction.gather import Study
@@ -21,9 +21,9 @@ _MARKERS = "os^vDPX*<>h"
 def course(study: Study, name: str, method: Method, threshold: float) -> list[tuple[float, Point]]:
     """List what is known of a method at a threshold on a set of problems, by share of its training."""
     found = []
-    for share in STEPS:
+    for share, results in study.course(name).items():
         try:
-            found.append((share, study.on(name, share).point(method, threshold)))
+            found.append((share, results.point(method, threshold)))
         except NotMeasured:
             continue
     return found
@@ -60,10 +60,11 @@ def _draw_courses(study: Study, name: str, threshold: float, accuracy: Axes, spe
         points = course(study, name, method, threshold)
         if points:
             shares, found = [100 * share for share, _ in points], [point for _, point in points]
-            look = {"marker": _MARKERS[place % len(_MARKERS)], "color": f"C{place % 10}", "markersize": 4}
+            colour = f"C{place % 10}"
+            look: dict[str, Any] = {"marker": _MARKERS[place % len(_MARKERS)], "color": colour, "markersize": 4}
             low, high = zip(*(point.intervals[0] for point in found), strict=True)
             accuracy.plot(shares, [point.accuracy for point in found], label=method.name, **look)
-            accuracy.fill_between(shares, low, high, color=look["color"], alpha=0.08)
+            accuracy.fill_between(shares, low, high, color=colour, alpha=0.08)
             speed.plot(shares, [point.tpf for point in found], **look)
     try:
         base = study.on(name).point(BASE, CAUTIOUS)

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.reproduction.questions import REAL, SETS, TASKS
 from benchmarks.reproduction.results import END, Answers, Results, Setting
 from benchmarks.reproduction.run import read_plan, settings_of
-from benchmarks.reproduction.study import GSM8K_SETTINGS, RUNS, training_of
+from benchmarks.reproduction.study import GSM8K_SETTINGS, RUNS, SHARES, training_of
 from benchmarks.reproduction.work import gsm8k_folder, progress_of, run_name, setting_folder
 
 from dmax.environment import describe_process
@@ -38,6 +38,10 @@ class Study:
         if (name, at) not in self._sets:
             self._sets[name, at] = Results(self.settings, SETS[name], at)
         return self._sets[name, at]
+
+    def course(self, name: str) -> dict[float, Results]:
+        """Return the results on one of the sets of problems at all shares of training, rising."""
+        return {share: self.on(name, share) for share in (*SHARES, END)}
 
     def on_task(self, task: str) -> Results:
         """Return the results on the problems of one task."""

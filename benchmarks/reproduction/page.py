@@ -111,7 +111,7 @@ def _claims(study: Study, claims: Sequence[Claim], notes: Mapping[str, str]) -> 
     for claim in claims:
         cells = [claim.text, *([claim.paper] if claims is PAPER else [])]
         cells += [_verdict(claim.finding(study.on(name))) for name in SETS]
-        begins = [begins_to_hold(claim, lambda share, name=name: study.on(name, share)) for name in SETS]
+        begins = [begins_to_hold(claim, study.course(name)) for name in SETS]
         cells.append(" / ".join("–" if b is None else f"{b:.0%}" for b in begins) if claim.follows else "")
         rows.append((*cells, notes.get(claim.key, "")))
     paper = ("Paper",) if claims is PAPER else ()

@@ -190,14 +190,15 @@ def test_a_claim_begins_to_hold_where_it_does_until_the_end() -> None:
     early = dict(zip(SHARES, (71, 40, 71, 71), strict=True))
     known = study(**AS_HOPED, early=early)
     aim = next(claim for claim in CLAIMS if claim.key == "soft-aim")
-    assert begins_to_hold(aim, lambda share: known.on("everyday", share)) == 0.25
+    assert begins_to_hold(aim, known.course("everyday")) == 0.25
     never = study(right={SOFT.name: 10}, early=early)
-    assert begins_to_hold(aim, lambda share: never.on("everyday", share)) is None
+    assert begins_to_hold(aim, never.course("everyday")) is None
     # At a share of the training nothing is known of methods that are not followed.
     with pytest.raises(NotMeasured):
         known.on("everyday", 0.05).point(next(m for m in METHODS if m.name == "hard states"), 0.5)
 
 
+@pytest.mark.slow
 def test_the_page_states_every_claim_method_and_note(tmp_path: Path) -> None:
     known = study(**AS_HOPED, early=dict.fromkeys(SHARES, 50))
     text = to_markdown(known, {"flat": "Because it is."})
