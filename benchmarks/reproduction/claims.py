@@ -113,8 +113,12 @@ def _base_collapses(results: Results) -> Finding:
 
 
 def _stays_flat(results: Results, method: Method, down_to: float, loss: float) -> Finding:
-    slow, fast = results.point(method, CAUTIOUS), results.point(method, down_to)
-    return Finding(f"{_say(slow)}, {_say(fast)}", slow.accuracy - fast.accuracy <= loss)
+    """Tell whether little is lost at a lower threshold, where there is something to lose: at the base's accuracy."""
+    base, slow, fast = results.point(BASE, CAUTIOUS), results.point(method, CAUTIOUS), results.point(method, down_to)
+    flat, as_good = slow.accuracy - fast.accuracy <= loss, base.accuracy - slow.accuracy <= CLEAR
+    return Finding(
+        f"{_change(slow, fast)}{'' if as_good else f'; the base has {base.accuracy:.1f} %'}", flat and as_good
+    )
 
 
 def _is_flatter(results: Results) -> Finding:

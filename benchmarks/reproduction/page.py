@@ -77,7 +77,8 @@ def to_markdown(study: Study, notes: Mapping[str, str]) -> str:
         "## Our own",
         _claims(study, OURS, notes).to_markdown(),
         f"A loss of up to {SAME:g} accuracy point counts as none, one above {CLEAR:g} as clear; our aim is a loss of "
-        f"at most {NEAR:g} at {FASTER:g} times the TPF. A claim begins to hold at the share of training from which on "
+        f"at most {NEAR:g} at {FASTER:g} times the TPF. Flat is only what comes within {CLEAR:g} points of the base at "
+        f"threshold {CAUTIOUS:g}. A claim begins to hold at the share of training from which on "
         "it does, by the first seed before the end.",
         "## The course of training",
         f"![Accuracy, tokens per forward and claims over the steps]({_CURVES}.png)",

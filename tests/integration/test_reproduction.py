@@ -41,9 +41,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     recipe = read_recipe(RECIPES / "nano" / "3-oput.yaml")
     recipe["train"] |= {"rows": 2, "compile": False}
     recipe["data"] = [section for section in recipe["data"] if section["source"] != "gsm8k-variants"]
-    few = (replace(method, thresholds=CURVE_THRESHOLDS) for method in (BASE, DMAX, BRANCH))
-    monkeypatch.setattr(run, "METHODS", tuple(few))
-    monkeypatch.setattr(run, "CURVES", run.METHODS)
+    base, dmax, branch = (replace(method, thresholds=CURVE_THRESHOLDS) for method in (BASE, DMAX, BRANCH))
+    monkeypatch.setattr(run, "METHODS", (base, dmax, branch))
+    monkeypatch.setattr(run, "CURVES", (dmax,))
     return Plan(recipe, Scale(share=SHARE))
 
 

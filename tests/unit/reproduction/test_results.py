@@ -160,6 +160,7 @@ def test_claims_fail_where_nothing_differs() -> None:
         ("soft-aim", {"right": {SOFT.name: 67}}),
         ("soft-aim", {"tpf": {SOFT.name: 7}}),
         ("soft-half", {"falls": {SOFT.name: 1}}),
+        ("soft-half", {"right": {SOFT.name: 60}}),
         ("soft-flatter", {"falls": {SOFT.name: 0.67}}),
         ("soft-equal", {"right": {SOFT.name: 67}}),
         ("soft-aup", {"tpf": {SOFT.name: 9}}),

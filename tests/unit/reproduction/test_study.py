@@ -133,3 +133,11 @@ def test_every_setting_is_asked_as_many_everyday_problems_as_symbolic_ones() -> 
     few = questions.problems(2)
     assert [len(data.rows) for data in few] == [1, 1, 2]
     assert set(questions.TASKS) == {task for tasks in questions.SETS.values() for task in tasks}
+
+
+def test_gsm8k_is_asked_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"question": "How many are 2 and 3?", "answer": "#### 5"}\n' * 3, encoding="utf-8")
+    assert len(questions.gsm8k(file, None).rows) == 3
+    few = questions.gsm8k(file, 2)
+    assert len(few.rows) == 2 and few.source["file"] == "test.jsonl"
