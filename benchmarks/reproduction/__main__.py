@@ -69,7 +69,14 @@ def main(
         typer.Option(metavar="ID=PATH", help="Read a data set of the Hub from a file here; may be repeated."),
     ] = None,
     gsm8k: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="GSM8K's test set, to be answered too.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="GSM8K's test set, to be answered too.",
+            show_default=False,
+        ),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that train together; changes no result.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Rows at one time, each on its share of the cores.")] = 1,
@@ -148,6 +155,8 @@ def _file(pair: str) -> tuple[str, Path]:
     name, _, path = pair.partition("=")
     if not (name and path):
         raise CommandError(f"--data {pair!r} has no path; give it as ID=PATH, such as openai/gsm8k=train.jsonl.")
+    if not Path(path).exists():
+        raise CommandError(f"there is no {path}, which --data names for {name}.")
     return name, Path(path).absolute()  # trainings run in the study's folder
 
 

@@ -56,11 +56,13 @@ def draw_curves(study: Study, stem: Path) -> None:
 
 
 def _draw_courses(study: Study, name: str, threshold: float, accuracy: Axes, speed: Axes) -> None:
+    from matplotlib import colormaps
+
     for place, method in enumerate(CURVES):
         points = course(study, name, method, threshold)
         if points:
             shares, found = [100 * share for share, _ in points], [point for _, point in points]
-            colour = f"C{place % 10}"
+            colour = colormaps["tab20"](place)
             look: dict[str, Any] = {"marker": _MARKERS[place % len(_MARKERS)], "color": colour, "markersize": 4}
             low, high = zip(*(point.intervals[0] for point in found), strict=True)
             accuracy.plot(shares, [point.accuracy for point in found], label=method.name, **look)

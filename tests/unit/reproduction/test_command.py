@@ -24,6 +24,8 @@ def test_its_recipe_lies_in_the_repository_wherever_it_is_called() -> None:
         (("--base", "nano-base", "--only", "half-oput"), "starts from oput, which is not trained yet: add --only oput"),
         ((), "holds no study yet: name its base model with --base"),
         (("--data", "openai/gsm8k"), "give it as ID=PATH"),
+        (("--data", "openai/gsm8k=nothing.jsonl"), "there is no nothing.jsonl, which --data names for openai/gsm8k"),
+        (("--gsm8k", "nothing.jsonl"), "nothing.jsonl"),
         (("--budget-share", "2"), "--budget-share"),
         (("--jobs", "0"), "--jobs"),
         (("--dtype", "float8"), "float8"),
