@@ -217,7 +217,7 @@ OURS: Sequence[Claim] = (
     Claim("soft-half", "Soft rollouts lose at most 2 points from threshold 0.95 to 0.5", "",
           partial(_stays_flat, method=SOFT, down_to=DEFAULT, loss=NEAR), follows=True),
     Claim("soft-flatter", "Soft rollouts are flatter than OPUT of the same compute", "", _is_flatter, follows=True),
-    Claim("soft-equal", "Soft rollouts decode more tokens a forward than OPUT at equal accuracy, 2 points below the base",
+    Claim("soft-equal", "Soft rollouts decode more tokens a forward than OPUT at one accuracy, 2 points below the base",
           "", _faster_at_equal_accuracy),
     Claim("soft-aup", "Soft rollouts have a greater AUP than OPUT", "", partial(_area_rises, before=DMAX, after=SOFT)),
     Claim("soft-aim", "At threshold 0.5 soft rollouts are within 2 points of the base, at 5 times its TPF", "",
