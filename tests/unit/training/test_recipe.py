@@ -104,3 +104,11 @@ def test_losses_are_chosen_for_joint_oput_alone(tmp_path: Path, objective: dict[
 def test_intervals_rise(tmp_path: Path, key: str) -> None:
     with pytest.raises(RecipeError, match=rf"{key} must be \[lowest, highest\]"):
         load_recipe(edited(tmp_path, objective={"kind": "oput", key: [0.9, 0.1]}))
+
+
+def test_snapshots_are_steps_of_the_run(tmp_path: Path) -> None:
+    recipe = load_recipe(edited(tmp_path, train={"rows": 2, "steps": 30, "snapshots": [0.5, 0.01, 0.02, 1.0]}))
+    assert recipe.train.snapshot_steps() == [1, 15, 30]
+    adapted = {"lora": {"rank": 2}, "model": {"start_from": "x"}, "train": {"rows": 2, "steps": 3, "snapshots": [0.5]}}
+    with pytest.raises(RecipeError, match=r"train\.snapshots are of whole weights"):
+        load_recipe(edited(tmp_path, **adapted))
