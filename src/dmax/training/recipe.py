@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
+from dmax.problems.everyday import themes
 from dmax.training.objectives.options import CommonOptions
 from dmax.training.objectives.registry import get_objective, parse_section, section_of
 from dmax.training.optim import OptimizerSection
@@ -54,11 +55,22 @@ class ProblemSection(Section):
     weight: Weight = 1.0
     worked: bool = False
     """Carry equations out in small steps, where there are any."""
+    themes: tuple[str, ...] = ()
+    """Of ``everyday`` and ``conversations``: the themes of everyday problems, all of them if none is named."""
 
     @model_validator(mode="after")
     def _has_equations(self) -> ProblemSection:
         if self.worked and self.source in ("parallel-stress", "other-requests"):
             raise ValueError(f"{self.source} has no equations to carry out; leave worked out")
+        return self
+
+    @model_validator(mode="after")
+    def _has_themes(self) -> ProblemSection:
+        if self.themes and self.source not in ("everyday", "conversations"):
+            raise ValueError(f"{self.source} has no themes; leave them out")
+        unknown = next((theme for theme in self.themes if theme not in themes()), None)
+        if unknown is not None:
+            raise ValueError(f"there is no theme {unknown!r} of everyday problems; take some of {', '.join(themes())}")
         return self
 
 

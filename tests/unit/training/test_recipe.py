@@ -36,6 +36,8 @@ def test_every_recipe_in_the_repository_is_valid(path: Path) -> None:
         ({"source": "jsonl"}, "data.0.path: Field required"),
         ({"source": "json"}, "data.0: .*'jsonl'"),
         ({"source": "parallel-stress", "worked": True}, "parallel-stress has no equations to carry out"),
+        ({"source": "arithmetic", "themes": ["shopping"]}, "arithmetic has no themes"),
+        ({"source": "everyday", "themes": ["shoping"]}, "no theme 'shoping' .*; take some of .*, shopping"),
     ],
 )
 def test_what_is_wrong_with_a_source_is_named(tmp_path: Path, section: dict[str, Any], named: str) -> None:
