@@ -1,16 +1,18 @@
-"""One reproduction from its base model to its results.
+"""One study, row by row, from its base model to what is known of it.
 
-The folder holds ``settings.json``, ``distilled/`` (the training data), ``recipes/`` and ``trained/`` (a file and a run
-for every training and seed), ``measured/`` (an evaluation for every setting) and ``results.json``.
+The folder holds ``settings.json``, ``base/`` (the model that all trainings start from), ``recipes/`` and ``trained/``
+(a file and a run for every training and seed), ``measured/`` (an evaluation for every setting) and ``results.json``. It
+is all that another machine needs to go on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,16 +20,31 @@ from typing import Any
 
 import torch
 import yaml
-from benchmarks.reproduction.results import Results, Setting
-from benchmarks.reproduction.study import METHODS, TRAININGS, Method, Scale, Training
-from benchmarks.reproduction.work import Plan, ReproductionError, Work, run_name
+from benchmarks.reproduction.study import (
+    CURVE_THRESHOLDS,
+    CURVES,
+    GSM8K_SETTINGS,
+    HALF,
+    METHODS,
+    RUNS,
+    SHARES,
+    TRAININGS,
+    Method,
+    Run,
+    Scale,
+    seeds_of,
+    training_of,
+)
+from benchmarks.reproduction.work import Plan, ReproductionError, Work, is_trained
 
-from dmax.environment import describe_process
 from dmax.evaluation.answerers import weights_hash
-from dmax.evaluation.report import RESULTS_FILE
-from dmax.evaluation.run_folder import claim, to_json, write_whole
+from dmax.evaluation.run_folder import SETTINGS_FILE, claim
+from dmax.models.source import resolve
 
 OnStep = Callable[[str], None]
+BASE_ROW = "base"
+OPUT_RUN: Run = (TRAININGS[0].name, 1)
+ROWS = (BASE_ROW, *(training.name for training in TRAININGS))
 
 
 def _say_nothing(step: str) -> None:
@@ -37,63 +54,72 @@ def _say_nothing(step: str) -> None:
 def reproduce(
     plan: Plan,
     folder: Path,
+    base: str | None = None,
     *,
+    only: Collection[str] = (),
     command: Sequence[str] = (),
-    trainings: Sequence[Training] = TRAININGS,
-    methods: Sequence[Method] = METHODS,
     on_step: OnStep = _say_nothing,
-) -> Results:
-    """Distil, train, measure and gather the results.
+) -> None:
+    """Train and measure what the folder does not hold yet.
 
     Args:
-        plan: what it starts from.
-        folder: made if need be; one that holds the same reproduction is taken up where it stopped.
+        plan: of the study.
+        folder: made if need be; one that holds the same study is taken up where it stopped.
+        base: the model that all trainings start from: a folder, hub id or embedded model; None where the folder has it.
+        only: rows, of :data:`ROWS`; all if empty.
         command: written into the results.
-        trainings: of the base model.
-        methods: that are measured.
         on_step: called with what is done next, in the process that does it; can be pickled if ``plan.jobs`` > 1.
 
     Raises:
-        ReproductionError: the recipe cannot serve, or a training failed.
+        ReproductionError: a row needs one that is left out, or a training failed.
         RunFolderError: the folder belongs to something else.
     """
-    recipe = _read_recipe(plan.recipe)
-    settings = {
-        "base": {"name": plan.base, "weights": weights_hash(plan.base)},
-        "embedded": {name: weights_hash(name) for name in sorted({m.embedded for m in methods if m.embedded})},
-        "recipe": recipe,
-        "scale": asdict(plan.scale),
-        "dtype": plan.dtype,
-    }
-    claim(folder, json.loads(json.dumps(settings)))
-    work = Work(plan, recipe, folder, command, on_step)
-    seeds = {method.name: _seeds_of(method, trainings, plan.scale) for method in methods}
-    data = work.distil()
-    one = partial(_train_and_measure, plan, recipe, folder, command, on_step, data, methods)
-    runs = [(training, seed) for training in trainings for seed in _seeds(training, plan.scale)]
-    _side_by_side([*(partial(one, training, seed) for training, seed in runs), partial(one, None, None)], plan.jobs)
-    points = [
-        work.measure(method, threshold, seed)
-        for method in methods
-        for seed in seeds[method.name]
-        for threshold in method.thresholds
-    ]
-    gsm8k = work.measure_gsm8k() if plan.gsm8k is not None else []
-    record = {
-        "command": list(command),
-        **describe_process(),
-        **settings,
-        "jobs": plan.jobs,
-        "distilled": json.loads((folder / "distilled" / "manifest.json").read_text(encoding="utf-8"))["counts"],
-        "trainings": {run_name(training.name, seed): work.training_cost(training, seed) for training, seed in runs},
-        "points": [_point_record(point) for point in points],
-        "gsm8k": [_point_record(point) for point in gsm8k],
-    }
-    write_whole(folder / RESULTS_FILE, to_json(record))
-    return Results(record, points, gsm8k)
+    claim(folder, json.loads(json.dumps(_settings(plan, folder, base))))
+    if base is not None and not (folder / "base").exists():
+        shutil.copytree(resolve(base), folder / "base.partial", dirs_exist_ok=True)
+        (folder / "base.partial").rename(folder / "base")
+    rows: list[Run | None] = [None, *RUNS]
+    waiting = [row for row in rows if not only or (BASE_ROW if row is None else row[0]) in only]
+    for row in waiting:
+        if _needs(row) is not None and _needs(row) not in waiting and not is_trained(folder, OPUT_RUN):
+            raise ReproductionError(
+                f"{row and row[0]} starts from {OPUT_RUN[0]}, which is not trained yet: add --only {OPUT_RUN[0]}."
+            )
+    todo = partial(do_row, plan, folder, command, on_step)
+    if plan.jobs == 1:
+        for row in waiting:
+            todo(row)
+    else:
+        _side_by_side(todo, waiting, folder, plan.jobs)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _settings(plan: Plan, folder: Path, base: str | None) -> dict[str, Any]:
+    """Return what makes a study the one that it is; where its files lie does not."""
+    source = folder / "base" if base is None else base
+    if base is None and not (folder / "base").exists():
+        raise ReproductionError(f"{folder} holds no study yet: name its base model with --base.")
+    return {"base": weights_hash(source), "recipe": plan.recipe, "scale": asdict(plan.scale), "dtype": plan.dtype}
+
+
+def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
+    """Read a study's plan, and its settings, from its folder.
+
+    Raises:
+        ReproductionError: it holds none.
+    """
+    try:
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        return Plan(settings["recipe"], Scale(**settings["scale"]), settings["dtype"]), settings
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReproductionError(f"{folder} holds no study; name its folder with --out.") from error
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read the recipe that serves every training.
+
+    Raises:
+        ReproductionError: it cannot be read, or is of another objective.
+    """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         kind = recipe["objective"]["kind"]
@@ -106,52 +132,50 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return dict(recipe)
 
 
-def _seeds(training: Training, scale: Scale) -> tuple[int, ...]:
-    return scale.seeds if training.every_seed else scale.seeds[:1]
+def settings_of(row: Run | None) -> list[tuple[Method, float, float]]:
+    """List what is measured of a row: method, threshold and share of the training, the whole of it first."""
+    own = [method for method in METHODS if method.training == (None if row is None else row[0])]
+    ends = [(method, threshold, 1.0) for method in own for threshold in method.thresholds]
+    if row is None or row[1] != 1:
+        return ends
+    followed = [method for method in own if method in CURVES]
+    return ends + [(method, t, share) for share in SHARES for method in followed for t in CURVE_THRESHOLDS]
 
 
-def _seeds_of(method: Method, trainings: Sequence[Training], scale: Scale) -> tuple[int | None, ...]:
-    if method.training is None:
-        return (None,)
-    training = next((found for found in trainings if found.name == method.training), None)
-    if training is None:
-        raise ReproductionError(f"{method.name} needs the training {method.training}, which is left out.")
-    return _seeds(training, scale)
-
-
-def _train_and_measure(
-    plan: Plan,
-    recipe: Mapping[str, Any],
-    folder: Path,
-    command: Sequence[str],
-    on_step: OnStep,
-    data: Path,
-    methods: Sequence[Method],
-    training: Training | None,
-    seed: int | None,
-) -> None:
+def do_row(plan: Plan, folder: Path, command: Sequence[str], on_step: OnStep, row: Run | None) -> None:
     """Train one model, if it is not the base model, and measure all of its settings."""
-    work = Work(plan, recipe, folder, command, on_step)
-    if training is not None and seed is not None:
-        work.train(training, seed, data)
-    for method in methods:
-        if method.training == (None if training is None else training.name):
-            for threshold in method.thresholds:
-                work.measure(method, threshold, seed)
+    work = Work(plan, folder, command, on_step)
+    if row is not None:
+        work.train(row)
+    seed = None if row is None else row[1]
+    for method, threshold, at in settings_of(row):
+        work.measure(method, threshold, seed, at)
+    for method, threshold in GSM8K_SETTINGS:
+        if method.training == (None if row is None else row[0]) and seed == seeds_of(method)[0]:
+            work.measure_gsm8k(method, threshold)
+    if row is not None and training_of(row[0]).start != "half":
+        work.forget_snapshots(row, kept=[HALF] if row == OPUT_RUN else [])
 
 
-def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
-    """Run the tasks in turn, or so many at a time in processes of their own."""
-    if jobs == 1:
-        for task in tasks:
-            task()
-        return
+def _needs(row: Run | None) -> Run | None:
+    """Tell which training a row starts from."""
+    return None if row is None or training_of(row[0]).start == "base" else OPUT_RUN
+
+
+def _side_by_side(todo: Callable[[Run | None], None], rows: Sequence[Run | None], folder: Path, jobs: int) -> None:
+    """Do so many rows at a time, in processes of their own, in their order as far as one does not wait for another."""
+    waiting, running = list(rows), dict[Future[None], Run | None]()
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _limit_threads, (threads,)) as pool:
-        futures = [pool.submit(task) for task in tasks]
         try:
-            for future in as_completed(futures):
-                future.result()
+            while waiting or running:
+                ready = [row for row in waiting if _needs(row) is None or is_trained(folder, OPUT_RUN)]
+                for row in ready[: jobs - len(running)]:
+                    waiting.remove(row)
+                    running[pool.submit(todo, row)] = row
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
+                    future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -161,7 +185,3 @@ def _limit_threads(threads: int) -> None:
     """Limit the threads of this process, and of those that it starts."""
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def _point_record(point: Setting) -> dict[str, Any]:
-    return {key: value for key, value in asdict(replace(point, samples=())).items() if key != "samples"}

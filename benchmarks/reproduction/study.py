@@ -1,41 +1,49 @@
-"""What is trained and what is measured, as plain data: the methods of the paper's table, its sweeps and ablations."""
+"""What is trained and what is measured, as plain data: rows, sweeps, ablations, and the order in which they run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from dmax.engine import GenerationParams
+
+Start = Literal["base", "oput", "half"]
+"""Of a training: the base model, the first OPUT model when it is finished, or when half of its steps are taken."""
+HALF = 0.5
+SHARES = (0.05, 0.1, 0.25, HALF)
+"""Of a training's steps, after which its weights are measured; the end is measured anyway."""
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much of everything."""
 
-    prompts: int
-    """Prompts whose answers by the base model are the training data."""
-    problems: int
-    """Fresh problems that every setting answers."""
-    seeds: tuple[int, ...]
-    """Of training; ablations are trained with the first alone."""
-    steps: int | None = None
-    """Of every training; None for as many as the recipe has."""
-    accumulation: int | None = None
-    """Passes of a step; None for as many as the recipe has."""
+    problems: int = 1000
+    """That every setting is asked, of each kind."""
+    share: float = 1.0
+    """Of all steps and problems, to try out a study in short."""
 
+    @property
+    def asked(self) -> int:
+        """Problems of each kind, at this share."""
+        return max(2, round(self.problems * self.share))
 
-NANO = Scale(prompts=2400, problems=1000, seeds=(1, 2), steps=300, accumulation=2)
+    def steps(self, full: float) -> int:
+        """Count the steps of a training that has so many at full length."""
+        return max(2, round(full * self.share))
 
 
 @dataclass(frozen=True)
 class Training:
-    """One way to train the base model further, on the same data for as many steps."""
+    """One way to train further, on the data, with the optimiser and for the compute of the OPUT recipe."""
 
     name: str
-    objective: Mapping[str, Any]
-    """What differs from the recipe's objective; a new ``kind`` starts from the defaults of the recipe format."""
-    every_seed: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the recipe's objective."""
+    start: Start = "base"
+    groups: bool = False
+    """Whether the objective is that of the recipe for blocks in flight."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,7 @@ class Method:
     thresholds: tuple[float, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the decoder."""
-    block_length: int = 32
     buffer_size: int = 1
-    embedded: str | None = None
-    """A model of the package that is measured in place of one trained here."""
 
     def params(self, threshold: float) -> GenerationParams:
         """Tell how it decodes at one of its thresholds."""
@@ -60,130 +65,156 @@ class Method:
             decoder=self.decoder,
             threshold=threshold,
             decoder_options=dict(self.options),
-            block_length=self.block_length,
+            block_length=32,
             buffer_size=self.buffer_size,
         )
 
     @property
     def folder_name(self) -> str:
-        return self.name.replace(" ", "-").replace(",", "")
+        return self.name.replace(" ", "-").replace(",", "").replace(":", "")
 
 
-_SFT = {"block_length": 32, "mask_ratio": 0.75}
-_OPUT = {**_SFT, "prefix_share": 0.0}
-"""As published, whatever the recipe says."""
-_GROUPS = {"kind": "oput", "block_length": 32}
+def _soft(passes: int, states: str = "soft") -> dict[str, Any]:
+    return {"rollout_passes": passes, "rollout_states": states, "rollout_threshold": [0.0, 0.95]}
+
+
 TRAININGS = (
-    Training("oput", _OPUT),
-    Training("multi-tf", {**_GROUPS, "group": {"size": 2}}),
-    Training("multi-tf-random-cuts", {**_GROUPS, "group": {"size": 2, "layout": "random"}}, every_seed=False),
-    Training("multi-tf-monotonic", {**_GROUPS, "group": {"size": 2, "schedule": "monotonic"}}, every_seed=False),
-    Training("multi-tf-independent", {**_GROUPS, "group": {"size": 2, "schedule": "random"}}, every_seed=False),
-    Training("masked", {"kind": "masked", "block_length": 32, "noise": [0.3, 0.8]}),
-    Training("uniform", {"kind": "uniform", **_SFT}),
-    Training("dparallel", {"kind": "dparallel", **_SFT}),
-    Training("oput-sampled", {**_OPUT, "rollout": "sampled"}, every_seed=False),
-    Training("oput-interval", {**_OPUT, "mask_ratio": [0.5, 1.0]}, every_seed=False),
-    Training("oput-prefix", {**_OPUT, "prefix_share": 0.6}, every_seed=False),
-    Training("oput-mask-only", {**_OPUT, "losses": ["mask"]}, every_seed=False),
-    Training("oput-pred-only", {**_OPUT, "losses": ["pred"]}, every_seed=False),
-    Training("oput-block-8", {**_OPUT, "block_length": 8}, every_seed=False),
-    Training("oput-block-16", {**_OPUT, "block_length": 16}, every_seed=False),
+    Training("oput"),
+    Training("soft", _soft(2)),
+    Training("multi-tf", start="oput", groups=True),
+    Training("dparallel", {"kind": "dparallel"}),
+    Training("consistency", {"kind": "consistency"}),
+    Training("calibrated", {"kind": "calibrated"}),
+    Training("entropy-weighted", {"kind": "entropy-weighted"}),
+    Training("masked", {"kind": "masked", "noise": [0.3, 0.8]}),
+    Training("uniform", {"kind": "uniform"}),
+    Training("half-oput", start="half"),
+    Training("half-soft-1", _soft(1), start="half"),
+    Training("half-soft-2", _soft(2), start="half"),
+    Training("half-soft-4", _soft(4), start="half"),
+    Training("half-hard-2", _soft(2, "hard"), start="half"),
+    Training("half-soft-2-pred-only", {**_soft(2), "losses": ["pred"]}, start="half"),
+    Training("half-pred-only", {"losses": ["pred"]}, start="half"),
+    Training("half-mask-only", {"losses": ["mask"]}, start="half"),
+    Training("half-sampled", {"rollout": "sampled"}, start="half"),
+    Training("half-no-prefixes", {"prefix_share": 0.0}, start="half"),
+    Training("half-one-ratio", {"mask_ratio": 0.75}, start="half"),
+    Training("half-blocks-of-32", {"block_length": 32}, start="half"),
 )
-"""In the order of their training. dParallel's ``beta`` is its default, 2."""
+"""dParallel's ``beta`` is its default, 2. Those that branch off differ from ``half-oput`` in one thing, soft rollouts
+in all three of their options."""
+
+Run = tuple[str, int]
+"""A training and its seed."""
+_SECOND_SEEDS: tuple[Run, ...] = (("oput", 2), ("soft", 2))
+_BEFORE_SECOND_SEEDS = 4
+RUNS: tuple[Run, ...] = (
+    *((training.name, 1) for training in TRAININGS[:_BEFORE_SECOND_SEEDS]),
+    *_SECOND_SEEDS,
+    *((training.name, 1) for training in TRAININGS[_BEFORE_SECOND_SEEDS:]),
+)
+"""In the order in which they run: what decides open claims first, ablations last."""
 
 CAUTIOUS, DEFAULT, EAGER = 0.95, 0.5, 0.0
 """Thresholds: that of the paper's base, soft-parallel's own, and none at all."""
+CURVE_THRESHOLDS = (CAUTIOUS, DEFAULT)
 _FALLING = (0.95, 0.8, 0.65, 0.5, 0.3)
-_SOFT = (0.95, 0.8, 0.5, 0.0)
-_ENDS = (0.5, 0.0)
+_SOFT = (0.95, 0.8, 0.65, 0.5, 0.3, 0.0)
+_ENDS = (0.95, 0.5, 0.0)
+
+
+def _spd(name: str, training: str | None, thresholds: tuple[float, ...] = _SOFT, **more: Any) -> Method:
+    return Method(name, training, "soft-parallel", thresholds, **more)
+
 
 BASE = Method("base", None, "threshold", _FALLING)
 HIERARCHICAL = Method("base, hierarchical", None, "hierarchical", (0.95, 0.9, 0.8))
-JOINT = Method("base, joint-threshold", None, "joint-threshold", (0.95, 0.9, 0.8))
+SPD_ALONE = _spd("SPD alone", None)
 MASKED = Method("masked SFT", "masked", "threshold", _FALLING)
-UNIFORM = Method("uniform training", "uniform", "soft-parallel", _SOFT, {"soft": False})
 DPARALLEL = Method("dParallel SFT", "dparallel", "threshold", _FALLING)
+UNIFORM = _spd("uniform training", "uniform", options={"soft": False})
 OPUT_ALONE = Method("OPUT alone", "oput", "threshold", _FALLING)
-SPD_ALONE = Method("SPD alone", None, "soft-parallel", _SOFT)
-DMAX = Method("DMax", "oput", "soft-parallel", _SOFT)
-TWO_BLOCKS = Method("DMax, two blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=2)
-FOUR_BLOCKS = Method("DMax, four blocks in flight", "oput", "soft-parallel", _SOFT, buffer_size=4)
-MULTI_TF = Method("MultiTF, two blocks in flight", "multi-tf", "soft-parallel", _SOFT, buffer_size=2)
-NANO_ALONE = Method("nano", None, "soft-parallel", _SOFT, embedded="nano")
-NANO_TWO_BLOCKS = Method("nano, two blocks in flight", None, "soft-parallel", _SOFT, buffer_size=2, embedded="nano")
+DMAX = _spd("DMax", "oput")
+TWO_BLOCKS = _spd("DMax, two blocks in flight", "oput", buffer_size=2)
+FOUR_BLOCKS = _spd("DMax, four blocks in flight", "oput", buffer_size=4)
+MULTI_TF = _spd("MultiTF, two blocks in flight", "multi-tf", buffer_size=2)
+SOFT = _spd("soft rollouts", "soft")
+SOFT_TWO_BLOCKS = _spd("soft rollouts, two blocks in flight", "soft", buffer_size=2)
+CONSISTENCY = _spd("consistency", "consistency")
+CALIBRATED = _spd("calibrated", "calibrated")
+ENTROPY = _spd("entropy-weighted", "entropy-weighted")
 
 TABLE = (
     BASE,
     HIERARCHICAL,
-    JOINT,
     MASKED,
     DPARALLEL,
     UNIFORM,
     SPD_ALONE,
     OPUT_ALONE,
     DMAX,
+    SOFT,
+    CONSISTENCY,
+    CALIBRATED,
+    ENTROPY,
     TWO_BLOCKS,
     FOUR_BLOCKS,
-    Method("MultiTF, one block", "multi-tf", "soft-parallel", _SOFT),
+    SOFT_TWO_BLOCKS,
+    _spd("MultiTF, one block", "multi-tf"),
     MULTI_TF,
-    NANO_ALONE,
-    NANO_TWO_BLOCKS,
 )
 """One curve each. The paper does not say how it decodes after uniform training; here as after OPUT, without a mix."""
 
+FLATNESS = (DMAX, SOFT, CONSISTENCY, CALIBRATED, ENTROPY)
+"""Whose accuracy over thresholds is compared."""
+CURVES = (MASKED, DPARALLEL, UNIFORM, OPUT_ALONE, DMAX, TWO_BLOCKS, MULTI_TF, SOFT, CONSISTENCY, CALIBRATED, ENTROPY)
+"""Measured at :data:`SHARES` of their training too, the first seed alone."""
+
 PICTURES = {
-    "one block at a time, by training": (BASE, MASKED, DPARALLEL, UNIFORM, OPUT_ALONE, DMAX, NANO_ALONE),
-    "other decoders, and blocks in flight": (
-        BASE, HIERARCHICAL, JOINT, SPD_ALONE, DMAX, TWO_BLOCKS, FOUR_BLOCKS, MULTI_TF, NANO_TWO_BLOCKS,
-    ),
-}  # fmt: skip
+    "one block at a time": (BASE, MASKED, DPARALLEL, UNIFORM, OPUT_ALONE, DMAX, SOFT),
+    "objectives, and blocks in flight": (DMAX, SOFT, CONSISTENCY, CALIBRATED, ENTROPY, TWO_BLOCKS, MULTI_TF),
+}
 """What is drawn together: by title, those curves of the table that one would compare."""
 
-HARD = Method("hard states", "oput", "soft-parallel", _ENDS, {"soft": False})
-NANO_HARD = Method("nano, hard states", None, "soft-parallel", _ENDS, {"soft": False}, embedded="nano")
-ANYWHERE = Method("promotion anywhere", "oput", "soft-parallel", _ENDS, {"contiguous": False})
-ABLATIONS = (
+HARD = _spd("hard states", "oput", _ENDS, options={"soft": False})
+ANYWHERE = _spd("promotion anywhere", "oput", _ENDS, options={"contiguous": False})
+DECODING_ABLATIONS = (
     HARD,
-    Method("mix not renormalised", "oput", "soft-parallel", _ENDS, {"renormalize": False}),
+    _spd("mix not renormalised", "oput", _ENDS, options={"renormalize": False}),
     ANYWHERE,
-    Method("no re-prediction", "oput", "soft-parallel", _ENDS, {"revise": False}),
-    Method("mix of 2 tokens", "oput", "soft-parallel", _ENDS, {"top_k": 2}),
-    Method("mix of 4 tokens", "oput", "soft-parallel", _ENDS, {"top_k": 4}),
-    Method("sampled rollout", "oput-sampled", "soft-parallel", _ENDS),
-    Method("mask ratio 0.5 to 1", "oput-interval", "soft-parallel", _ENDS),
-    Method("prefixes kept", "oput-prefix", "soft-parallel", _ENDS),
-    Method("loss on masks only", "oput-mask-only", "soft-parallel", _ENDS),
-    Method("loss on predictions only", "oput-pred-only", "soft-parallel", _ENDS),
-    Method("blocks of 8", "oput-block-8", "soft-parallel", _ENDS, block_length=8),
-    Method("blocks of 16", "oput-block-16", "soft-parallel", _ENDS, block_length=16),
+    _spd("no re-prediction", "oput", _ENDS, options={"revise": False}),
+    _spd("mix of 2 tokens", "oput", _ENDS, options={"top_k": 2}),
+    _spd("mix of 4 tokens", "oput", _ENDS, options={"top_k": 4}),
 )
 """Each differs from DMax in one thing."""
 
-GROUP_ABLATIONS = (
-    Method("random cuts", "multi-tf-random-cuts", "soft-parallel", _ENDS, buffer_size=2),
-    Method("monotonic mask ratios", "multi-tf-monotonic", "soft-parallel", _ENDS, buffer_size=2),
-    Method("independent mask ratios", "multi-tf-independent", "soft-parallel", _ENDS, buffer_size=2),
+BRANCH = _spd("OPUT to the end", "half-oput", _ENDS)
+BRANCHES = (
+    _spd("soft rollouts of 1 pass", "half-soft-1", _ENDS),
+    _spd("soft rollouts of 1 to 2 passes", "half-soft-2", _ENDS),
+    _spd("soft rollouts of 1 to 4 passes", "half-soft-4", _ENDS),
+    _spd("rollouts of 1 to 2 passes, hard states", "half-hard-2", _ENDS),
+    _spd("soft rollouts, loss on predictions only", "half-soft-2-pred-only", _ENDS),
+    _spd("loss on predictions only", "half-pred-only", _ENDS),
+    _spd("loss on masks only", "half-mask-only", _ENDS),
+    _spd("sampled rollout", "half-sampled", _ENDS),
+    _spd("no prefixes kept", "half-no-prefixes", _ENDS),
+    _spd("mask ratio 0.75", "half-one-ratio", _ENDS),
+    _spd("blocks of 32 alone", "half-blocks-of-32", _ENDS),
 )
-"""Each differs from MultiTF in one thing."""
+"""Each trained from the half-trained OPUT model, as :data:`BRANCH` is."""
 
-METHODS = (*TABLE, *ABLATIONS, *GROUP_ABLATIONS, NANO_HARD)
+METHODS = (*TABLE, *DECODING_ABLATIONS, BRANCH, *BRANCHES)
 
-
-@dataclass(frozen=True)
-class Repaired:
-    """The methods of one model that OPUT has trained."""
-
-    one_block: Method
-    two_blocks: Method
-    hard: Method
+GSM8K_SETTINGS = ((BASE, CAUTIOUS), (DMAX, DEFAULT), (SOFT, DEFAULT))
+"""Also asked real GSM8K, of the first seed."""
 
 
-TRAINED = Repaired(DMAX, TWO_BLOCKS, HARD)
-"""From the base, for as many steps as its baselines."""
-EMBEDDED = Repaired(NANO_ALONE, NANO_TWO_BLOCKS, NANO_HARD)
-"""The package's own, which was trained for much longer: what the shortness of the trainings here explains."""
+def training_of(name: str) -> Training:
+    """Find a training by its name."""
+    return next(training for training in TRAININGS if training.name == name)
 
-GSM8K_METHODS = (BASE, DMAX)
-"""Also asked real GSM8K, at the thresholds below."""
-GSM8K_THRESHOLDS = {BASE.name: CAUTIOUS, DMAX.name: DEFAULT}
+
+def seeds_of(method: Method) -> tuple[int | None, ...]:
+    """List the seeds of a method's training; None for the base model, which has none."""
+    return (None,) if method.training is None else tuple(seed for name, seed in RUNS if name == method.training)

@@ -1,4 +1,4 @@
-"""A reproduction in small: what is finished is not done again, and the record says what was done."""
+"""A study in small: what is finished is not done again, on any machine, and the page says how far it has come."""
 
 from __future__ import annotations
 
@@ -8,62 +8,120 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benchmarks.reproduction import Plan, ReproductionError, Scale, reproduce
-from benchmarks.reproduction.study import BASE, DMAX, TRAININGS
+from benchmarks.reproduction import Plan, Scale, gather, read_recipe, reproduce, run
+from benchmarks.reproduction.page import to_markdown
+from benchmarks.reproduction.progress import rows_of, status
+from benchmarks.reproduction.study import BASE, BRANCH, CURVE_THRESHOLDS, DMAX, SHARES
+
+from dmax.training.run import run_recipe
 
 pytest.importorskip("reasoning_gym")
 pytestmark = pytest.mark.slow
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "gsm-symbolic" / "3-oput.yaml"
-SMALL = Scale(prompts=12, problems=3, seeds=(1, 2), steps=2)
-OPUT = [training for training in TRAININGS if training.name == "oput"]
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHARE = 0.002
+THRESHOLDS = len(CURVE_THRESHOLDS)
+ONLY = ("base", "oput", "half-oput")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a few thousand parameters."""
+    folder = tmp_path_factory.mktemp("base")
+    recipe = yaml.safe_load((RECIPES / "smoke" / "oput.yaml").read_text(encoding="utf-8"))
+    recipe["model"]["config"]["max_position_embeddings"] = 1024
+    recipe["train"] |= {"steps": 1, "validation_rows": 0}
+    (folder / "base.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return run_recipe(folder / "base.yaml", folder / "run")
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    recipe["train"] |= {"rows": 2, "accumulation": 1, "compile": False, "validation_rows": 0}
-    path = tmp_path / "oput.yaml"
-    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return Plan("nano-base", path, SMALL)
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """OPUT's own recipe on fewer rows, without the data that are not here; three methods are measured."""
+    recipe = read_recipe(RECIPES / "nano" / "3-oput.yaml")
+    recipe["train"] |= {"rows": 2, "compile": False}
+    recipe["data"] = [section for section in recipe["data"] if section["source"] != "gsm8k-variants"]
+    base, dmax, branch = (replace(method, thresholds=CURVE_THRESHOLDS) for method in (BASE, DMAX, BRANCH))
+    monkeypatch.setattr(run, "METHODS", (base, dmax, branch))
+    monkeypatch.setattr(run, "CURVES", (dmax,))
+    return Plan(recipe, Scale(share=SHARE))
 
 
-def test_a_second_call_does_nothing_again(plan: Plan, tmp_path: Path) -> None:
-    steps: list[str] = []
-    folder = tmp_path / "work"
-    results = reproduce(plan, folder, trainings=OPUT, methods=[BASE, DMAX], on_step=steps.append)
-    assert [step for step in steps if step.startswith("train")] == ["train oput-seed-1", "train oput-seed-2"]
-    assert sum(step.startswith("measure") for step in steps) == len(BASE.thresholds) + 2 * len(DMAX.thresholds)
-    assert all(len(point.right_N) == SMALL.problems for points in results.methods.values() for point in points)
-    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert record["trainings"]["oput-seed-2"]["steps"] == SMALL.steps
-    assert len(record["points"]) == len(BASE.thresholds) + 2 * len(DMAX.thresholds)
+def test_a_study_is_taken_up_wherever_its_folder_is(plan: Plan, base: Path, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    done: list[str] = []
 
-    (folder / "measured" / DMAX.folder_name / "0.5-seed-2" / "results.json").unlink()
+    def stop_at_the_branch(step: str) -> None:
+        if step == "train half-oput-seed-1":
+            raise KeyboardInterrupt
+        done.append(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(plan, here, str(base), only=ONLY, on_step=stop_at_the_branch)
+    course = [step for step in done if "-at-" in step]
+    assert len(course) == len(SHARES) * THRESHOLDS
+    assert sum(step.startswith("measure") for step in done) == (1 + 2 + len(SHARES)) * THRESHOLDS
+    assert [row.state for row in rows_of(here) if row.name == "half-oput-seed-1"] == ["waiting"]
+    text = to_markdown(gather(here), {})
+    assert "**Tried out with 0.2% of all steps and problems.**" in text
+    assert "| base | 0.95 |" in text and "OPUT to the end" not in text
+
+    # Only weights are left, of shares of the training those that others start from.
+    output = here / "trained" / "oput-seed-1"
+    assert (output / "model" / "model.safetensors").exists()
+    assert not (output / "checkpoints").exists()
+    assert [folder.name for folder in (output / "snapshots").iterdir()] == ["step-0000002"]
+
+    here.rename(there)
     again: list[str] = []
-    same = reproduce(plan, folder, trainings=OPUT, methods=[BASE, DMAX], on_step=again.append)
-    assert again == ["measure DMax/0.5-seed-2"]
-    assert same.point(DMAX.name, 0.5).accuracy == results.point(DMAX.name, 0.5).accuracy
+    reproduce(plan, there, only=ONLY, on_step=again.append)
+    assert again == ["train half-oput-seed-1", *(f"measure OPUT-to-the-end/{t:g}-seed-1" for t in CURVE_THRESHOLDS)]
+    nothing: list[str] = []
+    reproduce(plan, there, only=ONLY, on_step=nothing.append)
+    assert nothing == []
+
+    (there / "measured" / DMAX.folder_name / "0.5-seed-2" / "results.json").unlink()
+    before = gather(there).on("everyday").methods[DMAX.name][0].of_seeds
+    reproduce(plan, there, only=ONLY, on_step=nothing.append)
+    assert nothing == ["measure DMax/0.5-seed-2"]
+    study = gather(there, ["python", "-m", "benchmarks.reproduction"])
+    assert study.on("everyday").methods[DMAX.name][0].of_seeds == before
+    record = json.loads((there / "results.json").read_text(encoding="utf-8"))
+    assert record["trainings"]["oput-seed-2"]["steps"] == record["trainings"]["oput-seed-2"]["of"] == 5
+    assert len(record["points"]) == (1 + 2 + len(SHARES) + 1) * THRESHOLDS
+
+    states = {row.name: row.state for row in rows_of(there)}
+    assert states["base"] == states["oput-seed-2"] == states["half-oput-seed-1"] == "done"
+    assert states["soft-seed-1"] == "waiting"
+    assert "spent" in status(there) and "| half-oput-seed-1" in status(there)
 
 
-def test_two_models_at_a_time_give_the_same(plan: Plan, tmp_path: Path) -> None:
-    one = reproduce(plan, tmp_path / "one", trainings=OPUT, methods=[BASE, DMAX])
-    two = reproduce(replace(plan, jobs=2), tmp_path / "two", trainings=OPUT, methods=[BASE, DMAX])
-    assert {name: [point.of_seeds for point in points] for name, points in one.methods.items()} == {
-        name: [point.of_seeds for point in points] for name, points in two.methods.items()
-    }
-    assert (tmp_path / "two" / "recipes" / "oput-seed-1.log").exists()
+def test_rows_side_by_side_wait_for_what_they_start_from(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
 
+    class AtOnce:
+        """A pool whose only worker finishes a row before the next is given."""
 
-def test_a_method_needs_its_training(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(ReproductionError, match="DMax needs the training oput"):
-        reproduce(plan, tmp_path / "work", trainings=[], methods=[DMAX])
+        def __init__(self, *arguments: object) -> None:
+            pass
 
+        def __enter__(self) -> AtOnce:
+            return self
 
-def test_another_recipe_is_refused(plan: Plan, tmp_path: Path) -> None:
-    wrong = tmp_path / "masked.yaml"
-    wrong.write_text("objective: {kind: masked}\n", encoding="utf-8")
-    with pytest.raises(ReproductionError, match="give the recipe of an OPUT training"):
-        reproduce(Plan("nano-base", wrong, SMALL), tmp_path / "work")
-    with pytest.raises(ReproductionError, match="run this in a clone of the repository"):
-        reproduce(Plan("nano-base", tmp_path / "none.yaml", SMALL), tmp_path / "work")
+        def __exit__(self, *arguments: object) -> None:
+            pass
+
+        def submit(self, todo: object, row: run.Run | None) -> run.Future[None]:
+            order.append("base" if row is None else f"{row[0]}-seed-{row[1]}")
+            if row is not None:
+                (tmp_path / "trained" / order[-1]).mkdir(parents=True)
+                (tmp_path / "trained" / order[-1] / "finished").touch()
+            future: run.Future[None] = run.Future()
+            future.set_result(None)
+            return future
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", AtOnce)
+    run._side_by_side(lambda row: None, [("multi-tf", 1), ("half-oput", 1), ("soft", 1), ("oput", 1)], tmp_path, 2)
+    assert order == ["soft-seed-1", "oput-seed-1", "multi-tf-seed-1", "half-oput-seed-1"]

@@ -93,6 +93,22 @@ def metrics_lines(output: Path) -> list[str]:
     return (output / "metrics.jsonl").read_text().splitlines()
 
 
+def test_weights_are_kept_after_shares_of_a_run(tmp_path: Path) -> None:
+    """As the run left them: in one step of training the smoke recipe moves every matrix."""
+    from dmax.models.checkpoint import load_model
+
+    recipe = edited(tmp_path, steps=4, snapshots=[0.01, 0.5, 1.0], checkpoint_every=2)
+    subprocess.run(command(recipe, tmp_path / "run"), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    kept = sorted((tmp_path / "run" / "snapshots").iterdir())
+    assert [folder.name for folder in kept] == ["step-0000001", "step-0000002", "step-0000004"]
+    first, half, last, final = (
+        load_model(folder).state_dict()["lm_head.weight"] for folder in (*kept, tmp_path / "run" / "model")
+    )
+    assert last.equal(final) and not half.equal(last) and not first.equal(half)
+    resumed = load_model(tmp_path / "run" / "checkpoints" / "step-0000002" / "model").state_dict()["lm_head.weight"]
+    assert half.equal(resumed)
+
+
 def test_a_run_on_soft_rollouts_lowers_both_losses(tmp_path: Path) -> None:
     rollout = {"rollout_passes": 2, "rollout_states": "soft", "rollout_threshold": [0.0, 0.9]}
     objective = {"kind": "oput", "block_length": 16, **rollout}

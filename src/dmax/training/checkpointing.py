@@ -189,6 +189,11 @@ def checkpoint_folder(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"{_PREFIX}{step:07d}"
 
 
+def snapshot_folder(output: Path, step: int) -> Path:
+    """Return where a run keeps the weights of a step that its recipe names in ``train.snapshots``."""
+    return output / "snapshots" / f"{_PREFIX}{step:07d}"
+
+
 def complete_checkpoints(output: Path) -> list[Path]:
     """List checkpoints of a run whose files are all there and of their length, oldest first."""
     return sorted(folder for folder in (output / "checkpoints").glob(f"{_PREFIX}*") if _is_complete(folder))

@@ -16,21 +16,24 @@ from dmax.training.recipe import Recipe
 from dmax.training.section import RecipeError
 
 LOCK_FILE = ".lock"
+_LATER_OPTIONS = ("rollout_", "consistency_", "calibration_", "entropy_")
 
 
 def recipe_text(recipe: Recipe) -> str:
     """Return as JSON what of a recipe decides what it makes; where it runs and how often it looks up is left out."""
     validation = {"validate_every", "validation_rows", "generate_rows", "generate_with"}
     # A run may be made longer, and by now epochs are steps.
-    left_out = validation | {"checkpoint_every", "device", "workers", "epochs", "steps"}
+    left_out = validation | {"checkpoint_every", "snapshots", "device", "workers", "epochs", "steps"}
     if not recipe.train.validation_share:
         left_out |= {"validation_share"}
     absent: dict[str, Any] = {"lora": True} if recipe.lora is None else {}
     # Options that came later and say nothing new leave the fingerprints of older runs as they are.
     absent["objective"] = {
         name for name, field in type(recipe.objective).model_fields.items()
-        if name.startswith("rollout_") and getattr(recipe.objective, name) == field.default
+        if name.startswith(_LATER_OPTIONS) and getattr(recipe.objective, name) == field.default
     }  # fmt: skip
+    all_themes = [place for place, source in enumerate(recipe.data) if not getattr(source, "themes", ())]
+    absent["data"] = {place: {"themes"} for place in all_themes}
     return recipe.model_dump_json(
         exclude={"name": True, "train": left_out, "parallel": True, "tracking": True, **absent}
     )

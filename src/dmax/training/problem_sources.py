@@ -46,11 +46,15 @@ class GsmSymbolic(ProblemSource):
         return [word_problem(self.split, index, self.seed, self.worked)]
 
 
+@dataclass(frozen=True)
 class Everyday(ProblemSource):
     """Everyday word problems of hand-written scenarios."""
 
+    themes: tuple[str, ...] = ()
+    """Which; all if none is named."""
+
     def turns(self, index: int) -> Sequence[Turn]:
-        return [everyday_text(self.split, index, self.seed, self.worked)]
+        return [everyday_text(self.split, index, self.seed, self.worked, self.themes)]
 
 
 class ParallelStress(ProblemSource):
@@ -67,8 +71,12 @@ class OtherRequests(ProblemSource):
         return [(other_request(self.split, index, self.seed), OTHER_ANSWER)]
 
 
+@dataclass(frozen=True)
 class ProblemConversations(ProblemSource):
     """Conversations of two or three turns, each of which asks something new."""
+
+    themes: tuple[str, ...] = ()
+    """Of everyday problems; all if none is named."""
 
     def turns(self, index: int) -> Sequence[Turn]:
         random = Random(f"conversations {first_number(self.split, self.seed)} {index}")
@@ -80,7 +88,7 @@ class ProblemConversations(ProblemSource):
             return other_request(self.split, number, self.seed), OTHER_ANSWER
         if kind < 0.35:
             return word_problem(self.split, number, self.seed, self.worked)
-        return everyday_text(self.split, number, self.seed, self.worked)
+        return everyday_text(self.split, number, self.seed, self.worked, self.themes)
 
 
 def word_problem(split: Split, index: int, seed: int, worked: bool) -> Turn:
@@ -89,9 +97,9 @@ def word_problem(split: Split, index: int, seed: int, worked: bool) -> Turn:
     return row["question"], show_working(row["solution"]) if worked else row["solution"]
 
 
-def everyday_text(split: Split, index: int, seed: int, worked: bool) -> Turn:
+def everyday_text(split: Split, index: int, seed: int, worked: bool, chosen: tuple[str, ...] = ()) -> Turn:
     """Return question and solution of an everyday problem."""
-    drawn = everyday_problem(split, index, seed, worked=worked)
+    drawn = everyday_problem(split, index, seed, worked=worked, chosen=chosen)
     return drawn.question, drawn.solution
 
 

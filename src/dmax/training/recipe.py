@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
+from dmax.problems.everyday import themes
 from dmax.training.objectives.options import CommonOptions
 from dmax.training.objectives.registry import get_objective, parse_section, section_of
 from dmax.training.optim import OptimizerSection
-from dmax.training.section import RecipeError, Section
+from dmax.training.section import RecipeError, Section, Share
 
 
 class ModelSection(Section):
@@ -54,11 +55,22 @@ class ProblemSection(Section):
     weight: Weight = 1.0
     worked: bool = False
     """Carry equations out in small steps, where there are any."""
+    themes: tuple[str, ...] = ()
+    """Of ``everyday`` and ``conversations``: the themes of everyday problems, all of them if none is named."""
 
     @model_validator(mode="after")
     def _has_equations(self) -> ProblemSection:
         if self.worked and self.source in ("parallel-stress", "other-requests"):
             raise ValueError(f"{self.source} has no equations to carry out; leave worked out")
+        return self
+
+    @model_validator(mode="after")
+    def _has_themes(self) -> ProblemSection:
+        if self.themes and self.source not in ("everyday", "conversations"):
+            raise ValueError(f"{self.source} has no themes; leave them out")
+        unknown = next((theme for theme in self.themes if theme not in themes()), None)
+        if unknown is not None:
+            raise ValueError(f"there is no theme {unknown!r} of everyday problems; take some of {', '.join(themes())}")
         return self
 
 
@@ -130,6 +142,8 @@ class TrainSection(Section):
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
+    snapshots: tuple[Share, ...] = ()
+    """Shares of the run after which the weights alone are kept, in ``snapshots/``."""
     validate_every: int = Field(default=500, ge=1)
     """Steps between validations."""
     validation_rows: int = Field(default=64, ge=0)
@@ -145,6 +159,10 @@ class TrainSection(Section):
         if (self.steps > 0) == (self.epochs is not None):
             raise ValueError("give either steps, at least 1, or epochs")
         return self
+
+    def snapshot_steps(self) -> list[int]:
+        """List the steps after which weights are kept, rising."""
+        return sorted({max(1, round(share * self.steps)) for share in self.snapshots})
 
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -209,6 +227,8 @@ class Recipe(Section):
             raise ValueError("lora adapts a trained model: give model.start_from")
         if self.lora is not None and self.train.compile:
             raise ValueError("train.compile does not go with lora, whose experts are put together in every pass")
+        if self.lora is not None and self.train.snapshots:
+            raise ValueError("train.snapshots are of whole weights, which lora does not train; leave them out")
         return self
 
     @model_validator(mode="after")

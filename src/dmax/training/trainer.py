@@ -20,6 +20,7 @@ from dmax.training.checkpointing import (
     load_checkpoint,
     load_state,
     newest_checkpoint,
+    snapshot_folder,
 )
 from dmax.training.data import Source
 from dmax.training.distributed import barrier, passes_of_a_process, rank, sum_over_processes, world_size
@@ -119,6 +120,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the recipe's last step, then write the final weights to ``output / "model"``."""
         train = self.recipe.train
+        snapshots = train.snapshot_steps()
         shown = rank() == 0
         with (
             MetricsLog(self.recipe, self.output, self.step, shown) as log,
@@ -135,15 +137,21 @@ class Trainer:
                         metrics |= self.validation_metrics()
                 log.write(metrics)
                 progress.update(metrics)
+                if self.step in snapshots:  # before the checkpoint: a run that resumes from that would never keep it
+                    self._save(snapshot_folder(self.output, self.step))
                 if self.step % train.checkpoint_every == 0 or self.step == train.steps:
                     state = RunState(
                         self.step, self.digest, self.seconds, json.loads(recipe_text(self.recipe)), self.inputs.data
                     )
                     self.checkpoints.save(state, self.model, self.optimizer.optimizers)
         self.checkpoints.finish()
-        finished = self.predict.finished_model()
-        if finished is not None and shown:
-            self.inputs.save_model(finished, self.output / "model")
+        self._save(self.output / "model", finished=True)
+
+    def _save(self, folder: Path, *, finished: bool = False) -> None:
+        """Write the weights, adapters merged once the run is finished; to be called in all processes."""
+        model = self.predict.finished_model() if finished else self.predict.whole_model()
+        if model is not None and rank() == 0:
+            self.inputs.save_model(model, folder)
         barrier()
 
     def train_step(self) -> dict[str, float]:
@@ -160,13 +168,13 @@ class Trainer:
         for micro in range(self.passes):
             number = self.step * recipe.train.accumulation + micro * world_size() + rank()
             batch, parts = self._pass(number)
+            rows, length = batch.layout.positions().shape
+            flops += self.objective.forwards_of_a_batch * self.flops.of_pass(rows, length, batch.num_supervised)
             for part in parts:
                 (part.loss / self.passes).backward()
                 tally.add(part)
                 seen.append((batch, part.loss.detach()))
-                rows, length = batch.layout.positions().shape
                 tokens += rows * length
-                flops += self.objective.forwards_of_a_loss * self.flops.of_pass(rows, length, batch.num_supervised)
         metrics = tally.totals(tokens=tokens, flops=flops)
         norm = self.optimizer.clip()
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmax.decoding.base import SoftMix
 from dmax.models import LLaDA2, ModelConfig
 from dmax.models.llada2 import initialize
 from dmax.training.data import Example, generator_for
 from dmax.training.flops import ForwardFlops, peak_flops
-from dmax.training.layout import lay_out
+from dmax.training.layout import Batch, Layout, lay_out
+from dmax.training.objectives.base import Pass
 from dmax.training.objectives.registry import BuiltInSection, get_objective
 from dmax.training.predictor import Predictor
 
@@ -43,9 +46,36 @@ def test_a_token_takes_only_its_own_experts() -> None:
     assert difference == 2 * per_layer
 
 
-@pytest.mark.parametrize(("form", "forwards"), [("joint", 3), ("alternate", 4)])
-def test_a_rollout_is_one_more_forward_where_no_loss_shares_it(form: str, forwards: int) -> None:
-    assert get_objective(BuiltInSection.model_validate({"kind": "oput", "form": form})).forwards_of_a_loss == forwards
+@pytest.mark.parametrize(
+    ("objective", "forwards"),
+    [
+        ({"kind": "masked"}, 3),
+        ({"kind": "oput"}, 6),
+        ({"kind": "oput", "form": "alternate"}, 4),
+        ({"kind": "oput", "losses": ["mask"]}, 3),
+        ({"kind": "oput", "losses": ["pred"]}, 4),
+        ({"kind": "oput", "rollout_passes": 4}, 9),
+        ({"kind": "oput", "rollout_passes": 4, "losses": ["mask"]}, 3),
+        ({"kind": "consistency"}, 7),
+        ({"kind": "consistency", "rollout_passes": 2, "rollout_states": "soft"}, 8),
+        ({"kind": "calibrated", "rollout_passes": 2}, 7),
+        ({"kind": "entropy-weighted"}, 6),
+    ],
+)
+def test_a_batch_costs_what_its_losses_run(objective: dict[str, Any], forwards: int) -> None:
+    """A forward that keeps its graph counts three, for its backward pass."""
+    options = BuiltInSection.model_validate(objective)
+    layout = lay_out([Example(tuple(range(3, 11)), (False,) * 4 + (True,) * 4)] * 2, 4, pad_token_id=1)
+    batch = Batch(layout, layout.supervised, (0, 1), int(layout.supervised.sum()))
+    table, counted = torch.randn(12, 12, generator=generator_for(1)).requires_grad_(), []
+
+    def predict(noisy_ids: torch.Tensor, layout: Layout, mix: SoftMix | None = None) -> torch.Tensor:
+        counted.append(3 if torch.is_grad_enabled() else 1)
+        return table[noisy_ids[layout.supervised]]
+
+    chosen = get_objective(options)
+    list(chosen.losses(predict, batch, Pass(0, 1, DENSE)))
+    assert sum(counted) == chosen.forwards_of_a_batch == forwards
 
 
 def test_the_peak_of_a_cpu_is_not_known() -> None:

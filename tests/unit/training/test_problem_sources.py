@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,7 @@ from dmax.problems import (
     problem,
     stress_problem,
 )
-from dmax.problems.everyday import OTHER_ANSWER
+from dmax.problems.everyday import OTHER_ANSWER, everyday_problem
 from dmax.problems.gsm8k_variants import Gsm8kVariants
 from dmax.problems.word_problems import CHUNK
 from dmax.training.problem_sources import (
@@ -31,6 +33,9 @@ from dmax.training.problem_sources import (
     ProblemConversations,
     ProblemSource,
 )
+from dmax.training.recipe import ProblemSection, load_recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 class CharTokenizer:
@@ -68,6 +73,31 @@ def test_a_problem_becomes_a_chat_example() -> None:
     example = GsmSymbolic(CharTokenizer(), "validation").example(7)
     assert "".join(map(chr, example.token_ids[:-1])) == row["question"] + row["solution"]
     assert sum(example.supervised) == len(row["solution"]) + 1
+
+
+@pytest.mark.parametrize("source", [Everyday, ProblemConversations])
+def test_everyday_problems_are_of_the_themes_that_are_asked_for(source: type[Everyday]) -> None:
+    chosen = source(CharTokenizer(), themes=("sharing", "shopping"))
+    asked = [question for index in range(40) for question, _ in chosen.turns(index)]
+    other = [question for index in range(40) for question, _ in source(CharTokenizer()).turns(index)]
+    everyday = {everyday_problem("train", index, chosen=("sharing", "shopping")).theme for index in range(200)}
+    assert everyday == {"sharing", "shopping"}
+    assert asked != other
+
+
+@pytest.mark.slow
+def test_the_first_stage_of_nano_draws_what_the_embedded_model_was_trained_on() -> None:
+    """Themes that come later, and every change of drawing or working, leave the past as it was."""
+    recipe = load_recipe(RECIPES / "nano" / "1-autoregressive.yaml")
+    chosen = {section.source: section.themes for section in recipe.data if isinstance(section, ProblemSection)}
+    drawn = hashlib.sha256()
+    for source in (
+        Everyday(CharTokenizer(), worked=True, themes=chosen["everyday"]),
+        ProblemConversations(CharTokenizer(), worked=True, themes=chosen["conversations"]),
+    ):
+        for index in range(2500):
+            drawn.update(repr(list(source.turns(index))).encode())
+    assert drawn.hexdigest()[:16] == "8019481c6a66b649"
 
 
 @pytest.mark.parametrize(

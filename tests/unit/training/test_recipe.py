@@ -36,6 +36,8 @@ def test_every_recipe_in_the_repository_is_valid(path: Path) -> None:
         ({"source": "jsonl"}, "data.0.path: Field required"),
         ({"source": "json"}, "data.0: .*'jsonl'"),
         ({"source": "parallel-stress", "worked": True}, "parallel-stress has no equations to carry out"),
+        ({"source": "arithmetic", "themes": ["shopping"]}, "arithmetic has no themes"),
+        ({"source": "everyday", "themes": ["shoping"]}, "no theme 'shoping' .*; take some of .*, shopping"),
     ],
 )
 def test_what_is_wrong_with_a_source_is_named(tmp_path: Path, section: dict[str, Any], named: str) -> None:
@@ -104,3 +106,11 @@ def test_losses_are_chosen_for_joint_oput_alone(tmp_path: Path, objective: dict[
 def test_intervals_rise(tmp_path: Path, key: str) -> None:
     with pytest.raises(RecipeError, match=rf"{key} must be \[lowest, highest\]"):
         load_recipe(edited(tmp_path, objective={"kind": "oput", key: [0.9, 0.1]}))
+
+
+def test_snapshots_are_steps_of_the_run(tmp_path: Path) -> None:
+    recipe = load_recipe(edited(tmp_path, train={"rows": 2, "steps": 30, "snapshots": [0.5, 0.01, 0.02, 1.0]}))
+    assert recipe.train.snapshot_steps() == [1, 15, 30]
+    adapted = {"lora": {"rank": 2}, "model": {"start_from": "x"}, "train": {"rows": 2, "steps": 3, "snapshots": [0.5]}}
+    with pytest.raises(RecipeError, match=r"train\.snapshots are of whole weights"):
+        load_recipe(edited(tmp_path, **adapted))

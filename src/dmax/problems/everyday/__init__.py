@@ -30,16 +30,26 @@ __all__ = [
 ]
 
 
-def everyday_problem(split: Split, index: int, seed: int = 0, *, worked: bool = False) -> Problem:
+def everyday_problem(
+    split: Split, index: int, seed: int = 0, *, worked: bool = False, chosen: tuple[str, ...] = ()
+) -> Problem:
     """Draw problem ``index`` of a split; every run of as many problems as there are scenarios holds each once.
+
+    Args:
+        split: which problems.
+        index: of the problem.
+        seed: of the split.
+        worked: carry equations out in small steps.
+        chosen: themes to draw from; all if none is named.
 
     Raises:
         SeedError: the split has no such seed.
     """
     number = first_number(split, seed)
-    drawn_from = scenarios()
+    drawn_from = scenarios(*chosen)
     epoch, place = divmod(index, len(drawn_from))
-    return draw(drawn_from[_order(number, epoch)[place]], Random(f"everyday {number} {index}"), worked=worked)
+    at = _order(number, epoch, len(drawn_from))[place]
+    return draw(drawn_from[at], Random(f"everyday {number} {index}"), worked=worked)
 
 
 @cache
@@ -60,7 +70,7 @@ def other_request(split: Split, index: int, seed: int = 0) -> str:
 
 
 @cache
-def _order(number: int, epoch: int) -> tuple[int, ...]:
-    order = list(range(len(scenarios())))
+def _order(number: int, epoch: int, count: int) -> tuple[int, ...]:
+    order = list(range(count))
     Random(f"everyday order {number} {epoch}").shuffle(order)
     return tuple(order)

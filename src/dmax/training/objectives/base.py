@@ -88,8 +88,8 @@ class Objective(ABC, Generic[Options]):
         return 1
 
     @property
-    def forwards_of_a_loss(self) -> float:
-        """Forward passes that one loss costs, a backward pass counted as two, recomputation not counted."""
+    def forwards_of_a_batch(self) -> int:
+        """Forward passes that a batch costs, a backward pass counted as two, recomputation not counted."""
         return 3
 
     def corrupt(self, layout: Layout, seed: int, indices: Sequence[int]) -> tuple[Layout, Tensor]:

@@ -5,9 +5,10 @@ Shape suffixes: B rows, M noisy positions, V vocabulary, S supervised positions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dmax.training.data import generator_for
-from dmax.training.edit_labels import IGNORED
 from dmax.training.layout import Batch, Layout
 from dmax.training.objectives.base import LossPart, Objective, Pass, Predict, share, supervised, tallies
 from dmax.training.objectives.options import CommonOptions
@@ -24,12 +24,38 @@ from dmax.training.section import Share
 
 _ROLLOUT = 3
 INDEL = "oput-indel"
+LossName = Literal["mask", "pred"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model said about one input of a batch, at the supervised positions."""
+
+    name: LossName
+    """The loss that is computed from it."""
+    tokens_S: Tensor
+    """``(S,)`` int64, what stood there; the mask token where nothing did."""
+    logits_SV: Tensor
+    """``(S, V)`` float32."""
+    targets_S: Tensor
+    """``(S,)`` int64."""
+    hidden_S: Tensor
+    """``(S,)`` bool, the corrupted positions."""
+
+
+Score = Callable[[Reading], tuple[Tensor, dict[str, Tensor]]]
+"""Gives the loss of a reading, a scalar, and what else is reported (as :class:`LossPart` has it)."""
+
+
+def cross_entropy(reading: Reading) -> tuple[Tensor, dict[str, Tensor]]:
+    """Score a reading as OPUT does: mean cross-entropy over every supervised position, corrupted or not."""
+    return F.cross_entropy(reading.logits_SV, reading.targets_S), {}
 
 
 class OputOptions(CommonOptions):
     """The options of ``oput`` alone."""
 
-    losses: Annotated[tuple[Literal["mask", "pred"], ...], Field(min_length=1)] = ("mask", "pred")
+    losses: Annotated[tuple[LossName, ...], Field(min_length=1)] = ("mask", "pred")
     """Of the ``joint`` form."""
     rollout: Literal["greedy", "sampled"] = "greedy"
     form: Literal["joint", "alternate"] = "joint"
@@ -62,13 +88,21 @@ class OputOptions(CommonOptions):
             raise ValueError(f"{INDEL} has form: joint and a rollout of one pass; leave other forms and passes out")
         return self
 
+    def needs_joint_form(self, kind: str) -> None:
+        """Refuse ``form: alternate`` where the section is of an objective that has both losses of a batch at hand."""
+        if self.kind == kind and self.form != "joint":
+            raise ValueError(f"kind {kind} needs form: joint")
+
     @property
     def decodes(self) -> bool:
         """Whether the rollout is more than one prediction of all masks."""
         return self.rollout_passes > 1 or self.rollout_states == "soft" or self.rollout_threshold != 0.0
 
 
-class Oput(Objective[OputOptions]):
+Own = TypeVar("Own", bound=OputOptions)
+
+
+class Oput(Objective[Own]):
     """Both losses on every row (``joint``), or each on every other row (``alternate``, the published form)."""
 
     name = "oput"
@@ -80,27 +114,33 @@ class Oput(Objective[OputOptions]):
         return 2 if self.options.form == "alternate" else 1
 
     @property
-    def forwards_of_a_loss(self) -> float:
+    def forwards_of_a_batch(self) -> int:
         """The alternate form rolls out in a pass of its own; the joint form reads the first loss's logits."""
         if self.options.form == "alternate":
             return 4
-        return 3 + (self.options.rollout_passes - 1) / len(self.options.losses)
+        losses = self.options.losses
+        rollout = self.options.rollout_passes - ("mask" in losses) if "pred" in losses else 0
+        return 3 * len(losses) + rollout
 
     def losses(self, predict: Predict, batch: Batch, where: Pass) -> Iterator[LossPart]:
-        sample = sampler(self.options, where)
+        if self.options.form == "joint":
+            yield from self.joint_losses(predict, batch, where, self.options.losses)
+            return
+        revises = torch.tensor(batch.indices, device=batch.hidden.device) % 2 == 1
+        mask_id, sample = where.config.mask_token_id, sampler(self.options, where)
+        yield oput_mixed_loss(predict, batch.layout, batch.hidden, revises, mask_id, sample)
+
+    def joint_losses(
+        self, predict: Predict, batch: Batch, where: Pass, which: Sequence[LossName], score: Score = cross_entropy
+    ) -> Iterator[LossPart]:
+        """Yield losses of the joint form, with the rollout that the options ask for."""
         layout, hidden, mask_id = batch.layout, batch.hidden, where.config.mask_token_id
         if self.options.decodes:
-            rows = [self._row(where.seed, index) for index in batch.indices]
-            soft = self.options.rollout_states == "soft"
-            rollout = DecodingRollout(layout, hidden, mask_id, rows)
-            yield from decoding_losses(
-                predict, layout, hidden, rollout, self.options.rollout_passes, soft, self.options.losses
-            )
-        elif self.options.form == "joint":
-            yield from oput_losses(predict, layout, hidden, mask_id, sample, self.options.losses)
+            rollout = DecodingRollout(layout, hidden, mask_id, [self._row(where.seed, i) for i in batch.indices])
+            soft, passes = self.options.rollout_states == "soft", self.options.rollout_passes
+            yield from decoding_losses(predict, layout, hidden, rollout, passes, soft, which, score)
         else:
-            revises = torch.tensor(batch.indices, device=hidden.device) % 2 == 1
-            yield oput_mixed_loss(predict, layout, hidden, revises, mask_id, sample)
+            yield from oput_losses(predict, layout, hidden, mask_id, sampler(self.options, where), which, score)
 
     def _row(self, seed: int, index: int) -> RowRollout:
         """Draw how far a row is decoded, as a function of the seed and its index alone."""
@@ -125,8 +165,8 @@ def oput_losses(
     hidden: Tensor,
     mask_token_id: int,
     sample: Callable[[Tensor], Tensor],
-    which: tuple[str, ...] = ("mask", "pred"),
-    relabel: Callable[[Tensor], Tensor] | None = None,
+    which: Sequence[LossName] = ("mask", "pred"),
+    score: Score = cross_entropy,
 ) -> Iterator[LossPart]:
     """Compute the losses of OPUT: one on the masked input, one on the model's own prediction of it.
 
@@ -141,29 +181,21 @@ def oput_losses(
         mask_token_id: token that hides them.
         sample: turns float32 logits ``(S, V)`` into tokens ``(S,)`` (see :mod:`dmax.training.rollout`).
         which: the losses to yield, in this order; each may be run backward before the next is computed.
-        relabel: turns the filled tokens ``(B, M)`` into the second loss's labels ``(S,)``, of which
-            :data:`~dmax.training.edit_labels.IGNORED` carry none; the true tokens if not given.
+        score: gives each of them.
     """
     masked_ids = layout.noisy_ids.masked_fill(hidden, mask_token_id)
     targets_S, hidden_S = supervised(layout, hidden)
     if "mask" in which:
         logits_SV = predict(masked_ids, layout)
         rollout_S = sample(logits_SV.detach())
-        loss = F.cross_entropy(logits_SV, targets_S)
-        yield LossPart("mask", loss, tallies("mask", loss, logits_SV, targets_S, hidden_S))
+        yield _part(Reading("mask", masked_ids[layout.supervised], logits_SV, targets_S, hidden_S), score)
     else:
         with torch.no_grad():
             rollout_S = sample(predict(masked_ids, layout))
     if "pred" in which:
         rollout_ids = masked_ids.masked_scatter(hidden, rollout_S[hidden_S])
-        labels_S = targets_S if relabel is None else relabel(rollout_ids)
-        counted_S = labels_S != IGNORED
         logits_SV = predict(rollout_ids, layout)
-        loss = F.cross_entropy(logits_SV, labels_S, ignore_index=IGNORED)
-        wrong = {"rollout_wrong": share((rollout_S != targets_S) & hidden_S, hidden_S)}
-        yield LossPart(
-            "pred", loss, tallies("pred", loss, logits_SV, labels_S, hidden_S & counted_S, counted_S) | wrong
-        )
+        yield _part(Reading("pred", rollout_ids[layout.supervised], logits_SV, targets_S, hidden_S), score)
 
 
 def decoding_losses(
@@ -173,7 +205,8 @@ def decoding_losses(
     rollout: DecodingRollout,
     passes: int,
     soft: bool,
-    which: tuple[str, ...] = ("mask", "pred"),
+    which: Sequence[LossName] = ("mask", "pred"),
+    score: Score = cross_entropy,
 ) -> Iterator[LossPart]:
     """Compute OPUT's losses with a rollout of several passes of Soft Parallel Decoding.
 
@@ -189,22 +222,30 @@ def decoding_losses(
         passes: to run without gradient; the first reads the logits of the first loss, where that is asked for.
         soft: whether the model reads mixes, in the rollout and in the second loss, or tokens.
         which: the losses to yield, in this order; each may be run backward before the next is computed.
+        score: gives each of them.
     """
     targets_S, hidden_S = supervised(layout, hidden)
     if "mask" in which:
-        logits_SV = predict(rollout.tokens(), layout)
+        tokens = rollout.tokens()
+        logits_SV = predict(tokens, layout)
         rollout.advance(logits_SV.detach())
-        loss = F.cross_entropy(logits_SV, targets_S)
-        yield LossPart("mask", loss, tallies("mask", loss, logits_SV, targets_S, hidden_S))
-    with torch.no_grad():
-        for _ in range(passes - ("mask" in which)):
-            rollout.advance(predict(rollout.tokens(), layout, rollout.mix() if soft else None))
+        yield _part(Reading("mask", tokens[layout.supervised], logits_SV, targets_S, hidden_S), score)
     if "pred" in which:
+        with torch.no_grad():
+            for _ in range(passes - ("mask" in which)):
+                rollout.advance(predict(rollout.tokens(), layout, rollout.mix() if soft else None))
         tokens = rollout.tokens()
         logits_SV = predict(tokens, layout, rollout.mix() if soft else None)
-        loss = F.cross_entropy(logits_SV, targets_S)
-        wrong = {"rollout_wrong": share((tokens[layout.supervised] != targets_S) & hidden_S, hidden_S)}
-        yield LossPart("pred", loss, tallies("pred", loss, logits_SV, targets_S, hidden_S) | wrong)
+        yield _part(Reading("pred", tokens[layout.supervised], logits_SV, targets_S, hidden_S), score)
+
+
+def _part(reading: Reading, score: Score) -> LossPart:
+    """Score a reading, and tally what it says about the model and about the rollout that it read."""
+    loss, more = score(reading)
+    hidden_S, targets_S = reading.hidden_S, reading.targets_S
+    if reading.name == "pred":
+        more = {"rollout_wrong": share((reading.tokens_S != targets_S) & hidden_S, hidden_S), **more}
+    return LossPart(reading.name, loss, tallies(reading.name, loss, reading.logits_SV, targets_S, hidden_S) | more)
 
 
 def oput_mixed_loss(

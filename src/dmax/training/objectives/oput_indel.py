@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-from dmax.training.edit_labels import batch_labels
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmax.training.edit_labels import IGNORED, batch_labels
 from dmax.training.layout import Batch
-from dmax.training.objectives.base import LossPart, Objective, Pass, Predict
-from dmax.training.objectives.oput import INDEL, OputOptions, oput_losses, sampler
+from dmax.training.objectives.base import LossPart, Pass, Predict, tallies
+from dmax.training.objectives.oput import INDEL, Oput, OputOptions, Reading, cross_entropy
 from dmax.training.section import RecipeError
 
 _DECODER = "joint-threshold-indel"
 
 
-class OputIndel(Objective[OputOptions]):
+class OputIndel(Oput[OputOptions]):
     """Both losses on every row; the second asks for what the decoder is to write, which may delete or insert."""
 
     name = INDEL
@@ -28,9 +30,15 @@ class OputIndel(Objective[OputOptions]):
                 f'as "decoder_defaults": {{"{_DECODER}": {{"delete_token_id": …, "insert_token_id": …}}}}.'
             )
         layout = batch.layout
-        relabel = partial(
-            batch_labels, layout=layout, delete_id=ids["delete_token_id"], insert_id=ids["insert_token_id"]
-        )
-        sample = sampler(self.options, where)
-        mask_id, which = where.config.mask_token_id, self.options.losses
-        yield from oput_losses(predict, layout, batch.hidden, mask_id, sample, which, relabel)
+
+        def score(reading: Reading) -> tuple[Tensor, dict[str, Tensor]]:
+            if reading.name == "mask":
+                return cross_entropy(reading)
+            drafts = layout.noisy_ids.masked_scatter(layout.supervised, reading.tokens_S)
+            labels_S = batch_labels(drafts, layout, ids["delete_token_id"], ids["insert_token_id"])
+            loss = F.cross_entropy(reading.logits_SV, labels_S, ignore_index=IGNORED)
+            counted_S = labels_S != IGNORED
+            hidden_S = reading.hidden_S & counted_S
+            return loss, tallies("pred", loss, reading.logits_SV, labels_S, hidden_S, counted_S)
+
+        yield from self.joint_losses(predict, batch, where, self.options.losses, score)

@@ -14,7 +14,10 @@ from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from dmax.training.objectives.base import Objective
+from dmax.training.objectives.calibrated import Calibrated, CalibratedOptions
+from dmax.training.objectives.consistency import Consistency, ConsistencyOptions
 from dmax.training.objectives.dparallel import DParallel, DParallelOptions
+from dmax.training.objectives.entropy_weighted import EntropyWeighted, EntropyWeightedOptions
 from dmax.training.objectives.masked import Masked, MaskedOptions
 from dmax.training.objectives.options import CommonOptions, ObjectiveSection
 from dmax.training.objectives.oput import Oput, OputOptions
@@ -24,10 +27,20 @@ from dmax.training.section import RecipeError
 
 ENTRY_POINT_GROUP = "dmax.objectives"
 
-_BUILT_IN: dict[str, type[Objective[Any]]] = {kind.name: kind for kind in (Masked, Oput, Uniform, DParallel, OputIndel)}
+_BUILT_IN: dict[str, type[Objective[Any]]] = {
+    kind.name: kind for kind in (Masked, Oput, Uniform, DParallel, OputIndel, Consistency, Calibrated, EntropyWeighted)
+}
 
 
-class BuiltInSection(ObjectiveSection, MaskedOptions, DParallelOptions, OputOptions):
+class BuiltInSection(
+    EntropyWeightedOptions,
+    CalibratedOptions,
+    ConsistencyOptions,
+    ObjectiveSection,
+    MaskedOptions,
+    DParallelOptions,
+    OputOptions,
+):
     """The options of this package's objectives, side by side: a recipe changes its ``kind`` and keeps the rest.
 
     The order of the bases is that of the keys in the fingerprint of a run.
