@@ -16,9 +16,10 @@ from dmax.engine.backends import packed
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.backends.cpu_modules import PackedQuantizedLinear, int8_linear
 from dmax.engine.backends.swapped import copy_as
+from dmax.measurement.shapes import SHAPES
 from dmax.models import CheckpointError, LLaDA2, load_model, save_model
 from dmax.models.convert import Quantization, convert_checkpoint, errors_by_layer
-from dmax.models.llada2 import expert_stacks
+from dmax.models.llada2 import expert_stacks, initialize
 from dmax.models.quantized import (
     QuantizedEmbedding,
     QuantizedLinear,
@@ -226,6 +227,23 @@ def test_an_engine_answers_as_the_modules_do(
     assert [output.token_ids for output in found] == [output.token_ids for output in expected]
     uncached = LLM(loaded).generate(prompts, replace(params, use_cache=False))
     assert [output.token_ids for output in uncached] == [output.token_ids for output in expected]
+
+
+@pytest.mark.parametrize("name", ["sdar-1.7b", "fast-dllm-v2-1.5b"])
+def test_weights_that_a_family_stores_apart_and_biases_beside_them(name: str, tmp_path: Path) -> None:
+    small = {"vocab_size": 48, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    special = {"mask_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = replace(SHAPES[name], num_attention_heads=4, num_key_value_heads=2, **small, **special)
+    model = initialize(LLaDA2(config), torch.Generator().manual_seed(3)).eval()
+    save_model(model, tmp_path / "whole")
+    ids = torch.arange(3, 40)[None]
+    expected = model.logits(ids)
+    for weights, bound in (("int8", 0.02), ("int4", 0.1)):
+        quantization = Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
+        convert_checkpoint(tmp_path / "whole", tmp_path / weights, quantization=quantization)
+        found = load_model(tmp_path / weights, mapped=True)
+        assert isinstance(found.model.layers[0].attention.query_key_value, QuantizedLinear)
+        assert (found.logits(ids) - expected).norm() < bound * expected.norm()
 
 
 def test_what_cannot_be_quantised_is_said(folder: Path, tmp_path: Path) -> None:
