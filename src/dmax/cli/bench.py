@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmax.cli._common.errors import CommandError, user_errors
+from dmax.cli._common.errors import CommandError, choose, user_errors
 from dmax.cli._common.session import AUTO, check_placement, own_command, pick_device, status
 
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ def bench(
         str | None, typer.Option(help="Or a model: a folder, a Hugging Face id, nano or nano-base.")
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Of the shape, only so many layers.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of the shape, int8 or int4 instead of the dtype; embeddings and head then are int8."),
+    ] = None,
+    expert_capacity: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the shape, experts of a layer that a block may use.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")] = AUTO,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 elsewhere.")
@@ -54,6 +61,10 @@ def bench(
         raise CommandError("bench times one model: give --shape for random weights, or --model for a checkpoint.")
     if layers is not None and shape is None:
         raise CommandError("--layers cuts a shape; a model from --model is timed whole.")
+    if weights is not None:
+        choose("weights", weights, ("int8", "int4"))
+    if (weights is not None or expert_capacity is not None) and shape is None:
+        raise CommandError("--weights and --expert-capacity are for a --shape; a model from --model has its own.")
     check_placement(device, dtype)
     with status("Starting"), user_errors():
         from dmax.engine.requirements import Workload
@@ -64,11 +75,13 @@ def bench(
         options = BenchOptions(batch, context, positions, repeats, tpf, seed)
     with status("Timing"), user_errors():
         workload = None if ignore_memory else Workload(batch, context + 2 * (positions or Workload.block_positions))
-        timed = _build(shape, model, layers, device, dtype, seed, workload)
+        timed = _build(shape, model, layers, weights, expert_capacity, device, dtype, seed, workload)
         result = {
             "what": "random weights, time per pass" if model is None else "time per pass",
             "model": describe_model(str(shape or model), timed),
             "layers": timed.config.num_hidden_layers,
+            "weights": weights,
+            "expert_capacity": timed.config.expert_capacity or None,
             **_without_running_out(run, timed, options),
             "command": " ".join(own_command()),
             **describe_process(),
@@ -83,6 +96,8 @@ def _build(
     shape: str | None,
     model: str | None,
     layers: int | None,
+    weights: str | None,
+    expert_capacity: int | None,
     device_name: str,
     dtype_name: str,
     seed: int,
@@ -95,6 +110,7 @@ def _build(
     from dmax.measurement.shapes import random_model
     from dmax.models import load_model
     from dmax.models.checkpoint import usable_device
+    from dmax.models.convert import Quantization
 
     device = usable_device(pick_device(device_name))
     dtype: torch.dtype | None = None if dtype_name == AUTO else getattr(torch, dtype_name)
@@ -104,8 +120,17 @@ def _build(
     if model is not None:
         return load_model(model, device, dtype, mapped=True, check=check)
     assert shape is not None
+    formats = None if weights is None else Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
     return _without_running_out(
-        random_model, shape, device=device, dtype=dtype or torch.bfloat16, seed=seed, layers=layers, check=check
+        random_model,
+        shape,
+        device=device,
+        dtype=dtype or torch.bfloat16,
+        seed=seed,
+        layers=layers,
+        weights=formats,
+        expert_capacity=expert_capacity,
+        check=check,
     )
 
 
@@ -134,7 +159,7 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     model, hardware, taken = result["model"], result["hardware"], result["pass_ms"]
     place = hardware["accelerator"] if model["device"].startswith("cuda") else hardware["processor"]
     threads = "" if model["device"].startswith("cuda") else f", {hardware['threads']} threads"
-    yield "model", f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}"
+    yield "model", f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {result['weights'] or model['dtype']}"
     yield "machine", f"{place}{threads}"
     yield "pass", f"{result['positions']} positions × {result['batch']} after {result['context']:,} of context"
     yield (
@@ -156,9 +181,10 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "arithmetic",
         (
             f"{result['flops']['total'] / 1e9:.3g} GFLOP, {result['share_of_matmul_peak']:.0%} of the measured "
-            f"{result['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s"
+            f"{result['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s in {result['peak_is_of']}"
         ),
     )
+    yield "bound", f"{result['bound_ms']:.2f} ms, the larger of both; {result['share_of_bound']:.0%} of the time taken"
     if result["touched_experts"] is not None:
         uniform = result["touched_experts_if_uniform"]
         yield "experts", f"{result['touched_experts']:.1f} of a layer touched ({uniform:.1f} if routing were uniform)"

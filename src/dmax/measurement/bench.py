@@ -10,12 +10,13 @@ import torch
 
 from dmax.engine.backends import backend_name
 from dmax.engine.requirements import widens
-from dmax.measurement.costs import Cost, count_pass, uniform_experts
+from dmax.measurement.costs import Cost, count_pass, stored_bytes, uniform_experts
 from dmax.measurement.passes import PassDriver, Step
-from dmax.measurement.peaks import copy_bandwidth, matmul_peak
+from dmax.measurement.peaks import copy_bandwidth, int8_peak, matmul_peak
 from dmax.measurement.shapes import MeasurementError
 from dmax.measurement.split import split_passes, touched_experts
 from dmax.models.llada2 import LLaDA2
+from dmax.models.quantized import STORED_AS
 
 _WARM_UP = 8
 """Passes of every kind that run before anything is timed: buffers, kernels and graphs are made in them."""
@@ -59,7 +60,7 @@ def bench(model: LLaDA2, options: BenchOptions) -> dict[str, Any]:
     seconds = statistics.median(_seconds(step) for step in steps)
     touched = touched_experts(driver)
     split = split_passes(driver, max(options.repeats // 2, 2))
-    cost = count_pass(model.config, driver.shape, model.dtype.itemsize, touched)
+    cost = count_pass(model.config, driver.shape, model.dtype.itemsize, touched, stored_bytes(model))
     return {
         "pass_ms": _spread([_seconds(step) for step in steps]),
         "host_pass_ms": _spread([step.seconds for step in steps]),
@@ -79,13 +80,28 @@ def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
     backend = backend_name(model.device, model.dtype)
     return {
         "name": name,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": _count_parameters(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "backend": backend,
         "compiled_steps": backend == "cpu-compiled",
         "widens_weights": widens(model, model.device),
     }
+
+
+def _count_parameters(model: LLaDA2) -> int:
+    """Count weights, each once; of two in a byte, both."""
+    found = {
+        tensor.data_ptr(): tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1)
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(("_scale", "expert_bias"))
+    }
+    return sum(found.values())
+
+
+def is_quantized(model: LLaDA2) -> bool:
+    """Tell whether any of a model's weights are in 8 or 4 bits."""
+    return any(tensor.dtype in STORED_AS.values() for tensor in model.state_dict().values())
 
 
 def _seconds(step: Step) -> float:
@@ -104,12 +120,18 @@ def _shares(model: LLaDA2, cost: Cost, seconds: float) -> dict[str, Any]:
     """Count bytes and operations of the pass, and which share of the machine's peaks it reaches with them."""
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
-    bandwidth, peak = copy_bandwidth(model.device), matmul_peak(model.device, model.dtype)
+    bandwidth = copy_bandwidth(model.device)
+    whole = model.device.type == "cpu" and is_quantized(model)
+    peak = int8_peak() if whole else matmul_peak(model.device, model.dtype)
+    bound = max(cost.total_bytes / bandwidth, cost.total_flops / peak)
     return {
         "bytes": {**cost.bytes, "total": cost.total_bytes},
         "flops": {**cost.flops, "total": cost.total_flops},
         "copy_bytes_per_second": bandwidth,
         "matmul_flops_per_second": peak,
+        "peak_is_of": "int8" if whole else str(model.dtype).removeprefix("torch."),
+        "bound_ms": 1000 * bound,
+        "share_of_bound": bound / seconds,
         "bytes_per_second": cost.total_bytes / seconds,
         "flops_per_second": cost.total_flops / seconds,
         "share_of_copy_bandwidth": cost.total_bytes / seconds / bandwidth,

@@ -7,12 +7,27 @@ never flattered by them.
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dmax.models.config import ModelConfig
+from dmax.models.llada2 import LLaDA2
+from dmax.models.quantized import STORED_AS
 
 WEIGHT_PARTS = ("attention", "router", "experts", "shared", "dense", "head")
 """The parts of a model that hold weights worth counting."""
+_PLACES = {
+    "attention": r"\.attention\.",
+    "router": r"\.mlp\.gate\.",
+    "experts": r"\.mlp\.experts\.",
+    "shared": r"\.mlp\.shared_experts\.",
+    "dense": r"\.mlp\.(gate|up|down)_proj\.",
+    "head": r"^lm_head\.",
+    "embeddings": r"\.word_embeddings\.",
+}
+"""By part, what the names of its weights have."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +89,45 @@ def weights_by_part(config: ModelConfig, touched_experts: float | None = None) -
     return parts
 
 
-def count_pass(config: ModelConfig, shape: PassShape, itemsize: int, touched_experts: float | None) -> Cost:
+def stored_bytes(model: LLaDA2) -> dict[str, float]:
+    """Return the bytes that a weight takes with its share of the scales, by part, the embedding table included."""
+    numbers, taken = defaultdict[str, int](int), defaultdict[str, int](int)
+    for name, tensor in model.state_dict().items():
+        part = next((part for part, places in _PLACES.items() if re.search(places, name)), None)
+        is_scale = name.endswith("_scale")
+        if part is None or (tensor.ndim < 2 and not is_scale):
+            continue
+        taken[part] += tensor.numel() * tensor.itemsize
+        if not is_scale:
+            numbers[part] += tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1)
+    return {part: taken[part] / count for part, count in numbers.items()}
+
+
+def count_pass(
+    config: ModelConfig,
+    shape: PassShape,
+    itemsize: int,
+    touched_experts: float | None,
+    stored: Mapping[str, float] | None = None,
+) -> Cost:
     """Count what a pass costs.
 
     Args:
         config: the model's.
         shape: of the pass.
-        itemsize: bytes of a weight, and of a number in the cache.
+        itemsize: bytes of a number in the cache, and of a weight.
         touched_experts: experts of a layer that get at least one token, counted; None where it was not, then routing
             is taken to be uniform and independent (:func:`uniform_experts`).
+        stored: bytes of a weight by part, where they are not ``itemsize`` (:func:`stored_bytes`).
     """
+    size = defaultdict(lambda: float(itemsize), stored or {})
     rows = shape.batch * shape.positions
     if touched_experts is None:
         touched_experts = uniform_experts(config, rows)
-    read = {part: round(itemsize * count) for part, count in weights_by_part(config, touched_experts).items()}
+    read = {part: round(size[part] * count) for part, count in weights_by_part(config, touched_experts).items()}
     cache_width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
     read["cache"] = shape.batch * (shape.context + 2 * shape.positions) * cache_width  # the pass's own: written, read
-    read["embeddings"] = rows * config.hidden_size * itemsize
+    read["embeddings"] = round(rows * config.hidden_size * size["embeddings"])
     # A query sees up to the end of its own block, which of two blocks is on average half a block before the end.
     seen = shape.context + (shape.positions + shape.decoded) // 2
     return Cost(read, count_flops(config, rows, shape.batch * shape.decoded, rows * seen))

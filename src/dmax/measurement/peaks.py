@@ -30,6 +30,13 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> 
     return 2 * size**3 / best_seconds(lambda: torch.mm(left, right, out=out), device, repeats)
 
 
+def int8_peak(repeats: int = 10) -> float:
+    """Measure operations per second of a large square product of whole numbers on a CPU."""
+    size = _MATMUL_SIZE["cpu"]
+    left, right = torch.ones(2, size, size, dtype=torch.int8)
+    return 2 * size**3 / best_seconds(lambda: torch._int_mm(left, right), torch.device("cpu"), repeats)
+
+
 def best_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Time several runs, after one that is not counted, and return the shortest; on a GPU by its own clock."""
     work()

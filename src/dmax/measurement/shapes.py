@@ -9,7 +9,9 @@ import torch
 
 from dmax.models.checkpoint import materialize
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import LLaDA2, initialize
+from dmax.models.convert import Quantization
+from dmax.models.llada2 import LLaDA2, initial_std, initialize
+from dmax.models.quantized import LEVELS, hold_quantized, scale_name
 
 _MINI = ModelConfig(
     vocab_size=157_184, hidden_size=2048, intermediate_size=5120, num_hidden_layers=20, num_attention_heads=16,
@@ -75,6 +77,8 @@ def random_model(
     dtype: torch.dtype,
     seed: int = 0,
     layers: int | None = None,
+    weights: Quantization | None = None,
+    expert_capacity: int | None = None,
     check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None = None,
 ) -> LLaDA2:
     """Make a model of a published shape whose weights, router included, are drawn on ``device``.
@@ -85,6 +89,8 @@ def random_model(
         dtype: of the weights (``expert_bias`` is float32, as in a loaded checkpoint).
         seed: of the draws.
         layers: keep only so many layers, the dense ones first; None keeps all.
+        weights: made in these formats right away, so that wider ones are never in memory.
+        expert_capacity: the most experts of a layer that a block may use; None leaves it as the shape has it.
         check: called with the model on the meta device, ``dtype`` and ``device``, before memory is taken.
 
     Raises:
@@ -99,14 +105,45 @@ def random_model(
                 f"layers is {layers}; {shape} has {config.num_hidden_layers}, so give a number from 1 to that."
             )
         config = replace(config, num_hidden_layers=layers)
+    if expert_capacity is not None:
+        if config.num_experts is None:
+            raise MeasurementError(f"{shape} has no experts whose number a block could be limited to.")
+        config = replace(config, expert_capacity=expert_capacity)
     with torch.device("meta"):
         model = LLaDA2(config)
+    if weights is not None:
+        schemes = {name: weights.scheme_of(name, tuple(like.shape)) for name, like in model.state_dict().items()}
+        hold_quantized(model, {name: scheme for name, scheme in schemes.items() if scheme is not None})
     if check is not None:
         check(model, dtype, device)
     materialize(model, device, dtype)
-    initialize(model, torch.Generator(device).manual_seed(seed))
+    generator = torch.Generator(device).manual_seed(seed)
+    initialize(model, generator)
+    _draw_quantized(model, generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("query_layernorm.weight"):
                 parameter.fill_(_SHARPNESS)
     return model.eval().requires_grad_(False)
+
+
+def _draw_quantized(model: LLaDA2, generator: torch.Generator) -> None:
+    """Fill quantised weights: numbers evenly spread over the format, scaled to the variance that others are given."""
+    tensors = model.state_dict()
+    for name, weight in tensors.items():
+        scale = tensors.get(scale_name(name))
+        if scale is None:
+            continue
+        std = initial_std(name, model.config)
+        if weight.dtype == torch.uint8:
+            weight.random_(0, 256, generator=generator)
+            scale[..., 0] = std / _std_of_even(LEVELS + 1)
+            scale[..., 1] = LEVELS / 2
+        else:
+            weight.random_(-127, 128, generator=generator)
+            scale.fill_(std / _std_of_even(255))
+
+
+def _std_of_even(count: int) -> float:
+    """Return the standard deviation of so many neighbouring whole numbers, each as likely."""
+    return ((count**2 - 1) / 12) ** 0.5

@@ -15,7 +15,7 @@ from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
 from dmax.models.masks import block_causal_mask
 from dmax.models.moe import Experts, Router, SparseMLP
-from dmax.models.quantized import QuantizedEmbedding
+from dmax.models.quantized import STORED_AS, QuantizedEmbedding
 
 
 class DecoderLayer(nn.Module):
@@ -154,24 +154,27 @@ def tie_embeddings(model: LLaDA2) -> None:
 
 @torch.no_grad()
 def initialize(model: LLaDA2, generator: torch.Generator) -> LLaDA2:
-    """Fill every weight afresh: normal with ``initializer_range``, norms one, biases zero.
-
-    Projections that write into the residual stream are scaled down by sqrt(2 * layers), so that depth does not
-    inflate the stream.
-    """
-    std = model.config.initializer_range
-    residual_std = std / (2 * model.config.num_hidden_layers) ** 0.5
+    """Fill every weight afresh that is not quantised: normal with :func:`initial_std`, norms one, biases zero."""
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.fill_(1.0)
         elif name.endswith(".bias"):
             parameter.zero_()
-        else:
-            writes_residual = name.endswith(("down_proj", "down_proj.weight", "dense.weight"))
-            parameter.normal_(0.0, residual_std if writes_residual else std, generator=generator)
+        elif parameter.dtype not in STORED_AS.values():
+            parameter.normal_(0.0, initial_std(name, model.config), generator=generator)
     for router in routers(model):
         router.expert_bias.zero_()
     return model
+
+
+def initial_std(name: str, config: ModelConfig) -> float:
+    """Return the standard deviation of a fresh weight: ``initializer_range``.
+
+    Projections that write into the residual stream are scaled down by sqrt(2 * layers), so that depth does not
+    inflate the stream.
+    """
+    writes_residual = name.endswith(("down_proj", "down_proj.weight", "dense.weight"))
+    return config.initializer_range / ((2 * config.num_hidden_layers) ** 0.5 if writes_residual else 1.0)
 
 
 def routers(model: nn.Module) -> list[Router]:

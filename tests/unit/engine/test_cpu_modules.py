@@ -52,14 +52,14 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def packed_linear(layer: Linear) -> PackedLinear:
     """What stands in a layer's place."""
     made = copy_as(layer, PackedLinear)
-    made.prepare(None)
+    made.prepare(Compiled())
     return made
 
 
 def packed_sparse(layer: SparseMLP) -> PackedSparseMLP:
     made = copy_as(layer, PackedSparseMLP)
     made._modules = dict(layer._modules)
-    made.prepare(None)
+    made.prepare(Compiled())
     return made
 
 
@@ -124,7 +124,7 @@ def test_gate_and_up_of_a_feed_forward_run_as_one() -> None:
     with torch.inference_mode(False):
         layer, x = SwiGLU(48, 96), draw(2, 16, 48)
     own = copy_as(layer, PackedSwiGLU)
-    own.prepare(None)
+    own.prepare(Compiled())
     torch.testing.assert_close(own(x), layer(x), **TOLERANCE[torch.float32])
 
 

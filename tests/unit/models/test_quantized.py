@@ -130,7 +130,7 @@ def test_large_int8_layers_multiply_in_whole_numbers_in_an_engine(monkeypatch: p
     monkeypatch.setattr(packed, "MOST_WEIGHTS", layer.weight.numel() - 1)
     x = torch.randn(5, 96, generator=torch.Generator().manual_seed(4))
     in_engine = copy_as(layer, PackedQuantizedLinear)
-    in_engine.prepare(None)
+    in_engine.prepare(Compiled())
     with torch.inference_mode():
         assert torch.equal(in_engine(x), int8_linear(x, layer.weight, layer.weight_scale))
     torch.testing.assert_close(layer(x.requires_grad_()), x @ wide.T)

@@ -22,7 +22,7 @@ from dmax.decoding import BlockState, Decoder, Prediction, SoftParallelDecoder, 
 from dmax.decoding.prediction import PredictedDecoder
 from dmax.decoding.registry import reads_predictions
 from dmax.engine.backends.base import Decided, Noise, PassInput
-from dmax.engine.backends.cpu_modules import CPU_KINDS
+from dmax.engine.backends.cpu_modules import CPU_KINDS, Compiled
 from dmax.engine.backends.cpu_stack import LayerStack
 from dmax.engine.backends.packed import Packed, packable
 from dmax.engine.backends.swapped import SwappedModel, is_plain
@@ -35,6 +35,7 @@ from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.experts import CpuExperts, in_panels
 from dmax.kernels.cpu.layers import CpuLayers, LayersSize
 from dmax.kernels.cpu.library import compiled_kernels, set_team
+from dmax.kernels.cpu.quantized import CpuQuantized
 from dmax.kernels.cpu.rule import BlocksBefore, CpuRule
 from dmax.machine import processors
 from dmax.models.config import ModelConfig
@@ -52,6 +53,7 @@ class CpuKernels:
     attention: CpuAttention | None
     experts: CpuExperts | None
     layers: CpuLayers | None
+    quantized: CpuQuantized
     softens: bool
     """Whether :meth:`CpuRule.soften` may be called."""
     reads: bool
@@ -81,6 +83,7 @@ class CpuKernels:
             if chooses and experts.serves(config.hidden_size, cast(int, width), cast(int, width) * shared, dtype)
             else None,
             layers=CpuLayers(path, dtype) if attends and size is not None and layers.serves(size, dtype) else None,
+            quantized=CpuQuantized(path, dtype),
             softens=rule.softens(config.hidden_size, dtype),
             reads=rule.reads(config.vocab_size, config.hidden_size, dtype),
         )
@@ -166,8 +169,8 @@ class CpuBackend(TorchBackend):
         return self._swapped.model
 
     def _prepare(self, module: nn.Module) -> None:
-        kernel = None if self._kernels is None else self._kernels.experts
-        module.prepare(kernel)  # type: ignore[operator]
+        kernels = self._kernels
+        module.prepare(Compiled() if kernels is None else Compiled(kernels.experts, kernels.quantized))  # type: ignore[operator]
 
     def _load(self) -> None:
         """Take what is compiled for the model's present dtype."""

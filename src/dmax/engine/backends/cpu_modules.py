@@ -7,6 +7,7 @@ expert, W = E * F + S, X gates and ups of all experts, I inputs, O outputs.
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,18 @@ from dmax.engine.backends import packed
 from dmax.engine.backends.packed import Packed, packable
 from dmax.engine.backends.swapped import copy_as
 from dmax.kernels.cpu.experts import CpuExperts, down_in_panels, gate_up_in_panels
+from dmax.kernels.cpu.library import LANES
+from dmax.kernels.cpu.quantized import CpuQuantized, Expert, Matrix, router_panels, serves
 from dmax.models.layers import Linear, SwiGLU
 from dmax.models.moe import BlockLimit, Experts, Router, RoutingRule, SparseMLP, keep_best_of_block, score_experts
-from dmax.models.quantized import QuantizedLinear, quantize, scales_of, wide_weight
+from dmax.models.quantized import QuantizedLinear, quantize, scales_of, weight_scale, wide_weight
+
+
+class Compiled(NamedTuple):
+    """The kernels that modules call, where they are compiled."""
+
+    experts: CpuExperts | None = None
+    quantized: CpuQuantized | None = None
 
 
 class PackedLinear(Linear):
@@ -26,7 +36,7 @@ class PackedLinear(Linear):
 
     _packed: Packed
 
-    def prepare(self, experts: CpuExperts | None) -> None:
+    def prepare(self, kernels: Compiled) -> None:
         """Begin without a copy."""
         self._packed = Packed()
 
@@ -37,25 +47,29 @@ class PackedLinear(Linear):
 
 
 class PackedQuantizedLinear(QuantizedLinear):
-    """A linear map over quantised weights: widened once where they are small; where large, int8 is multiplied as it is.
+    """A linear map over quantised weights: widened once where they are small, multiplied as they are where large.
 
-    What is multiplied with large int8 weights is rounded to 8 bits too, because widening the weights in every pass
-    would take thirty times as long.
+    What is multiplied with large weights is rounded to 8 bits too, because widening the weights in every pass would
+    take thirty times as long. Without the kernel that is done for int8 alone.
     """
 
     _packed: Packed
+    _kernel: CpuQuantized | None
 
-    def prepare(self, experts: CpuExperts | None) -> None:
+    def prepare(self, kernels: Compiled) -> None:
         """Begin without a copy."""
-        self._packed = Packed()
+        self._packed, self._kernel = Packed(), kernels.quantized
 
     def forward(self, x: Tensor) -> Tensor:
         if packable(x, self.weight):
             return self._packed.linear(x, (self.weight,), partial(wide_weight, self), self.bias)
-        if self.weight.numel() > packed.MOST_WEIGHTS and self.weight.dtype == torch.int8:
+        if self._kernel is not None and x.dtype == self._kernel.dtype and serves(self.weight, self.weight_scale):
+            out = self._kernel.linear(x, Matrix(self.weight, self.weight_scale))
+        elif self.weight.numel() > packed.MOST_WEIGHTS and self.weight.dtype == torch.int8:
             out = int8_linear(x, self.weight, self.weight_scale)
-            return out if self.bias is None else out + self.bias
-        return super().forward(x)
+        else:
+            return super().forward(x)
+        return out if self.bias is None else out + self.bias
 
 
 def int8_linear(x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
@@ -80,7 +94,7 @@ class PackedSwiGLU(SwiGLU):
 
     _gate_up: Packed
 
-    def prepare(self, experts: CpuExperts | None) -> None:
+    def prepare(self, kernels: Compiled) -> None:
         """Begin without a copy."""
         self._gate_up = Packed()
 
@@ -104,9 +118,19 @@ def gate(gate_up: Tensor) -> Tensor:
 class EveryExpertRouter(Router):
     """Sends every token to all experts, to those that were not chosen with weight 0."""
 
+    _panels: Packed
+    kernel: CpuQuantized | None = None
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weights_NE = weigh_experts(x, self.weight, self.expert_bias, self.rule, self.limit)
+        weights_NE = self._weigh(x)
         return torch.arange(self.num_experts).expand_as(weights_NE), weights_NE
+
+    def _weigh(self, x: Tensor) -> Tensor:
+        rows = x.numel() // (x.shape[-2] * x.shape[-1])
+        if self.kernel is None or x.dtype != self.kernel.dtype or (self.limit is not None and rows > 1):
+            return weigh_experts(x, self.weight, self.expert_bias, self.rule, self.limit)
+        panels = self._panels.copy(x.dtype, (self.weight,), lambda _: router_panels(self.weight.detach()))
+        return self.kernel.route(x.flatten(0, -2).contiguous(), panels, self.expert_bias, self.rule, self.limit)
 
 
 def weigh_experts(
@@ -156,38 +180,68 @@ def gate_and_weigh(gate_up_NX: Tensor, weights_NE: Tensor, *, width: int) -> Ten
 
 
 class PackedSparseMLP(SparseMLP):
-    """Every expert, the shared one included, side by side as one wide feed-forward; or the kernel, if it is compiled.
+    """Every expert, the shared one included, side by side as one wide feed-forward; or a kernel, if it is compiled.
 
     Experts that a token was not sent to have weight 0. That computes more than is used, but in two large matmuls
     instead of dozens of small ones, and without sorting; the kernel needs only the chosen ones. Many tokens would be
     quicker sorted, but they come this way too, so that what a row is given never depends on how many others are in the
-    pass.
+    pass. Large experts that are quantised have a kernel of their own, and so has the router before them.
     """
 
     _gate_up: Packed
     _down: Packed
     _kernel: CpuExperts | None
+    _quantized: CpuQuantized | None
 
-    def prepare(self, experts: CpuExperts | None) -> None:
+    def prepare(self, kernels: Compiled) -> None:
         """Begin without copies.
 
         Args:
-            experts: the kernel, where there is one for this model.
+            kernels: those that there are for this model.
         """
         self._gate_up, self._down = Packed(), Packed()
-        self._kernel = experts
+        self._kernel, self._quantized = kernels
         # The short cuts read the experts' weights; where a module of another kind stands around them, such as an
         # adapter, it has to be called.
         self._bare = isinstance(self.experts, Experts) and isinstance(self.shared_experts, SwiGLU | None)
         if isinstance(self.gate, Router):
             self.every = copy_as(self.gate, EveryExpertRouter)
+            self.every._panels = Packed()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self._bare:
             gate_up, down = self._weights()
             if packable(x_BTD, *gate_up, *down):
                 return self._by_all_experts(x_BTD, gate_up, down).view_as(x_BTD)
+            routed = self._routed(x_BTD)
+            if routed is not None:
+                return self._by_quantized(x_BTD, routed)
         return super().forward(x_BTD)
+
+    def _routed(self, x_BTD: Tensor) -> Expert | None:
+        """Return the stacks of quantised experts, where the kernel reads them."""
+        kernel, router, experts = self._quantized, self.gate, self.experts
+        if kernel is None or x_BTD.dtype != kernel.dtype or router.num_experts % LANES:
+            return None
+        if router.weight.is_inference() or not isinstance(router, Router):
+            return None
+        return _expert(
+            (experts.gate_proj, experts.gate_proj_scale),
+            (experts.up_proj, experts.up_proj_scale),
+            (experts.down_proj, experts.down_proj_scale),
+        )
+
+    def _by_quantized(self, x_BTD: Tensor, routed: Expert) -> Tensor:
+        assert self._quantized is not None
+        shared, own = self.shared_experts, None
+        if shared is not None:
+            linears = (shared.gate_proj, shared.up_proj, shared.down_proj)
+            if all(isinstance(linear, QuantizedLinear) and linear.bias is None for linear in linears):
+                own = _expert(*((linear.weight, weight_scale(linear)) for linear in linears))
+        self.every.kernel = self._quantized
+        _, weights_NE = self.every(x_BTD)
+        out_BTD = self._quantized.experts(x_BTD.flatten(0, 1).contiguous(), weights_NE, routed, own).view_as(x_BTD)
+        return out_BTD if shared is None or own is not None else out_BTD + shared(x_BTD)
 
     def _by_all_experts(self, x_BTD: Tensor, gate_up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> Tensor:
         x_ND, (_, weights_NE) = x_BTD.flatten(0, 1), self.every(x_BTD)
@@ -207,6 +261,14 @@ class PackedSparseMLP(SparseMLP):
             return (experts.gate_proj, experts.up_proj), (experts.down_proj,)
         gate_up = (experts.gate_proj, experts.up_proj, shared.gate_proj.weight, shared.up_proj.weight)
         return gate_up, (experts.down_proj, shared.down_proj.weight)
+
+
+def _expert(*matrices: tuple[Tensor, Tensor | None]) -> Expert | None:
+    """Put gate, up and down together; None where the kernel does not read one of them."""
+    if not all(serves(weight, scale) for weight, scale in matrices):
+        return None
+    gate, up, down = (Matrix(weight, scale) for weight, scale in matrices if scale is not None)
+    return Expert(gate, up, down)
 
 
 def all_gate_up(mlp: SparseMLP, dtype: torch.dtype) -> Tensor:

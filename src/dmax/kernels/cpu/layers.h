@@ -21,7 +21,7 @@
 namespace layers {
 
 constexpr int64_t kRowsOfATask = 48;  // of a linear map
-constexpr int64_t kRowsToRoute = 6;   // at a time
+using routing::kRowsToRoute;
 
 struct FeedForward {
   int64_t routed, all, width;  // experts that are chosen (none if dense); those and the shared ones; width of each

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "layers.h"
+#include "quantized_experts.h"
 #include "rule.h"
 
 #define DMAX_FUNCTION(name, run, Given)                                                        \
@@ -18,6 +19,9 @@ void dmax_team(int64_t threads, int64_t spin_nanoseconds) {
 DMAX_FUNCTION(attend, attention::run, attention::Arguments)
 DMAX_FUNCTION(experts, experts::run, experts::Arguments)
 DMAX_FUNCTION(layers, layers::run_pass, layers::Pass)
+DMAX_FUNCTION(quantized_linear, quantized::run_linear, quantized::Linear)
+DMAX_FUNCTION(quantized_experts, quantized::run_experts, quantized::Experts)
+DMAX_FUNCTION(route, routing::run, routing::Route)
 DMAX_FUNCTION(predict, rule::predict, rule::Predict)
 DMAX_FUNCTION(decide, rule::decide, rule::Decide)
 DMAX_FUNCTION(soften, rule::soften, rule::Soften)

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace routing {
@@ -60,19 +61,71 @@ inline void score(const float* logits, const Rule& rule, float* scores) {
   for (int64_t i = 0; i < rule.experts; ++i) scores[i] /= total;
 }
 
-// `logits` of one token become the weight of every expert, 0 where it is not chosen.
-inline void weigh(const float* logits, const float* bias, const Rule& rule, float* weights) {
+// `logits` of one token become the weight of every expert, 0 where it is not chosen. Where a block's experts are limited,
+// `in_reach` says which are left, and groups do not count.
+inline void weigh(const float* logits, const float* bias, const Rule& rule, float* weights,
+                  const std::vector<bool>* in_reach = nullptr) {
   static thread_local std::vector<float> biased;
   static thread_local std::vector<bool> taken;
   biased.resize(rule.experts);
   score(logits, rule, weights);
-  for (int64_t i = 0; i < rule.experts; ++i) biased[i] = weights[i] + bias[i];
-  if (rule.groups_kept < rule.groups) keep_best_groups(biased.data(), rule, taken);
+  for (int64_t i = 0; i < rule.experts; ++i)
+    biased[i] = in_reach && !(*in_reach)[i] ? -std::numeric_limits<float>::infinity() : weights[i] + bias[i];
+  if (!in_reach && rule.groups_kept < rule.groups) keep_best_groups(biased.data(), rule, taken);
   keep_largest(biased.data(), rule.experts, rule.chosen, taken);
   float total = 0;
   for (int64_t i = 0; i < rule.experts; ++i) total += weights[i] = taken[i] ? weights[i] : 0.0f;
   const float divisor = rule.normalize ? total + 1e-20f : 1.0f;
   for (int64_t i = 0; i < rule.experts; ++i) weights[i] = weights[i] / divisor * rule.scale;
+}
+
+// The experts that are in reach of a block: the best by the highest score that any of its tokens gives them.
+inline void limit(const float* logits, int64_t tokens, const float* bias, const Rule& rule, int64_t experts,
+                  std::vector<bool>& in_reach) {
+  static thread_local std::vector<float> scores, best;
+  scores.resize(rule.experts);
+  best.assign(rule.experts, -std::numeric_limits<float>::infinity());
+  for (int64_t token = 0; token < tokens; ++token) {
+    score(logits + token * rule.experts, rule, scores.data());
+    for (int64_t i = 0; i < rule.experts; ++i) best[i] = std::max(best[i], scores[i] + bias[i]);
+  }
+  keep_largest(best.data(), rule.experts, experts, in_reach);
+}
+
+constexpr int64_t kRowsToRoute = 6;  // at a time
+
+// What Python gives (dmax.kernels.cpu.quantized.RouteArguments).
+template <typename T>
+struct Route {
+  const T* x;              // (N, D)
+  const uint32_t* router;  // (D, E) of float32, in panels
+  const float* bias;
+  float* weights;  // (N, E)
+  Rule rule;
+  int64_t tokens, hidden, block_length, experts_of_a_block;  // the last is 0 where blocks have no limit
+};
+
+template <typename T>
+void run(const Route<T>& given) {
+  const int64_t hidden = given.hidden, num_experts = given.rule.experts;
+  team::run((given.tokens + kRowsToRoute - 1) / kRowsToRoute, 1, [&](int64_t task) {
+    static thread_local std::vector<float> x;
+    x.resize(kRowsToRoute * hidden);
+    const int64_t first = task * kRowsToRoute, count = std::min(kRowsToRoute, given.tokens - first);
+    for (int64_t i = 0; i < count * hidden; i += kLanes) store(x.data() + i, Kind<T>::get(given.x + first * hidden + i));
+    multiply_panels<float>({reinterpret_cast<const uint32_t*>(x.data()), hidden}, given.router, hidden,
+                           given.weights + first * num_experts, num_experts, count, num_experts);
+  });
+  const int64_t length = given.experts_of_a_block ? given.block_length : 1;
+  team::run((given.tokens + length - 1) / length, 1, [&](int64_t block) {
+    static thread_local std::vector<bool> in_reach;
+    float* const weights = given.weights + block * length * num_experts;
+    const int64_t count = std::min(length, given.tokens - block * length);
+    const bool limited = given.experts_of_a_block > 0;
+    if (limited) limit(weights, count, given.bias, given.rule, given.experts_of_a_block, in_reach);
+    for (int64_t i = 0; i < count; ++i)
+      weigh(weights + i * num_experts, given.bias, given.rule, weights + i * num_experts, limited ? &in_reach : nullptr);
+  });
 }
 
 }  // namespace routing
