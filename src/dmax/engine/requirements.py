@@ -11,6 +11,8 @@ import torch
 from dmax.engine.backends.packed import MOST_WEIGHTS
 from dmax.engine.kv_cache import page_bytes
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
+from dmax.kernels.cpu.library import compiled_kernels
+from dmax.kernels.cpu.quantized import reads
 from dmax.models.checkpoint import load_config
 from dmax.models.config import ModelConfig
 from dmax.models.convert import Quantization
@@ -73,6 +75,8 @@ class _Matrix(NamedTuple):
     name: str
     numbers: int
     dtype: torch.dtype
+    outputs: int
+    row_bytes: int
 
     @property
     def is_quantized(self) -> bool:
@@ -81,7 +85,7 @@ class _Matrix(NamedTuple):
 
 def _matrices(model: LLaDA2) -> list[_Matrix]:
     return [
-        _Matrix(name, tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1), tensor.dtype)
+        _Matrix(name, tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1), tensor.dtype, *tensor.shape[-2:])
         for name, tensor in model.state_dict().items()
         if tensor.ndim > 1 and not name.endswith(("_scale", "word_embeddings.weight"))
     ]
@@ -93,22 +97,28 @@ def _packed(model: LLaDA2, dtype: torch.dtype) -> int:
 
 
 def widens(model: LLaDA2, device: torch.device) -> bool:
-    """Tell whether a device has no kernel for some quantised weights, so that every pass widens them."""
-    return any(_is_widened(each, device) for each in _matrices(model))
+    """Tell whether a device has no kernel for some quantised weights, so that every pass widens them.
+
+    A CPU has more of them once `dmax compile` has been run.
+    """
+    return any(_is_widened(each, model.dtype, device) for each in _matrices(model))
 
 
-def _is_widened(matrix: _Matrix, device: torch.device) -> bool:
+def _is_widened(matrix: _Matrix, dtype: torch.dtype, device: torch.device) -> bool:
     if device.type != "cpu":
         return matrix.dtype == STORED_AS["int4"]
-    has_kernel = matrix.dtype == STORED_AS["int8"] and not is_stack(matrix.name)
-    return matrix.is_quantized and matrix.numbers > MOST_WEIGHTS and not has_kernel
+    if not matrix.is_quantized or matrix.numbers <= MOST_WEIGHTS:
+        return False
+    if compiled_kernels(dtype) is not None:
+        return not reads(matrix.dtype, matrix.row_bytes, matrix.outputs)
+    return matrix.dtype != STORED_AS["int8"] or is_stack(matrix.name)
 
 
 def _widened(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> int:
     """Find the largest weights that are widened, by way of float32; on a CPU gates, ups and downs of one expert."""
     largest = 0
     for each in _matrices(model):
-        if _is_widened(each, device):
+        if _is_widened(each, dtype, device):
             of_expert = 3 * each.numbers // (model.config.num_experts or 1)
             largest = max(largest, of_expert if device.type == "cpu" and is_stack(each.name) else each.numbers)
     return largest * (_FLOAT + dtype.itemsize)

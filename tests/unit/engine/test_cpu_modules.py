@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmax.engine.backends import packed
-from dmax.engine.backends.cpu_modules import EveryExpertRouter, PackedLinear, PackedSparseMLP, PackedSwiGLU
+from dmax.engine.backends.cpu_modules import Compiled, EveryExpertRouter, PackedLinear, PackedSparseMLP, PackedSwiGLU
 from dmax.engine.backends.swapped import copy_as
 from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear, SwiGLU

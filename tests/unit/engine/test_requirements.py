@@ -125,7 +125,7 @@ def test_a_model_that_is_not_here_is_refused_before_it_is_fetched(
     assert fetched == [False]
 
 
-def test_which_weights_every_pass_widens() -> None:
+def kinds_that_are_not_widened() -> set[tuple[str, str, str]]:
     kinds = {}
     for name in ("int8", "fp8", "int4"):
         for part in ("dense", "experts"):
@@ -135,8 +135,14 @@ def test_which_weights_every_pass_widens() -> None:
             hold_quantized(model, {at: scheme for at, scheme in schemes.items() if scheme is not None})
             for device in (CPU, torch.device("cuda")):
                 kinds[name, part, device.type] = widens(model, device)
-    assert {kind for kind, widened in kinds.items() if not widened} == {
-        ("int8", "dense", "cpu"),
-        *((name, part, "cuda") for name in ("int8", "fp8") for part in ("dense", "experts")),
-    }
+    return {kind for kind, widened in kinds.items() if not widened}
+
+
+def test_which_weights_every_pass_widens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on_gpu = {(name, part, "cuda") for name in ("int8", "fp8") for part in ("dense", "experts")}
+    monkeypatch.setattr(requirements, "compiled_kernels", lambda _: None)
+    assert kinds_that_are_not_widened() == {("int8", "dense", "cpu"), *on_gpu}
+    monkeypatch.setattr(requirements, "compiled_kernels", lambda _: tmp_path)
+    by_kernels = {(name, part, "cpu") for name in ("int8", "int4") for part in ("dense", "experts")}
+    assert kinds_that_are_not_widened() == {*by_kernels, *on_gpu}
     assert not widens(by_shape(MINI), CPU)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dmax import LLM, GenerationParams
 from dmax.engine.backends import packed
 from dmax.engine.backends.cpu import CpuBackend
-from dmax.engine.backends.cpu_modules import PackedQuantizedLinear, int8_linear
+from dmax.engine.backends.cpu_modules import Compiled, PackedQuantizedLinear, int8_linear
 from dmax.engine.backends.swapped import copy_as
 from dmax.measurement.shapes import SHAPES
 from dmax.models import CheckpointError, LLaDA2, load_model, save_model

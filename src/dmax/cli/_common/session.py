@@ -97,6 +97,7 @@ def load_llm(
         import torch
 
         from dmax.engine import LLM
+        from dmax.engine.backends import backend_name
         from dmax.engine.requirements import Workload, widens
 
         device = pick_device(device_name)
@@ -112,7 +113,10 @@ def load_llm(
         except torch.OutOfMemoryError as error:
             raise CommandError(f"{options.model} does not fit into the memory of {device}.") from error
     if widens(llm.model, llm.model.device):
-        note(f"{options.model} has quantised weights that {device} has no kernel for: every pass widens them, slowly.")
+        mend = "" if device.type != "cpu" or backend_name(device, llm.model.dtype) == "cpu-compiled" else (
+            " Run `dmax compile` once."
+        )
+        note(f"{options.model} has quantised weights that {device} has no kernel for: every pass widens them, slowly.{mend}")
     return llm
 
 

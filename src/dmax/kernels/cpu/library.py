@@ -21,7 +21,10 @@ import torch
 
 _SOURCES = Path(__file__).parent
 _UNIT = "library.cpp"
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
+PROCESSOR = "DMAX_PROCESSOR"
+"""The environment variable that names, as the compiler's ``-march`` does, what a library may use: ``haswell`` for AVX2
+without more. Without it that is everything the processor at hand has."""
 _CPU_LISTING = Path("/proc/cpuinfo")
 _KERNELS = "kernels.so"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -38,7 +41,7 @@ class CompileError(ValueError):
 def kernels_folder() -> Path:
     """Return where the library for this machine and these sources is or would be."""
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # never raises, unlike Path.home
-    return Path(folder) / "dmax" / "compiled" / _digest()
+    return Path(folder) / "dmax" / "compiled" / _digest(_target())
 
 
 def compiled_kernels(dtype: torch.dtype) -> Path | None:
@@ -72,14 +75,18 @@ def compile_kernels() -> Path:
     return folder
 
 
-def compile_library(path: Path) -> None:
+def compile_library(path: Path, processor: str | None = None) -> None:
     """Compile the library into a file.
+
+    Args:
+        path: of the file.
+        processor: that it is for, by its name for the compiler's ``-march``; see :data:`PROCESSOR`.
 
     Raises:
         CompileError: there is no compiler, or it cannot compile this; the message has its first complaint.
     """
     compiler = _require_compiler()
-    command = [compiler, *_FLAGS, str(_SOURCES / _UNIT), "-o", str(path)]
+    command = [compiler, *_FLAGS, f"-march={processor or _target()}", str(_SOURCES / _UNIT), "-o", str(path)]
     made = subprocess.run(command, check=False, capture_output=True, text=True)
     if made.returncode:
         complaint = next((line for line in made.stderr.splitlines() if "error" in line), made.stderr[:200])
@@ -95,11 +102,15 @@ def _require_compiler() -> str:
     return found
 
 
+def _target() -> str:
+    return os.environ.get(PROCESSOR) or "native"
+
+
 @cache
-def _digest() -> str:
+def _digest(target: str) -> str:
     """Tell everything that the library depends on; nothing of it changes while a process runs."""
     sources = [path.read_text(encoding="utf-8") for path in sorted([_SOURCES / _UNIT, *_SOURCES.glob("*.h")])]
-    return hashlib.sha256("\0".join([*sources, *_FLAGS, _processor()]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join([*sources, *_FLAGS, target, _processor()]).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:

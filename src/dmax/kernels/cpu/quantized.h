@@ -240,6 +240,7 @@ inline void tile_int4(const Row* rows, const Matrix& m, int64_t first, float* ou
       if (at + 8 <= groups) pairs = load<Words8>(from);
       else std::memcpy(&pairs, from, 4 * (groups - at));
       const Floats8 scaled_zero = (Floats8)(pairs << 16) * (Floats8)(pairs & 0xffff0000u);
+      if constexpr (kFirst) __builtin_prefetch(from + kAhead * groups);
       for (int r = 0; r < kRows; ++r) halves[r][o] -= scaled_zero * load<Floats8>(rows[r].group_sums + at);
     }
   for (int r = 0; r < kRows; ++r) store(out + r * out_stride, fold<Floats4>(halves[r]) * rows[r].scale);

@@ -27,11 +27,15 @@ _CHUNK = 64
 """Bytes of a row that the kernels read together."""
 
 
+def reads(dtype: torch.dtype, row_bytes: int, outputs: int) -> bool:
+    """Tell whether the kernels are written for weights of such rows: in int8 or int4, of whole chunks."""
+    return dtype in (torch.int8, torch.uint8) and row_bytes % _CHUNK == 0 and outputs % LANES == 0
+
+
 def serves(weight: Tensor, scale: Tensor | None) -> bool:
-    """Tell whether the kernels read a weight ``(..., O, I)``: in int8 or int4, of whole chunks."""
-    readable = weight.dtype in (torch.int8, torch.uint8) and weight.is_contiguous()
-    whole = weight.shape[-1] % _CHUNK == 0 and weight.shape[-2] % LANES == 0
-    return readable and whole and scale is not None and scale.is_contiguous()
+    """Tell whether the kernels read a weight ``(..., O, I)`` with such scales."""
+    laid_out = weight.is_contiguous() and scale is not None and scale.is_contiguous()
+    return laid_out and reads(weight.dtype, weight.shape[-1], weight.shape[-2])
 
 
 class Matrix(NamedTuple):
