@@ -69,7 +69,9 @@ def time_llama(config: ModelConfig, kind: str, arguments: argparse.Namespace, th
     return {"version": said["version"], **said["formats"][kind]}
 
 
-def time_dmax(name: str, config: ModelConfig, weights: str, positions: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def time_dmax(
+    name: str, config: ModelConfig, weights: str, positions: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Return what a pass of so many positions costs, and the rates that it gives."""
     SHAPES[name] = replace(config, block_length=positions)
     formats = Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
@@ -107,8 +109,8 @@ def tables(result: dict[str, Any]) -> str:
     """Write the figures of a result as Markdown."""
     hardware = result["hardware"]
     lines = [
-        f"{hardware['processor']}, {result['threads']} threads, {result['context']:,} positions of context, activations "
-        f"in {result['dtype']}; tokens per second.", "",
+        f"{hardware['processor']}, {result['threads']} threads, {result['context']:,} positions of context, "
+        f"activations in {result['dtype']}; tokens per second.", "",
         "| shape | bits | llama.cpp | positions of a pass | pass | share of the bound | "
         + " | ".join(f"TPF {tpf}" for tpf in TPF) + " | even at TPF |",
         "|---|---|---|---|---|---|" + "---|" * (len(TPF) + 1),
@@ -118,13 +120,19 @@ def tables(result: dict[str, Any]) -> str:
             theirs = row["llama.cpp"]["tokens_per_second"]
             for ours in row["dmax"]:
                 rates = [ours["tokens_per_second_by_tpf"].get(str(tpf)) for tpf in TPF]
-                shown = " | ".join("–" if rate is None else f"**{rate:.1f}**" if rate > theirs else f"{rate:.1f}" for rate in rates)
+                shown = " | ".join("–" if rate is None else _marked(rate, theirs) for rate in rates)
                 pass_ms = ours["pass_ms"]["median"]
                 lines.append(
-                    f"| {name} | {weights.removeprefix('int')} | {theirs:.1f} | {ours['positions']} | {pass_ms:.0f} ms | "
+                    f"| {name} | {weights.removeprefix('int')} | {theirs:.1f} | {ours['positions']} "
+                    f"| {pass_ms:.0f} ms | "
                     f"{ours['share_of_bound']:.0%} | {shown} | {theirs * pass_ms / 1000:.1f} |"
                 )
     return "\n".join(lines)
+
+
+def _marked(rate: float, other: float) -> str:
+    """Write a rate, in bold where it is the higher one."""
+    return f"**{rate:.1f}**" if rate > other else f"{rate:.1f}"
 
 
 def fill_page(result: dict[str, Any]) -> None:
@@ -142,7 +150,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of every shape, for a trial")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=32, help="timed of llama.cpp, and passes of dmax")
-    parser.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.bfloat16, help="of activations")
+    parser.add_argument(
+        "--dtype", type=lambda name: getattr(torch, name), default=torch.bfloat16, help="of activations"
+    )
     parser.add_argument("--folder", help="for llama.cpp's files; 17 GB at most")
     parser.add_argument("--page", type=Path, metavar="RESULT", help="only fill docs/results/cpu.md from this file")
     arguments = parse_arguments(parser)

@@ -70,7 +70,8 @@ def write(path: Path, shape: dict[str, Any], matrix: str) -> None:
     }  # fmt: skip
     if shape["experts"]:
         add |= {
-            "expert_count": shape["experts"], "expert_used_count": shape["chosen"], "expert_shared_count": shape["shared"],
+            "expert_count": shape["experts"], "expert_used_count": shape["chosen"],
+            "expert_shared_count": shape["shared"],
             "expert_feed_forward_length": shape["expert_width"], "leading_dense_block_count": shape["dense_layers"],
             "expert_group_count": shape["groups"], "expert_group_used_count": shape["groups_kept"],
             "expert_gating_func": 2,

@@ -159,7 +159,10 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     model, hardware, taken = result["model"], result["hardware"], result["pass_ms"]
     place = hardware["accelerator"] if model["device"].startswith("cuda") else hardware["processor"]
     threads = "" if model["device"].startswith("cuda") else f", {hardware['threads']} threads"
-    yield "model", f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {result['weights'] or model['dtype']}"
+    yield (
+        "model",
+        f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {result['weights'] or model['dtype']}",
+    )
     yield "machine", f"{place}{threads}"
     yield "pass", f"{result['positions']} positions × {result['batch']} after {result['context']:,} of context"
     yield (

@@ -85,7 +85,9 @@ class _Matrix(NamedTuple):
 
 def _matrices(model: LLaDA2) -> list[_Matrix]:
     return [
-        _Matrix(name, tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1), tensor.dtype, *tensor.shape[-2:])
+        _Matrix(
+            name, tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1), tensor.dtype, *tensor.shape[-2:]
+        )
         for name, tensor in model.state_dict().items()
         if tensor.ndim > 1 and not name.endswith(("_scale", "word_embeddings.weight"))
     ]

@@ -44,4 +44,6 @@ def test_arm_gives_the_same(processor: str, expected: Tensor, tmp_path: Path) ->
     found = written(tmp_path, COMPILER, processor, EMULATOR)
     assert expected.isfinite().all() and expected.abs().amax() > 0.1
     assert torch.equal(found[:PRODUCTS], expected[:PRODUCTS])
-    torch.testing.assert_close(found[PRODUCTS:], expected[PRODUCTS:], rtol=2e-3, atol=2e-3 * float(expected.abs().amax()))
+    torch.testing.assert_close(
+        found[PRODUCTS:], expected[PRODUCTS:], rtol=2e-3, atol=2e-3 * float(expected.abs().amax())
+    )

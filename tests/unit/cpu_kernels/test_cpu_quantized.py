@@ -1,4 +1,4 @@
-"""Products with weights in 8 and 4 bits on a CPU: against the definition, row by row alone, and for lesser processors."""
+"""Products with weights in 8 and 4 bits on a CPU: against the definition, row by row, and for lesser processors."""
 
 from __future__ import annotations
 

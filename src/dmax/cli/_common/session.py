@@ -113,10 +113,8 @@ def load_llm(
         except torch.OutOfMemoryError as error:
             raise CommandError(f"{options.model} does not fit into the memory of {device}.") from error
     if widens(llm.model, llm.model.device):
-        mend = "" if device.type != "cpu" or backend_name(device, llm.model.dtype) == "cpu-compiled" else (
-            " Run `dmax compile` once."
-        )
-        note(f"{options.model} has quantised weights that {device} has no kernel for: every pass widens them, slowly.{mend}")
+        until = " until `dmax compile` is run" if backend_name(llm.model.device, llm.model.dtype) == "cpu" else ""
+        note(f"{options.model} has weights that {device} has no kernel for{until}: every pass widens them, slowly.")
     return llm
 
 

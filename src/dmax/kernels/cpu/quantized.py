@@ -3,9 +3,9 @@
 What is multiplied is rounded to 8 bits, every row by a scale of its own; weights are read as a checkpoint stores them.
 A row gets the same bits whatever the others are.
 
-No library does it as fast: of torch's kernels for quantised weights, those that multiply in whole numbers take one
-matrix a call, in a layout of their own that would be a second copy of all weights, and
-those that widen weights compute in bfloat16, at half the peak.
+Of PyTorch's own kernels (2.13), ``_weight_int4pack_mm_for_cpu`` is as fast for one row and takes twice as long for 32,
+``_weight_int8pack_mm`` 1.5 to 3 times as long for any number; they take one expert's matrix a call, and the former a
+layout that would be a second copy of all weights.
 
 Shape suffixes: N tokens, D hidden, E routed experts, O outputs, I inputs.
 """
