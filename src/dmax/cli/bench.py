@@ -36,7 +36,7 @@ def bench(
         typer.Option(help="Of the shape, int8 or int4 instead of the dtype; embeddings and head then are int8."),
     ] = None,
     expert_capacity: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the shape, experts of a layer that a block may use.")
+        int | None, typer.Option(metavar="N", help="The most experts of a layer that a block may use.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")] = AUTO,
     dtype: Annotated[
@@ -63,8 +63,8 @@ def bench(
         raise CommandError("--layers cuts a shape; a model from --model is timed whole.")
     if weights is not None:
         choose("weights", weights, ("int8", "int4"))
-    if (weights is not None or expert_capacity is not None) and shape is None:
-        raise CommandError("--weights and --expert-capacity are for a --shape; a model from --model has its own.")
+    if weights is not None and shape is None:
+        raise CommandError("--weights is for a --shape; a model from --model has its own.")
     check_placement(device, dtype)
     with status("Starting"), user_errors():
         from dmax.engine.requirements import Workload
@@ -75,7 +75,9 @@ def bench(
         options = BenchOptions(batch, context, positions, repeats, tpf, seed)
     with status("Timing"), user_errors():
         workload = None if ignore_memory else Workload(batch, context + 2 * (positions or Workload.block_positions))
-        timed = _build(shape, model, layers, weights, expert_capacity, device, dtype, seed, workload)
+        timed = _build(shape, model, layers, weights, device, dtype, seed, workload)
+        if expert_capacity is not None:
+            timed.limit_experts(expert_capacity)
         result = {
             "what": "random weights, time per pass" if model is None else "time per pass",
             "model": describe_model(str(shape or model), timed),
@@ -97,7 +99,6 @@ def _build(
     model: str | None,
     layers: int | None,
     weights: str | None,
-    expert_capacity: int | None,
     device_name: str,
     dtype_name: str,
     seed: int,
@@ -129,7 +130,6 @@ def _build(
         seed=seed,
         layers=layers,
         weights=formats,
-        expert_capacity=expert_capacity,
         check=check,
     )
 

@@ -78,7 +78,6 @@ def random_model(
     seed: int = 0,
     layers: int | None = None,
     weights: Quantization | None = None,
-    expert_capacity: int | None = None,
     check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None = None,
 ) -> LLaDA2:
     """Make a model of a published shape whose weights, router included, are drawn on ``device``.
@@ -90,7 +89,6 @@ def random_model(
         seed: of the draws.
         layers: keep only so many layers, the dense ones first; None keeps all.
         weights: made in these formats right away, so that wider ones are never in memory.
-        expert_capacity: the most experts of a layer that a block may use; None leaves it as the shape has it.
         check: called with the model on the meta device, ``dtype`` and ``device``, before memory is taken.
 
     Raises:
@@ -105,10 +103,6 @@ def random_model(
                 f"layers is {layers}; {shape} has {config.num_hidden_layers}, so give a number from 1 to that."
             )
         config = replace(config, num_hidden_layers=layers)
-    if expert_capacity is not None:
-        if config.num_experts is None:
-            raise MeasurementError(f"{shape} has no experts whose number a block could be limited to.")
-        config = replace(config, expert_capacity=expert_capacity)
     with torch.device("meta"):
         model = LLaDA2(config)
     if weights is not None:

@@ -6,15 +6,16 @@ Shape suffixes: B rows, T positions, S key positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from dmax.models.attention import Attention, KeyValueStore
-from dmax.models.config import ModelConfig
+from dmax.models.config import ConfigError, ModelConfig
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
 from dmax.models.masks import block_causal_mask
-from dmax.models.moe import Experts, Router, SparseMLP
+from dmax.models.moe import BlockLimit, Experts, Router, SparseMLP
 from dmax.models.quantized import STORED_AS, QuantizedEmbedding
 
 
@@ -118,6 +119,21 @@ class LLaDA2(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Compute logits ``(..., V)`` of hidden states ``(..., D)``, in the model's dtype."""
         return self.lm_head(hidden)
+
+    def limit_experts(self, experts: int) -> None:
+        """Let the tokens of a block use at most so many experts of a layer, those that count most for any of them.
+
+        A pass then reads fewer weights, and a model that was not trained so answers differently. To be called before
+        engines compute with the model.
+
+        Raises:
+            ConfigError: the model has no experts, or not so many, or a token is sent to more.
+        """
+        if self.config.num_experts is None:
+            raise ConfigError("this model has no experts whose number a block could be limited to.")
+        self.config = replace(self.config, expert_capacity=experts)
+        for router in routers(self):
+            router.limit = BlockLimit.of(self.config)
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor, block_length: int = 32) -> Tensor:

@@ -45,9 +45,9 @@ def build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LLaDA2]
     monkeypatch.setitem(SHAPES, "tiny", TINY)
     compile_kernels()
 
-    def make(weights: str, dtype: torch.dtype = torch.float32, **options: int) -> LLaDA2:
+    def make(weights: str, dtype: torch.dtype = torch.float32) -> LLaDA2:
         formats = Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
-        return random_model("tiny", device=torch.device("cpu"), dtype=dtype, weights=formats, **options)  # type: ignore[arg-type]
+        return random_model("tiny", device=torch.device("cpu"), dtype=dtype, weights=formats)
 
     return make
 
@@ -68,7 +68,9 @@ def confidences(model: LLaDA2, prompts: list[list[int]]) -> list[list[list[float
 def test_a_sequence_gets_the_same_bits_alone_and_among_others(
     build: Callable[..., LLaDA2], weights: str, dtype: torch.dtype, capacity: int | None
 ) -> None:
-    model = build(weights, dtype, **({} if capacity is None else {"expert_capacity": capacity}))
+    model = build(weights, dtype)
+    if capacity is not None:
+        model.limit_experts(capacity)
     together = confidences(model, PROMPTS)
     assert all(len(passes) > 4 for passes in together)
     assert [confidences(model, [prompt])[0] for prompt in PROMPTS] == together

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dmax.models import ModelConfig
+from dmax.models import ConfigError, LLaDA2, ModelConfig
+from dmax.models.llada2 import routers
 from dmax.models.moe import Router, SparseMLP
 
 
@@ -87,6 +88,29 @@ def test_a_block_reaches_experts_that_its_tokens_share(config: ModelConfig) -> N
     assert experts.unique().numel() > 3, "or nothing was chosen by block"
     alone, _ = layer.gate(x.view(2, 20, -1)[1:])
     assert torch.equal(alone, experts[20:])
+
+
+def test_a_model_can_be_limited_that_was_not_made_so(config: ModelConfig) -> None:
+    model = LLaDA2(replace(config, expert_capacity=0))
+    per_token = model.config.num_experts_per_tok
+    x = torch.randn(1, 64, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+
+    def most_of_a_block() -> int:
+        length = model.config.routing_block_length
+        return max(
+            experts_LA.unique().numel()
+            for router in routers(model)
+            for experts_LA in router(x)[0].split(length)
+        )  # fmt: skip
+
+    assert most_of_a_block() > per_token + 1
+    model.limit_experts(per_token + 1)
+    assert most_of_a_block() == per_token + 1 == model.config.expert_capacity
+    with pytest.raises(ConfigError, match="expert_capacity is 9"):
+        model.limit_experts(9)
+    dense = LLaDA2(replace(config, num_experts=None))
+    with pytest.raises(ConfigError, match="no experts"):
+        dense.limit_experts(4)
 
 
 def test_the_bias_moves_the_choice_but_not_the_weights(config: ModelConfig) -> None:

@@ -38,6 +38,10 @@ class ModelOptions:
         _of_model(help="float32, bfloat16, float16, or auto: float32 on a CPU, as stored elsewhere."),
     ] = "auto"
     device: Annotated[str, _of_model(help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.")] = "auto"
+    expert_capacity: Annotated[
+        int | None,
+        _of_model(metavar="N", help="The most experts of a layer that a block may use; fewer are quicker to read."),
+    ] = None
     ignore_memory: Annotated[
         bool,
         _of_model("--ignore-memory", help="Load a model that needs more memory than there is."),

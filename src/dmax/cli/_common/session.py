@@ -112,6 +112,8 @@ def load_llm(
             )
         except torch.OutOfMemoryError as error:
             raise CommandError(f"{options.model} does not fit into the memory of {device}.") from error
+        if options.expert_capacity is not None:
+            llm.model.limit_experts(options.expert_capacity)
     if widens(llm.model, llm.model.device):
         until = " until `dmax compile` is run" if backend_name(llm.model.device, llm.model.dtype) == "cpu" else ""
         note(f"{options.model} has weights that {device} has no kernel for{until}: every pass widens them, slowly.")

@@ -38,7 +38,7 @@ class LayerStack:
     """
 
     def __init__(self, model: LLaDA2) -> None:
-        self._backbone = model.model
+        self._model, self._backbone = model, model.model
         self._packed = Packed()
         self._called = _called_in(model)
         self._children = [
@@ -81,7 +81,9 @@ class LayerStack:
         return self._packed.copy(x.dtype, (*weights, *beside), self._make)
 
     def is_complete(self) -> bool:
-        """Tell whether every module is where it was."""
+        """Tell whether every module is where it was, and experts are not limited by now."""
+        if self._model.config.expert_capacity:
+            return False
         return all(place[name] is child for place, name, child in self._children)
 
     def angles(self, end: int) -> tuple[Tensor, Tensor]:
