@@ -52,6 +52,17 @@ def processors(proc: Path | None = None, cgroups: Path | None = None) -> int:
     return max(1, ceil(min([bound, *quotas])))
 
 
+def multiplies_bfloat16(proc: Path | None = None) -> bool:
+    """Tell whether the processor has instructions for products in bfloat16; yes where the system does not say.
+
+    Args:
+        proc: where the system tells of processors.
+    """
+    lines = _text((proc or PROC) / "cpuinfo").splitlines()
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "").partition(":")[2].split()
+    return not features or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)
+
+
 def wait_little() -> None:
     """Let the threads that share PyTorch's loops sleep after some ten microseconds of waiting, unless told otherwise.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmax.machine import processors, system_memory
+from dmax.machine import multiplies_bfloat16, processors, system_memory
 
 MIB = 2**20
 Write = Callable[..., None]
@@ -114,3 +114,18 @@ def test_a_process_that_is_bound_has_no_more_than_that(proc: Path, monkeypatch: 
 def test_this_machine_has_some() -> None:
     assert 2**20 < system_memory() < 2**50
     assert 1 <= processors() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "has"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+        ("Features\t: fp asimd asimddp bf16", True),
+        ("Features\t: fp asimd", False),
+        ("", True),
+    ],
+)
+def test_whether_a_processor_multiplies_in_bfloat16(line: str, has: bool, proc: Path) -> None:
+    (proc / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    assert multiplies_bfloat16(proc) == has

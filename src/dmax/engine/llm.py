@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import abc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from dmax.engine.requirements import Workload, check_before_fetching, check_memo
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
 from dmax.engine.uncached import decode_uncached
+from dmax.machine import multiplies_bfloat16
 from dmax.models import LLaDA2, Tokenizer, load_model, load_tokenizer
+from dmax.models.memory import DoesNotFit
 
 OnPass = Callable[[int, PassRecord], None]
 
@@ -36,7 +39,8 @@ class LLM:
         tokenizer: for prompts and answers in text. None takes the checkpoint's, if it has one; a loaded model brings
             none.
         device: where a checkpoint is loaded to; the CPU if None.
-        dtype: what a checkpoint's weights become. None means float32 on a CPU and the stored dtype elsewhere.
+        dtype: what a checkpoint's weights become. None means float32 on a CPU and the stored dtype elsewhere. On a CPU
+            without products in bfloat16, float32 takes its place where it fits: it is quicker there.
         max_batch_size: most prompts that are decoded together; further ones wait until one has ended.
         workload: what has to fit into memory beside the weights; one prompt if None. Nothing is limited by it.
         ignore_memory: whether a checkpoint is loaded although it does not fit.
@@ -75,11 +79,24 @@ class LLM:
             if not ignore_memory:
                 check_before_fetching(model, dtype, target, load)
             check = None if ignore_memory else partial(check_memory, name=str(model), load=load)
-            self.model = load_model(model, target, dtype, mapped=True, check=check)
+            self.model = self._load(model, target, dtype, check)
             self.tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
         self.max_batch_size = max_batch_size
         self._idle_backend: Backend | None = None
         self._reader = RequestReader(self.model.config, self.tokenizer)
+
+    @staticmethod
+    def _load(
+        model: str | Path,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None,
+    ) -> LLaDA2:
+        """Load a checkpoint, in float32 in place of bfloat16 where the processor has no products in it."""
+        if dtype == torch.bfloat16 and device.type == "cpu" and check is not None and not multiplies_bfloat16():
+            with suppress(DoesNotFit):  # in bfloat16 it may
+                return load_model(model, device, torch.float32, mapped=True, check=check)
+        return load_model(model, device, dtype, mapped=True, check=check)
 
     @staticmethod
     def chat_prompt(text: str) -> list[dict[str, str]]:

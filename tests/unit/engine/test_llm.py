@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 
 from dmax.decoding import DecoderError
 from dmax.engine import LLM, GenerationError, GenerationParams
-from dmax.models import LLaDA2, Tokenizer
+from dmax.models import LLaDA2, Tokenizer, save_model
+from dmax.models.memory import DoesNotFit
 
 TEMPLATE = (
     "{% for message in messages %}w40 {{ message.content }} {% endfor %}{% if add_generation_prompt %}w41{% endif %}"
@@ -229,3 +231,19 @@ def test_a_checkpoint_brings_its_tokenizer(tiny_model: LLaDA2, llm: LLM, tmp_pat
     assert loaded.model.dtype == torch.float32
     assert loaded.generate("w5 w6", SHORT)[0].token_ids == llm.generate("w5 w6", SHORT)[0].token_ids
     assert LLM(str(tmp_path / "model"), dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("multiplies", "fits", "expected"), [
+    (True, True, torch.bfloat16), (False, True, torch.float32), (False, False, torch.bfloat16),
+])  # fmt: skip
+def test_float32_takes_the_place_of_bfloat16_where_products_in_it_are_slow(
+    multiplies: bool, fits: bool, expected: torch.dtype, tiny_model: LLaDA2, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def check(model: LLaDA2, dtype: torch.dtype, *_: object, **__: object) -> None:
+        if dtype == torch.float32 and not fits:
+            raise DoesNotFit("not in float32")
+
+    save_model(tiny_model, tmp_path / "model")
+    monkeypatch.setattr("dmax.engine.llm.multiplies_bfloat16", lambda: multiplies)
+    monkeypatch.setattr("dmax.engine.llm.check_memory", check)
+    assert LLM(tmp_path / "model", dtype=torch.bfloat16).model.dtype == expected
