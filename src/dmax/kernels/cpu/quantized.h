@@ -177,17 +177,33 @@ inline Four fold(const V (&v)[kOutputs]) {
   return halved<Four>(pick(ab, cd, Ints8{0, 1, 8, 9, 4, 5, 12, 13}) + pick(ab, cd, Ints8{2, 3, 10, 11, 6, 7, 14, 15}));
 }
 
-// Four outputs of some rows from int8. The first tile that reads weights asks for those of the next outputs.
-template <int kRows, bool kFirst>
-inline void tile_int8(const Row* rows, const Matrix& m, int64_t first, float* out, int64_t out_stride) {
+// Tiles that read the same weights ask in turn for a share of those that come behind: all at once would be more than
+// memory gives while one tile is computed.
+template <bool kAlone>
+class Ahead {
+  const int64_t turns_;
+  int64_t left_;
+
+ public:
+  Ahead(int64_t turn, int64_t turns) : turns_(turns), left_(turn + 1) {}
+  bool is_due() {
+    if constexpr (kAlone) return true;
+    if (--left_) return false;
+    left_ = turns_;
+    return true;
+  }
+};
+
+// Four outputs of some rows from int8.
+template <int kRows, typename A>
+inline void tile_int8(const Row* rows, const Matrix& m, int64_t first, float* out, int64_t out_stride, A ahead) {
   const int8_t* const w = m.weight + first * m.inputs;
   Sums sums[kRows][kOutputs] = {};
   for (int64_t at = 0; at < m.inputs; at += kWidth) {
     Bytes weights[kOutputs];
-    for (int64_t o = 0; o < kOutputs; ++o) {
-      weights[o] = load<Bytes>(w + o * m.inputs + at);
-      if constexpr (kFirst) __builtin_prefetch(w + (o + kAhead) * m.inputs + at);
-    }
+    for (int64_t o = 0; o < kOutputs; ++o) weights[o] = load<Bytes>(w + o * m.inputs + at);
+    if (ahead.is_due())
+      for (int64_t o = 0; o < kOutputs; ++o) __builtin_prefetch(w + (o + kAhead) * m.inputs + at);
     for (int r = 0; r < kRows; ++r) {
       Bytes x = load<Bytes>(rows[r].numbers + at);
 #if defined(__AVX512VNNI__)
@@ -206,8 +222,8 @@ inline void tile_int8(const Row* rows, const Matrix& m, int64_t first, float* ou
 }
 
 // The same from int4.
-template <int kRows, bool kFirst, int64_t kGroup>
-inline void tile_int4(const Row* rows, const Matrix& m, int64_t first, float* out, int64_t out_stride) {
+template <int kRows, int64_t kGroup, typename A>
+inline void tile_int4(const Row* rows, const Matrix& m, int64_t first, float* out, int64_t out_stride, A ahead) {
   const int64_t row_bytes = m.row_bytes(), groups = m.groups();
   const int8_t* const w = m.weight + first * row_bytes;
   const uint32_t* const scales = static_cast<const uint32_t*>(m.scale) + first * groups;
@@ -215,9 +231,10 @@ inline void tile_int4(const Row* rows, const Matrix& m, int64_t first, float* ou
   for (int64_t piece = 0; piece < kPieces; ++piece) {
     Numbers sums[kRows][kOutputs] = {};
     for (int64_t at = piece * kWidth; at < row_bytes; at += kChunk) {
+      if (ahead.is_due())
+        for (int64_t o = 0; o < kOutputs; ++o) __builtin_prefetch(w + (o + kAhead) * row_bytes + at);
       for (int64_t o = 0; o < kOutputs; ++o) {
         const Bytes both = load<Bytes>(w + o * row_bytes + at);
-        if constexpr (kFirst) __builtin_prefetch(w + (o + kAhead) * row_bytes + at);
         const Bytes low = both & (int8_t)15, high = (Bytes)((Lanes)both >> 4) & (int8_t)15;
         const Numbers scale = (Numbers)(spread<kGroup>(scales + o * groups + 2 * at / kGroup) << 16);
         for (int r = 0; r < kRows; ++r) {
@@ -240,7 +257,7 @@ inline void tile_int4(const Row* rows, const Matrix& m, int64_t first, float* ou
       if (at + 8 <= groups) pairs = load<Words8>(from);
       else std::memcpy(&pairs, from, 4 * (groups - at));
       const Floats8 scaled_zero = (Floats8)(pairs << 16) * (Floats8)(pairs & 0xffff0000u);
-      if constexpr (kFirst) __builtin_prefetch(from + kAhead * groups);
+      if (ahead.is_due()) __builtin_prefetch(from + kAhead * groups);
       for (int r = 0; r < kRows; ++r) halves[r][o] -= scaled_zero * load<Floats8>(rows[r].group_sums + at);
     }
   for (int r = 0; r < kRows; ++r) store(out + r * out_stride, fold<Floats4>(halves[r]) * rows[r].scale);
@@ -251,21 +268,27 @@ inline void tile_int4(const Row* rows, const Matrix& m, int64_t first, float* ou
 template <int64_t kGroup>
 void multiply(const Row* rows, int64_t count, const Matrix& m, int64_t first, int64_t outputs, float* out,
               int64_t out_stride) {
+  constexpr int kMost = kGroup ? kMostRowsInt4 : kMostRowsInt8;
+  const int64_t turns = (count + kMost - 1) / kMost;
   for (int64_t block = 0; block < outputs; block += kLanes) {
-    int64_t row = 0;
+    int64_t row = 0, turn = 0;
     const auto tiles = [&](auto height) {
-      constexpr int kRows = std::min(decltype(height)::value, kGroup ? kMostRowsInt4 : kMostRowsInt8);
-      const auto tile = [&](auto is_first) {
-        constexpr bool kFirst = decltype(is_first)::value;
+      constexpr int kRows = std::min(decltype(height)::value, kMost);
+      const auto tile = [&](auto ahead) {
         for (int64_t o = block; o < block + kLanes; o += kOutputs) {
           float* const to = out + row * out_stride + o;
           if constexpr (kGroup)
-            tile_int4<kRows, kFirst, kGroup>(rows + row, m, first + o, to, out_stride);
+            tile_int4<kRows, kGroup>(rows + row, m, first + o, to, out_stride, ahead);
           else
-            tile_int8<kRows, kFirst>(rows + row, m, first + o, to, out_stride);
+            tile_int8<kRows>(rows + row, m, first + o, to, out_stride, ahead);
         }
       };
-      for (; row + kRows <= count; row += kRows) row ? tile(std::false_type()) : tile(std::true_type());
+      for (; row + kRows <= count; row += kRows, ++turn) {
+        if (turns == 1)
+          tile(Ahead<true>(0, 1));
+        else
+          tile(Ahead<false>(std::min(turn, turns - 1), turns));
+      }
     };
     tiles(std::integral_constant<int, 6>());
     tiles(std::integral_constant<int, 4>());
