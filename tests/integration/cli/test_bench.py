@@ -21,6 +21,19 @@ def test_json_names_the_model_the_machine_and_what_was_timed(invoke: Callable[..
     assert record["pass_ms"]["median"] > 0
 
 
+def test_weights_are_made_in_a_format_and_experts_limited(invoke: Callable[..., Result]) -> None:
+    shape = ("--shape", "nano", "--layers", "2", "--weights", "int4", "--expert-capacity", "3")
+    result = invoke("bench", *shape, *QUICK, "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert (record["weights"], record["expert_capacity"], record["peak_is_of"]) == ("int4", 3, "int8")
+    assert record["touched_experts"] <= 3
+    whole = json.loads(invoke("bench", "--shape", "nano", "--layers", "2", *QUICK, "--json").stdout)
+    assert record["model"]["parameters"] == whole["model"]["parameters"]
+    assert record["bytes"]["attention"] < whole["bytes"]["attention"] / 2
+    assert record["share_of_bound"] == pytest.approx(record["bound_ms"] / record["pass_ms"]["median"])
+
+
 def test_the_table_says_that_weights_are_random(invoke: Callable[..., Result]) -> None:
     result = invoke("bench", "--shape", "nano", "--layers", "2", *QUICK)
     assert result.exit_code == 0, result.stderr
@@ -35,6 +48,9 @@ def test_the_table_says_that_weights_are_random(invoke: Callable[..., Result]) -
         (("--shape", "nano", "--model", "nano"), "--shape"),
         (("--model", "nano", "--layers", "2"), "--layers"),
         (("--shape", "huge"), "llada2-mini"),
+        (("--shape", "nano", "--weights", "int3"), "int8, int4"),
+        (("--model", "nano", "--weights", "int8"), "--weights"),
+        (("--shape", "nano", "--expert-capacity", "9"), "expert_capacity is 9"),
         (("--shape", "nano", "--layers", "9"), "from 1"),
         (("--shape", "nano", "--dtype", "float8"), "float32"),
         (("--shape", "nano", "--device", "abacus"), "choose from"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmax.measurement.costs import PassShape, count_flops, count_pass, uniform_experts, weights_by_part
+from dmax.measurement.costs import PassShape, count_flops, count_pass, stored_bytes, uniform_experts, weights_by_part
 from dmax.measurement.shapes import SHAPES, MeasurementError, random_model
 from dmax.models import LLaDA2
+from dmax.models.convert import Quantization
+from dmax.models.quantized import dequantize, scale_name
 
 NANO = SHAPES["nano"]
 
@@ -54,6 +56,37 @@ def test_operations_of_forwards_are_those_of_their_matrix_products() -> None:
     weights = weights_by_part(NANO)
     assert done["experts"] == 2 * 100 * weights["experts"]
     assert set(done) == set(weights)
+
+
+def test_bytes_are_those_of_the_stored_formats() -> None:
+    cpu, formats = torch.device("cpu"), Quantization("int4", embeddings="int8")
+    model = random_model("nano", device=cpu, dtype=torch.bfloat16, layers=2, weights=formats)
+    stored = stored_bytes(model)
+    of_64, of_32 = 0.5 + 4 / 64, 0.5 + 4 / 32  # a pair of bfloat16 numbers a group
+    of_experts = (2 * of_64 + of_32) / 3  # 64 do not divide the 96 inputs of the down projections
+    expected = {
+        "attention": of_64, "router": 2, "experts": of_experts, "shared": of_experts, "dense": of_64,
+        "head": 1 + 4 / 256, "embeddings": 1 + 4 / 256,
+    }  # fmt: skip
+    assert stored == pytest.approx(expected)
+    shape = PassShape(1, 32, 64, 32)
+    wide, narrow = (count_pass(model.config, shape, 2, 3.0, each).bytes for each in (None, stored))
+    assert narrow["experts"] == pytest.approx(wide["experts"] * of_experts / 2, abs=1)
+    assert (narrow["cache"], narrow["router"]) == (wide["cache"], wide["router"])
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_random_quantised_weights_are_as_large_as_others(weights: str) -> None:
+    cpu, formats = torch.device("cpu"), Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
+    model = random_model("nano", device=cpu, dtype=torch.float32, layers=2, weights=formats)
+    plain = random_model("nano", device=cpu, dtype=torch.float32, layers=2).state_dict()
+    tensors = model.state_dict()
+    quantized = [name for name in tensors if scale_name(name) in tensors]
+    assert len(quantized) > 8
+    for name in quantized:
+        found = dequantize(tensors[name], tensors[scale_name(name)], torch.float32)
+        assert found.std().item() == pytest.approx(plain[name].std().item(), rel=0.05)
+        assert abs(found.mean().item()) < 0.1 * found.std().item()
 
 
 def test_random_models_are_seeded_and_of_the_asked_dtype() -> None:
