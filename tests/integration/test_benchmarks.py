@@ -138,3 +138,27 @@ def test_reference_answers_of_the_public_data_are_right_and_corrupted_ones_wrong
     for task in result["tasks"].values():
         for variant in task["variants"].values():
             assert variant["is"] == "wrong" or variant["graded_right"] == variant["answers"]
+
+
+def test_the_page_beside_llama_cpp_marks_what_is_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    script = importlib.import_module("llama_cpp")
+    ours = {
+        "positions": 4, "pass_ms": {"median": 50.0}, "share_of_bound": 0.5,
+        "tokens_per_second_by_tpf": {"1": 20.0, "3": 60.0},
+    }  # fmt: skip
+    row = {"llama.cpp": {"tokens_per_second": 30.0}, "dmax": [ours]}
+    result = {
+        "threads": 2, "context": 1024, "dtype": "bfloat16", "hardware": {"processor": "a processor"},
+        "shapes": {"sdar-1.7b": {"formats": {"int4": row}}},
+    }  # fmt: skip
+    page = tmp_path / "cpu.md"
+    page.write_text(f"before\n{script._BEGIN}\nold\n{script._END}\nbehind\n", encoding="utf-8")
+    monkeypatch.setattr(script, "PAGE", page)
+    script.fill_page(result)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("\nbehind\n") and "old" not in text
+    assert "| sdar-1.7b | 4 | 30.0 | 4 | 50 ms | 50% | 20.0 | **60.0** | – | 1.5 |" in text
+    script.fill_page(result)
+    assert page.read_text(encoding="utf-8") == text
+    assert script._BEGIN in (FOLDER.parent / "docs" / "results" / "cpu.md").read_text(encoding="utf-8")
