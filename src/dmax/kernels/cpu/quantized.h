@@ -117,23 +117,24 @@ class Rows {
   }
 };
 
-// The words of the groups that a piece of a chunk has, each in all lanes of its group.
+// The scales of the groups that a piece of a chunk has, each in all lanes of its group.
 template <int64_t kGroup>
-inline Lanes spread(const uint32_t* words) {
+inline Numbers spread(const uint32_t* pairs) {
   constexpr int64_t kGroups = 2 * kWidth / kGroup;
   Lanes lanes;
   for (int64_t lane = 0; lane < kWidth / 4; ++lane) lanes[lane] = lane * 8 / kGroup;
-  if constexpr (kGroups == 1) return Lanes{} + *words;
+  if constexpr (kGroups == 1) return (Numbers)(Lanes{} + (*pairs << 16));
 #if defined(__AVX2__)
-  const __m128i own = kGroups == 2 ? _mm_loadl_epi64((const __m128i*)words) : _mm_loadu_si128((const __m128i*)words);
+  const __m128i own = kGroups == 2 ? _mm_loadl_epi64((const __m128i*)pairs) : _mm_loadu_si128((const __m128i*)pairs);
 #if defined(__AVX512VNNI__)
-  return (Lanes)_mm512_permutexvar_epi32((__m512i)lanes, _mm512_castsi128_si512(own));
+  const Lanes halves = lanes << 17;  // the low half of a pair becomes the high one of a lane
+  return (Numbers)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, (__m512i)halves, _mm512_castsi128_si512(own));
 #else
-  return (Lanes)_mm256_permutevar8x32_epi32(_mm256_castsi128_si256(own), (__m256i)lanes);
+  return (Numbers)_mm256_slli_epi32(_mm256_permutevar8x32_epi32(_mm256_castsi128_si256(own), (__m256i)lanes), 16);
 #endif
 #else
-  for (int64_t lane = 0; lane < kWidth / 4; ++lane) lanes[lane] = words[lanes[lane]];
-  return lanes;
+  for (int64_t lane = 0; lane < kWidth / 4; ++lane) lanes[lane] = pairs[lanes[lane]] << 16;
+  return (Numbers)lanes;
 #endif
 }
 
@@ -236,7 +237,7 @@ inline void tile_int4(const Row* rows, const Matrix& m, int64_t first, float* ou
       for (int64_t o = 0; o < kOutputs; ++o) {
         const Bytes both = load<Bytes>(w + o * row_bytes + at);
         const Bytes low = both & (int8_t)15, high = (Bytes)((Lanes)both >> 4) & (int8_t)15;
-        const Numbers scale = (Numbers)(spread<kGroup>(scales + o * groups + 2 * at / kGroup) << 16);
+        const Numbers scale = spread<kGroup>(scales + o * groups + 2 * at / kGroup);
         for (int r = 0; r < kRows; ++r) {
           const int8_t* const x = rows[r].numbers + 2 * at - at % kChunk;
           const Sums whole = bytes::add_levels(Sums{}, low, load<Bytes>(x));
