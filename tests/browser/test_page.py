@@ -143,7 +143,7 @@ def test_earlier_turns_go_along(page: Any, address: str) -> None:
     )
     page.click("#fresh")
     page.get_by_role("button", name="Forget it").click()
-    assert page.locator(".turn").count() == 0
+    api.expect(page.locator(".turn")).to_have_count(0)
     assert ask(page).locator(".answer").inner_text() == first
 
 
