@@ -127,6 +127,7 @@ def test_a_conversation_is_dropped_only_where_that_is_meant(server: Any) -> None
     page.get_by_role("button", name="Forget it").click()
     api.expect(turns).to_have_count(0)
     page.reload()  # nothing is lost now, and nobody is asked
+    page.wait_for_selector("#examples li")
     server.ask("Too much.")
     server.refuse()
     page.click("#fresh")  # nor for a question that has no answer
