@@ -32,8 +32,10 @@ def recipe_text(recipe: Recipe) -> str:
         name for name, field in type(recipe.objective).model_fields.items()
         if name.startswith(_LATER_OPTIONS) and getattr(recipe.objective, name) == field.default
     }  # fmt: skip
-    all_themes = [place for place, source in enumerate(recipe.data) if not getattr(source, "themes", ())]
-    absent["data"] = {place: {"themes"} for place in all_themes}
+    absent["data"] = {
+        place: {name for name in ("themes", "reworded") if not getattr(source, name, None)}
+        for place, source in enumerate(recipe.data)
+    }
     return recipe.model_dump_json(
         exclude={"name": True, "train": left_out, "parallel": True, "tracking": True, **absent}
     )

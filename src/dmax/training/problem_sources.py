@@ -52,9 +52,11 @@ class Everyday(ProblemSource):
 
     themes: tuple[str, ...] = ()
     """Which; all if none is named."""
+    reworded: float = 0.0
+    """Share of problems that are told in other words."""
 
     def turns(self, index: int) -> Sequence[Turn]:
-        return [everyday_text(self.split, index, self.seed, self.worked, self.themes)]
+        return [everyday_text(self.split, index, self.seed, self.worked, self.themes, self.reworded)]
 
 
 class ParallelStress(ProblemSource):
@@ -77,6 +79,8 @@ class ProblemConversations(ProblemSource):
 
     themes: tuple[str, ...] = ()
     """Of everyday problems; all if none is named."""
+    reworded: float = 0.0
+    """Share of everyday problems that are told in other words."""
 
     def turns(self, index: int) -> Sequence[Turn]:
         random = Random(f"conversations {first_number(self.split, self.seed)} {index}")
@@ -88,7 +92,7 @@ class ProblemConversations(ProblemSource):
             return other_request(self.split, number, self.seed), OTHER_ANSWER
         if kind < 0.35:
             return word_problem(self.split, number, self.seed, self.worked)
-        return everyday_text(self.split, number, self.seed, self.worked, self.themes)
+        return everyday_text(self.split, number, self.seed, self.worked, self.themes, self.reworded)
 
 
 def word_problem(split: Split, index: int, seed: int, worked: bool) -> Turn:
@@ -97,9 +101,11 @@ def word_problem(split: Split, index: int, seed: int, worked: bool) -> Turn:
     return row["question"], show_working(row["solution"]) if worked else row["solution"]
 
 
-def everyday_text(split: Split, index: int, seed: int, worked: bool, chosen: tuple[str, ...] = ()) -> Turn:
+def everyday_text(
+    split: Split, index: int, seed: int, worked: bool, chosen: tuple[str, ...] = (), reworded: float = 0.0
+) -> Turn:
     """Return question and solution of an everyday problem."""
-    drawn = everyday_problem(split, index, seed, worked=worked, chosen=chosen)
+    drawn = everyday_problem(split, index, seed, worked=worked, chosen=chosen, reworded=reworded)
     return drawn.question, drawn.solution
 
 

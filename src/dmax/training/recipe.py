@@ -57,6 +57,8 @@ class ProblemSection(Section):
     """Carry equations out in small steps, where there are any."""
     themes: tuple[str, ...] = ()
     """Of ``everyday`` and ``conversations``: the themes of everyday problems, all of them if none is named."""
+    reworded: float = Field(default=0.0, ge=0, le=1)
+    """Of ``everyday`` and ``conversations``: the share of everyday problems that are told in other words."""
 
     @model_validator(mode="after")
     def _has_equations(self) -> ProblemSection:
@@ -66,8 +68,11 @@ class ProblemSection(Section):
 
     @model_validator(mode="after")
     def _has_themes(self) -> ProblemSection:
-        if self.themes and self.source not in ("everyday", "conversations"):
-            raise ValueError(f"{self.source} has no themes; leave them out")
+        if self.source not in ("everyday", "conversations"):
+            if self.themes:
+                raise ValueError(f"{self.source} has no themes; leave them out")
+            if self.reworded:
+                raise ValueError(f"{self.source} is not reworded, everyday and conversations are; leave reworded out")
         unknown = next((theme for theme in self.themes if theme not in themes()), None)
         if unknown is not None:
             raise ValueError(f"there is no theme {unknown!r} of everyday problems; take some of {', '.join(themes())}")

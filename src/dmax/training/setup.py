@@ -171,7 +171,8 @@ def _texts(sources: list[DataSection], count: int) -> Iterator[str]:
                 row = variants.problem("train", index)
                 yield "\n".join((row["question"], row["solution"]))
         elif section.source == "everyday":
-            yield from ("\n".join(everyday_text("train", i, 0, section.worked, section.themes)) for i in range(count))
+            chosen = section.themes, section.reworded
+            yield from ("\n".join(everyday_text("train", i, 0, section.worked, *chosen)) for i in range(count))
         elif section.source == "gsm-symbolic":
             yield from ("\n".join(word_problem("train", i, 0, section.worked)) for i in range(count))
         elif section.source == "parallel-stress":
@@ -194,13 +195,15 @@ def _source(section: DataSection, recipe: Recipe, tokenizer: Tokenizer) -> Sourc
         return Gsm8kSource(tokenizer, variants=gsm8k_variants(section.path), worked=section.worked)
     match section.source:
         case "everyday":
-            return Everyday(tokenizer, worked=section.worked, themes=section.themes)
+            return Everyday(tokenizer, worked=section.worked, themes=section.themes, reworded=section.reworded)
         case "gsm-symbolic":
             return GsmSymbolic(tokenizer, worked=section.worked)
         case "arithmetic":
             return Arithmetic(tokenizer, worked=section.worked)
         case "conversations":
-            return ProblemConversations(tokenizer, worked=section.worked, themes=section.themes)
+            return ProblemConversations(
+                tokenizer, worked=section.worked, themes=section.themes, reworded=section.reworded
+            )
         case "other-requests":
             return OtherRequests(tokenizer)
         case "parallel-stress":

@@ -31,7 +31,13 @@ __all__ = [
 
 
 def everyday_problem(
-    split: Split, index: int, seed: int = 0, *, worked: bool = False, chosen: tuple[str, ...] = ()
+    split: Split,
+    index: int,
+    seed: int = 0,
+    *,
+    worked: bool = False,
+    chosen: tuple[str, ...] = (),
+    reworded: float = 0.0,
 ) -> Problem:
     """Draw problem ``index`` of a split; every run of as many problems as there are scenarios holds each once.
 
@@ -41,6 +47,7 @@ def everyday_problem(
         seed: of the split.
         worked: carry equations out in small steps.
         chosen: themes to draw from; all if none is named.
+        reworded: share of problems that are told in other words (see :mod:`dmax.problems.everyday.rewording`).
 
     Raises:
         SeedError: the split has no such seed.
@@ -49,7 +56,7 @@ def everyday_problem(
     drawn_from = scenarios(*chosen)
     epoch, place = divmod(index, len(drawn_from))
     at = _order(number, epoch, len(drawn_from))[place]
-    return draw(drawn_from[at], Random(f"everyday {number} {index}"), worked=worked)
+    return draw(drawn_from[at], Random(f"everyday {number} {index}"), worked=worked, reworded=reworded)
 
 
 @cache

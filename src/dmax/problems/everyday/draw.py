@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import cache
 from random import Random
 
+from dmax.problems.everyday.rewording import ROLE_SHARE, reword, role
 from dmax.problems.everyday.scenario import (
     RESULT,
     SLOT,
@@ -56,7 +57,9 @@ class Problem:
     answer: str
 
 
-def draw(scenario: Scenario, random: Random, *, worked: bool = False, phrasing: int | None = None) -> Problem:
+def draw(
+    scenario: Scenario, random: Random, *, worked: bool = False, phrasing: int | None = None, reworded: float = 0.0
+) -> Problem:
     """Draw a problem from a scenario.
 
     Args:
@@ -64,23 +67,30 @@ def draw(scenario: Scenario, random: Random, *, worked: bool = False, phrasing: 
         random: decides everything that is free.
         worked: carry equations out in small steps (see :mod:`dmax.problems.working`).
         phrasing: index into ``scenario.ask``; drawn if None. A phrasing that is asked for is left as it is written.
+        reworded: share of problems that are told in other words (see :mod:`dmax.problems.everyday.rewording`).
 
     Raises:
         ScenarioError: no draw met its conditions.
     """
-    drawn = _fill(scenario, random)
+    is_reworded = reworded > 0 and random.random() < reworded
+    drawn = _fill(scenario, random, with_roles=is_reworded)
     ask = random.choice(scenario.ask) if phrasing is None else scenario.ask[phrasing]
     in_words = phrasing is None and random.random() < 0.12
     question = _render(ask, drawn, random if in_words else None)
+    lines, answer = _solve(scenario, drawn, worked)
+    solution = "\n".join([*lines, f"#### {answer}"])
+    if is_reworded:
+        question, solution = reword(question, solution, random)
     if phrasing is None:
         question = as_typed(question, random)
-    lines, answer = _solve(scenario, drawn, worked)
-    return Problem(scenario.theme, scenario.name, question, "\n".join([*lines, f"#### {answer}"]), answer)
+    return Problem(scenario.theme, scenario.name, question, solution, answer)
 
 
-def _fill(scenario: Scenario, random: Random) -> Drawn:
+def _fill(scenario: Scenario, random: Random, *, with_roles: bool) -> Drawn:
     words = _draw_words(scenario, random)
     people = _draw_people(scenario, random)
+    if with_roles:
+        people = {slot: _in_a_role(person, people, random) for slot, person in people.items()}
     for _ in range(MOST_TRIES):
         numbers = {name: random.choice(choices) for name, choices in scenario.numbers.items()}
         try:
@@ -115,6 +125,12 @@ def _draw_people(scenario: Scenario, random: Random) -> dict[str, tuple[str, str
         taken = {name for name, _ in people.values()}
         people[slot] = random.choice([name for name in first_names()[pronoun] if name not in taken]), pronoun
     return people
+
+
+def _in_a_role(person: tuple[str, str], people: Mapping[str, tuple[str, str]], random: Random) -> tuple[str, str]:
+    if random.random() > ROLE_SHARE:
+        return person
+    return role(person[1], random, {name for name, _ in people.values()}), person[1]
 
 
 def _sensible_results(scenario: Scenario, numbers: Mapping[str, Fraction]) -> tuple[Fraction, ...] | None:
