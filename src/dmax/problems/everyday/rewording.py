@@ -22,7 +22,29 @@ _SAME_KIND = 0.7
 _FREE = ("things", "food", "animals", "growing", "vehicles")
 """Classes whose nouns can stand for each other."""
 _ASKED = re.compile(r"(How (?:many|much|long|old|far)|What)\b[^.?!]*\?$")
-_STARTS = "There The A An Each Every He She They We My Our In On At One Half It This".split()
+_STARTS = frozenset(
+    (
+        "There",
+        "The",
+        "A",
+        "An",
+        "Each",
+        "Every",
+        "He",
+        "She",
+        "They",
+        "We",
+        "My",
+        "Our",
+        "In",
+        "On",
+        "At",
+        "One",
+        "Half",
+        "It",
+        "This",
+    )
+)
 _UNIT = r" ?(?:cm|km|kg|mm|ml|m|g|l|h|am|pm|a\.m|p\.m|min|mins|hrs|ct|dollar bill|USD)\b"
 _ALONE = re.compile(rf"(?<![\w$€£.,:/°-])(?<!USD )(?<!EUR )(\d{{1,2}})(?![\w%:/°$€¢-]|[.,]\d|{_UNIT}| [€%])")
 # Facts about these are needed to answer; another noun has others.
