@@ -85,6 +85,12 @@ def test_everyday_problems_are_of_the_themes_that_are_asked_for(source: type[Eve
     assert asked != other
 
 
+@pytest.mark.parametrize("source", [Everyday, ProblemConversations])
+def test_a_share_of_everyday_problems_is_reworded(source: type[Everyday]) -> None:
+    plain, reworded = source(CharTokenizer()), source(CharTokenizer(), reworded=1.0)
+    assert sum(plain.turns(index) != reworded.turns(index) for index in range(40)) >= 36
+
+
 @pytest.mark.slow
 def test_the_first_stage_of_nano_draws_what_the_embedded_model_was_trained_on() -> None:
     """Themes that come later, and every change of drawing or working, leave the past as it was."""

@@ -37,6 +37,8 @@ def test_every_recipe_in_the_repository_is_valid(path: Path) -> None:
         ({"source": "json"}, "data.0: .*'jsonl'"),
         ({"source": "parallel-stress", "worked": True}, "parallel-stress has no equations to carry out"),
         ({"source": "arithmetic", "themes": ["shopping"]}, "arithmetic has no themes"),
+        ({"source": "gsm-symbolic", "reworded": 0.5}, "gsm-symbolic is not reworded, everyday and conversations are"),
+        ({"source": "everyday", "reworded": 2}, "data.0.reworded: .* less than or equal to 1"),
         ({"source": "everyday", "themes": ["shoping"]}, "no theme 'shoping' .*; take some of .*, shopping"),
     ],
 )
