@@ -88,7 +88,7 @@ def test_everyday_problems_are_of_the_themes_that_are_asked_for(source: type[Eve
 @pytest.mark.parametrize("source", [Everyday, ProblemConversations])
 def test_a_share_of_everyday_problems_is_reworded(source: type[Everyday]) -> None:
     plain, reworded = source(CharTokenizer()), source(CharTokenizer(), reworded=1.0)
-    assert sum(plain.turns(index) != reworded.turns(index) for index in range(40)) >= 36
+    assert sum(plain.turns(index) != reworded.turns(index) for index in range(40)) >= 28
 
 
 @pytest.mark.slow
