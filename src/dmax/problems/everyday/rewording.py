@@ -59,7 +59,7 @@ def _lists() -> dict[str, Any]:
 @cache
 def _nouns() -> dict[str, tuple[str, str, str]]:
     """Return class, plural and singular of every noun, by each of its two forms."""
-    found = {}
+    found: dict[str, tuple[str, str, str]] = {}
     for kind, words in _lists()["nouns"].items():
         for word in words:
             plural, bar, singular = word.partition("|")
