@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,44 @@ def test_stretched_rotary_embedding_is_that_of_transformers(
     assert load_config(tmp_path / "saved") == model.config
 
 
+SAID: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "yarn without the original length": ("sdar", {"rope_type": "yarn", "factor": 4.0}, {}),
+    "the original length beside": (
+        "sdar", {"rope_type": "yarn", "factor": 4.0}, {"original_max_position_embeddings": 32},
+    ),
+    "theta twice": ("sdar", {"rope_type": "default", "rope_theta": 50.0}, {"rope_theta": 1000.0}),
+    "both sections": (
+        "sdar", {"rope_type": "default", "rope_theta": 50.0},
+        {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ),
+    "swish": ("a2d-llama", {"rope_type": "default"}, {"hidden_act": "swish"}),
+    "a window of no layer": (
+        "a2d-qwen2", {"rope_type": "default"},
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2, "layer_types": None},
+    ),
+    "a window of no layer, by their kinds": (
+        "sdar", {"rope_type": "default"},
+        {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention"] * 2},
+    ),
+    "a window without a width": (
+        "sdar_moe", {"rope_type": "default"}, {"use_sliding_window": True, "sliding_window": None},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "rotary", "changes"), SAID.values(), ids=SAID.keys())
+def test_a_configuration_means_what_it_means_to_transformers(
+    make: Make, name: str, rotary: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    made = make(name)
+    shutil.copytree(made.folder, tmp_path / "model")
+    values = {**json.loads((made.folder / "config.json").read_text()), "rope_parameters": rotary, **changes}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**values, "model_type": made.theirs.config.model_type}))
+    theirs = type(made.theirs).from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values))
+    assert_same_logits(load_model(tmp_path / "model"), theirs, 8)
+
+
 def test_what_is_saved_is_what_transformers_wrote(family: str, make: Make, tmp_path: Path) -> None:
     made = make(family)
     model = load_model(made.folder)
@@ -122,7 +161,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"'qwen3_moe': an autoregressive model, not a diffusion model\.",
     ),
     "unknown": ({"model_type": "t5"}, r"model_type is 't5'; this package loads llada2_moe, sdar, .*Fast_dLLM_Qwen\."),
-    "window": ({"use_sliding_window": True}, "use_sliding_window is True"),
+    "window": (
+        {"use_sliding_window": True, "sliding_window": 8, "layer_types": None, "max_window_layers": 1},
+        "use_sliding_window is True",
+    ),
+    "window of one layer": (
+        {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+        "use_sliding_window is True",
+    ),
+    "window of a model with experts": (
+        {
+            "model_type": "sdar_moe",
+            "num_experts": 4,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 28,
+        },
+        "use_sliding_window is True",
+    ),
     "bias of feed-forwards": ({"model_type": "a2d-llama", "mlp_bias": True}, "mlp_bias is True"),
     "rotary": (
         {"rope_parameters": {"rope_type": "longrope"}},

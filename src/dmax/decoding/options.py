@@ -11,6 +11,7 @@ import inspect
 import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, Literal
 
 MAX_COUNT = 2**31 - 1
@@ -76,7 +77,7 @@ class Option:
         return None
 
     def _wanted_number(self, value: object) -> str | None:
-        kinds = int if self.kind == "whole" else int | float
+        kinds = Integral if self.kind == "whole" else Real  # NumPy's numbers are of these kinds, too
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
         low = -math.inf if self.minimum is None else self.minimum
         high = math.inf if self.maximum is None else self.maximum
@@ -188,7 +189,7 @@ def _undescribed(name: str, default: Any) -> Option:
 
 
 def check_options(of: Any, error: type[OptionError] = DecoderError) -> None:
-    """Check every setting that a dataclass declares with help, and make floats of numbers that were given as ints.
+    """Check every setting that a dataclass declares with help, and make numbers plain ones: float, or int if whole.
 
     Raises:
         error: a value is of another kind, or outside its range.
@@ -198,5 +199,5 @@ def check_options(of: Any, error: type[OptionError] = DecoderError) -> None:
         problem = option.problem(value)
         if problem is not None:
             raise error(problem, option.name)
-        if option.kind == "number" and isinstance(value, int):  # kernels read its bytes
-            object.__setattr__(of, option.name, float(value))
+        if option.kind in ("number", "whole") and value is not None:  # kernels read its bytes
+            object.__setattr__(of, option.name, float(value) if option.kind == "number" else int(value))

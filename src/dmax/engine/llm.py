@@ -184,7 +184,7 @@ class LLM:
 def _as_batch(prompts: Prompt | abc.Sequence[Prompt]) -> list[Prompt]:
     """Return a list of prompts; what can only be a single prompt becomes a list of one."""
     prompts = plain(prompts)
-    if isinstance(prompts, str) or not prompts or not _is_prompt(prompts[0]):
+    if not isinstance(prompts, abc.Sequence) or isinstance(prompts, str) or not prompts or not _is_prompt(prompts[0]):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 

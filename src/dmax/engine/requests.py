@@ -142,17 +142,19 @@ class RequestReader:
     def _token_ids(self, prompt: Prompt, name: str, tools: abc.Sequence[Mapping[str, Any]]) -> list[int]:
         if isinstance(prompt, str):
             return self._encode_text(self._require_tokenizer(f"{name} is text"), prompt, name)
+        kinds = "a prompt is a string, a list of token ids or a list of messages."
+        if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, abc.Sequence):
+            raise GenerationError(f"{name} is a {type(prompt).__name__}; {kinds}")
         if prompt and all(isinstance(part, Mapping) for part in prompt):
             tokenizer = self._require_tokenizer(f"{name} is a list of messages")
             return self._encode_text(tokenizer, cast(abc.Sequence[Message], prompt), name, tools)
         self.check_room(len(prompt), 1, name)
         try:
+            if any(isinstance(part, bool) for part in prompt):
+                raise TypeError("True and False count as numbers, and are no token ids")
             return [operator.index(part) for part in prompt]  # type: ignore[arg-type]
         except TypeError as error:
-            raise GenerationError(
-                f"{name} is a {type(prompt).__name__} of mixed parts; a prompt is a string, "
-                "a list of token ids or a list of messages."
-            ) from error
+            raise GenerationError(f"{name} is a {type(prompt).__name__} of mixed parts; {kinds}") from error
 
     def _encode_text(
         self,

@@ -19,6 +19,9 @@ _PACKED = {
     ".weight_packed": "compressed-tensors",
     ".quant_map": "bitsandbytes",
     ".SCB": "bitsandbytes",
+    ".weight_scale_inv": "fp8",
+    ".W_q": "hqq",
+    ".scales": "MLX",  # after those that have such a part, too
 }
 """How the names of weights end that a tool has packed."""
 _ADAPTER = "adapter_config.json"
@@ -72,7 +75,8 @@ def foreign_quantization(folder: Path, values: Mapping[str, Any], names: Iterabl
         section.get(key) if isinstance(section, Mapping) else None for key in ("quant_method", "weights")
     )
     if method is None:
-        packed = (tool for name in names for end, tool in _PACKED.items() if name.endswith(end))
+        names = list(names)
+        packed = (tool for end, tool in _PACKED.items() if any(name.endswith(end) for name in names))
         method = next(packed, None)
     if method == "dmax" and weights is not None and weights not in STORED_AS:
         return (

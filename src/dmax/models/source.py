@@ -118,10 +118,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if path.is_symlink():  # into a cache of the Hub that lacks it
+            raise CheckpointError(
+                f"{path.parent} was not fetched whole ({path.name}): fetch the checkpoint again."
+            ) from error
         raise CheckpointError(
             adapter_in(path.parent) or f"{path.parent} is not a checkpoint folder: it has no {path.name}."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
+        if path.is_file() and is_pointer(path):
+            raise CheckpointError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull` there.") from error
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(values).__name__}.")

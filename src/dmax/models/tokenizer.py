@@ -19,8 +19,6 @@ TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
-_WORDS = ("content", "tool_calls")
-"""What somebody says in a turn."""
 _PUBLISHED_MASK_TOKEN = "<|mask|>"
 """What the published tokenizers call the mask token without naming it as such in their settings."""
 
@@ -55,6 +53,8 @@ class Tokenizer:
     def from_folder(cls, folder: Path, ids: Mapping[str, int] | None = None) -> Tokenizer | None:
         """Read the tokenizer of a checkpoint folder; None where it ships no ``tokenizer.json``."""
         path = folder / TOKENIZER_FILE
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{folder} was not fetched whole ({path.name}): fetch the checkpoint again.")
         if not path.exists():
             return None
         try:
@@ -65,9 +65,12 @@ class Tokenizer:
             else:
                 reason = f"{path} is not a tokenizer file: {error}."
             raise CheckpointError(reason) from error
-        settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() else {}
-        template_file = folder / TEMPLATE_FILE
-        template = template_file.read_text(encoding="utf-8") if template_file.exists() else _template_in(settings)
+        named, template_file = folder / SETTINGS_FILE, folder / TEMPLATE_FILE
+        settings = read_json(named) if named.exists() or named.is_symlink() else {}
+        try:
+            template = template_file.read_text(encoding="utf-8") if template_file.exists() else _template_in(settings)
+        except ValueError as error:
+            raise CheckpointError(f"{template_file} is not UTF-8 text ({error}): fetch or write it again.") from error
         return cls(pipeline, settings, template, ids)
 
     def save(self, folder: Path) -> None:
@@ -150,17 +153,16 @@ class Tokenizer:
         texts = [text_of(turn.get("content")) for turn in messages]
         turns: list[dict[str, Any]] = [{**turn, "content": text} for turn, text in zip(messages, texts, strict=True)]
         if marked:
-            turns = [{**turn, **{key: self._marked(turn[key]) for key in _WORDS if key in turn}} for turn in turns]
-            tools = [self._marked(tool) for tool in tools]
+            turns, tools = self._marked(turns), self._marked(list(tools))
         return self._render(turns, add_generation_prompt, tools)
 
     def _marked(self, value: Any) -> Any:
-        """Take every text in a JSON value for somebody's words."""
+        """Take every text in a JSON value for somebody's words, names and keys too: all may come from outside."""
         if isinstance(value, str):
             return self.as_words(value)
         if isinstance(value, Mapping):
-            return {key: self._marked(part) for key, part in value.items()}
-        return [self._marked(part) for part in value] if isinstance(value, list) else value
+            return {self._marked(key): self._marked(part) for key, part in value.items()}
+        return [self._marked(part) for part in value] if isinstance(value, list | tuple) else value
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Any]) -> str:
         if self._template is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dmax.engine import GenerationError, GenerationParams
@@ -40,6 +41,12 @@ def test_refuses_values_out_of_range(values: dict[str, Any], complaint: str) -> 
 def test_takes_the_ends_of_every_range() -> None:
     params = GenerationParams(gen_length=1, block_length=1, threshold=0, acceptance_threshold=1, seed=0, temperature=0)
     assert (params.threshold, params.acceptance_threshold) == (0, 1)
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    params = GenerationParams(gen_length=np.int64(8), threshold=np.float32(0.5), temperature=1, seed=np.uint8(3))  # type: ignore[arg-type]
+    kept = (params.gen_length, params.threshold, params.temperature, params.seed)
+    assert [(type(value), value) for value in kept] == [(int, 8), (float, 0.5), (float, 1.0), (int, 3)]
 
 
 @pytest.mark.parametrize(("given", "kept"), [("end", ("end",)), (["a", "b"], ("a", "b")), ((), ())])

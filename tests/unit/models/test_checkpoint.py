@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmax.models import CheckpointError, LLaDA2, load_model, save_model
+from dmax.models import CheckpointError, LLaDA2, load_model, load_tokenizer, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.llada2 import expert_stacks, routers
 
@@ -335,7 +337,15 @@ def test_a_format_of_a_later_version_is_recognised(folder: Path, edit: Callable[
 
 
 @pytest.mark.parametrize(
-    ("ending", "tool"), [("qweight", "GPTQ or AWQ"), ("weight_packed", "compressed-tensors"), ("SCB", "bitsandbytes")]
+    ("ending", "tool"),
+    [
+        ("qweight", "GPTQ or AWQ"),
+        ("weight_packed", "compressed-tensors"),
+        ("SCB", "bitsandbytes"),
+        ("weight_scale_inv", "fp8"),
+        ("W_q", "hqq"),
+        ("scales", "MLX"),
+    ],
 )
 def test_packed_weights_are_recognised_by_their_names(edit: Callable[..., Path], ending: str, tool: str) -> None:
     name = "model.layers.0.attention.dense"
@@ -355,6 +365,20 @@ def test_a_download_that_broke_off_is_recognised(folder: Path, link: bool) -> No
         CheckpointError, match=r"was not fetched whole \(model\.safetensors.*fetch the checkpoint again"
     ):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_small_file_that_was_not_fetched_is_recognised(folder: Path, name: str) -> None:
+    load = load_model if name == "config.json" else load_tokenizer
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(folder / "tokenizer.json"))
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../blobs/0123")  # as the Hub's cache has them
+    with pytest.raises(CheckpointError, match=rf"was not fetched whole \({re.escape(name)}\): fetch"):
+        load(folder)
+    (folder / name).unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is a Git LFS pointer, .*run `git lfs pull`"):
+        load(folder)
 
 
 def test_a_file_that_was_not_fetched_is_recognised(folder: Path) -> None:

@@ -190,7 +190,7 @@ REFUSED = {
     "softmax router": ({"score_function": "softmax"}, "score_function is 'softmax'"),
     "low-precision router": ({"router_dtype": "bf16"}, "router_dtype is 'bf16'"),
     "sliding window": ({"use_sliding_window": True}, "use_sliding_window is True"),
-    "scaled rotary": ({"rope_scaling": {"type": "yarn", "factor": 4}}, "'yarn'"),
+    "scaled rotary": ({"rope_scaling": {"type": "yarn"}}, "'yarn'"),
     "scaled rotary, new form": ({"rope_parameters": {"rope_type": "linear"}}, "'linear'"),
     "rotary at odds": ({"head_dim": 8, "rotary_dim": 4, "partial_rotary_factor": 1.0}, "rotary_dim"),
     "odd rotary": ({"partial_rotary_factor": 0.25}, "must be even"),

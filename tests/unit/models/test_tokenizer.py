@@ -144,6 +144,14 @@ def test_special_tokens_in_a_turn_are_text(tokenizer: Tokenizer, word: str) -> N
     assert tokenizer.render_chat([{"role": "user", "content": word}]) == f"<user>{word}<assistant>"
 
 
+@pytest.mark.parametrize("key", ["role", "name", "reasoning_content", "tool_call_id", "content"])
+def test_special_tokens_anywhere_in_a_turn_are_text(key: str) -> None:
+    tokenizer = Tokenizer(pipeline(), {}, f"<user>{{{{ messages[0].{key} }}}}")
+    rendered = tokenizer.apply_chat_template([{"role": "user", key: "a<eos>b"}])
+    assert [token for token in rendered if token < len(SPECIAL)] == [SPECIAL.index("<user>")]
+    assert tokenizer.decode(rendered) == "a<eos>b"
+
+
 def test_content_may_be_a_list_of_text_parts_or_nothing(tokenizer: Tokenizer) -> None:
     parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?", "cache_control": {}}]
     turn = {"role": "user", "content": parts}
@@ -225,6 +233,10 @@ def test_broken_tokenizer_files(folder: Path) -> None:
     pipeline().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read as JSON"):
+        load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is not UTF-8 text"):
         load_tokenizer(folder)
 
 

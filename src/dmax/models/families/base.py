@@ -51,6 +51,7 @@ class Family:
         Raises:
             ConfigError: it asks for something that cannot be computed.
         """
+        values = _without_idle_window(values)
         for key, allowed in self.allowed.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ConfigError(f"config key {key} is {values[key]!r}; only {allowed[0]!r} is supported.")
@@ -83,23 +84,40 @@ class Family:
             yield native, (stored,) if isinstance(stored, str) else stored
 
 
+def _without_idle_window(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out a sliding window that no layer has; models with experts have theirs in every layer."""
+    layers, first = values.get("num_hidden_layers"), values.get("max_window_layers")
+    if values.get("sliding_window", 0) is None:
+        idle = True
+    elif values.get("num_experts"):
+        idle = False
+    elif isinstance(values.get("layer_types"), list):
+        idle = "sliding_attention" not in values["layer_types"]
+    else:
+        idle = isinstance(first, int) and isinstance(layers, int) and first >= layers
+    return {**values, "use_sliding_window": None} if idle else values
+
+
 def _with_rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     """Bring the ways to write the rotary settings down to one.
 
-    They are ``rope_theta``, ``partial_rotary_factor`` and, where angles are not plain, ``rope_scaling``.
+    They are ``rope_theta``, ``partial_rotary_factor`` and, where angles are not plain, ``rope_scaling``. Of what is
+    written twice, the same counts as in transformers: ``rope_scaling``, then ``rope_parameters``, then a key by itself.
     """
     scaling: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
         nested = values.get(key, {})
         if not isinstance(nested, dict):
             raise ConfigError(f"config key {key} is {nested!r}; it must be a mapping, or null.")
-        scaling.update(nested)
+        scaling = scaling or dict(nested)
     scaling.setdefault("rope_type", scaling.pop("type", "default"))
-    found: dict[str, Any] = {}
+    found = dict(values)
     for key in ("rope_theta", "partial_rotary_factor"):
-        if key in scaling:
+        if scaling.get(key) is not None:
             found[key] = scaling.pop(key)
-    found |= values
+    if scaling["rope_type"] in ("llama3", "yarn"):
+        length = "original_max_position_embeddings"
+        scaling[length] = values.get(length, scaling.get(length) or values.get("max_position_embeddings"))
     for key in ("rope_scaling", "rope_parameters"):
         found.pop(key, None)
     if scaling["rope_type"] != "default":
@@ -135,5 +153,7 @@ DENSE: Mapping[str, Any] = MappingProxyType(
 )  # fmt: skip
 """The fields of experts, for families that have none."""
 
-PLAIN: Mapping[str, tuple[Any, ...]] = MappingProxyType({"hidden_act": ("silu",), "use_sliding_window": (False,)})
+PLAIN: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {"hidden_act": ("silu", "swish"), "use_sliding_window": (False,)}
+)
 """What the decoders in transformers may be asked for and the definition does not have."""
