@@ -21,7 +21,7 @@ from dmax.serving.metrics import ServerMetrics
 from dmax.serving.settings import ServerSettings
 
 _PAGE_FILES = "/web/"
-_GUARDED = ("/v1", "/tokenize")
+_GUARDED = ("/v1", "/tokenize", "/detokenize")
 """Paths that need a key, where there are keys."""
 _COST = ("num_tokens", "nfe", "tpf", "tps", "decoder")
 _SHOWN = 64

@@ -24,6 +24,7 @@ from dmax.serving.metrics import ServerMetrics
 from dmax.serving.protocol import (
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     ResponsesRequest,
     Sampling,
     TokenizeRequest,
@@ -102,7 +103,8 @@ class Answering:
 
     async def responses(self, request: ResponsesRequest) -> dict[str, Any] | EventStream:
         """Answer with a response: the body, or the events of a stream."""
-        messages = self._encoder.turns(request.messages(), "input")
+        opening = [message.as_turn() for message in request.opening()]
+        messages = [*opening, *self._encoder.turns(request.items(), "input")]
         return await self._complete(request, [messages], ResponsesShape(self._telling(request), request), "input")
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
@@ -116,6 +118,15 @@ class Answering:
         token_ids = await self._encoder.encode(prompt, "prompt" if request.messages is None else "messages")
         pieces = {"token_strs": list(map(self._piece, token_ids))} if request.return_token_strs else {}
         return {"count": len(token_ids), "max_model_len": self._encoder.positions, "tokens": token_ids, **pieces}
+
+    async def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
+        """Return the text of token ids, special tokens by their names."""
+        self.check_model(request.model)
+        size = self._encoder.config.vocab_size
+        if not all(0 <= token_id < size for token_id in request.tokens):
+            raise bad_request(f"tokens must be token ids of this model, which are 0 to {size - 1}.", "tokens")
+        decode = self.tokenizer.pipeline.decode
+        return {"prompt": await asyncio.to_thread(decode, request.tokens, skip_special_tokens=False)}
 
     def _telling(self, request: Sampling) -> Telling:
         structure = request.structure()

@@ -27,7 +27,13 @@ from dmax.serving.client import EngineClient
 from dmax.serving.errors import ApiError, client_gone, malformed
 from dmax.serving.metrics import ServerMetrics
 from dmax.serving.pages import add_pages
-from dmax.serving.protocol import ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest
+from dmax.serving.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+)
 from dmax.serving.settings import ServerSettings
 from dmax.serving.streaming import with_pings
 from dmax.serving.trace import Traces
@@ -99,6 +105,10 @@ def _add_api(app: FastAPI, answering: Answering, settings: ServerSettings) -> No
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         return await answering.tokenize(body)
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        return await answering.detokenize(body)
 
     # What a body looks like is known only once the decoders are.
     routes: dict[str, Callable[..., Awaitable[Response]]] = {
@@ -199,6 +209,7 @@ class _Events(StreamingResponse):
             state["log"] = {**state.get("log", {}), **self._stream.facts}
             if not self._stream.facts:
                 state["status"] = client_gone().status
+                state["log"] |= error_facts(client_gone())
 
 
 def _reply(request: Request, result: dict[str, Any] | EventStream, settings: ServerSettings) -> Response:

@@ -14,13 +14,20 @@ MAX_DEPTH = 150
 """Most levels of objects and lists in a body; whoever reads deeper ones has to call himself too often."""
 _SHOWN = 64
 """Most characters of an unknown field's name that are told."""
-_NEAR = 0.75
+_NEAR = 0.82
 """How alike a field's name must be to be suggested: a hint that is wrong is worse than none."""
 
 
 def whole(value: Any) -> Any:
     """Read 12.0 as 12: JSON has one kind of number, and some clients write all of them as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def wholes(values: Any) -> Any:
+    """Read a list as :func:`whole` reads each of it, without asking of each where there is no such number."""
+    if isinstance(values, list) and any(isinstance(value, float) for value in values):
+        return list(map(whole, values))
+    return values
 
 
 Whole = Annotated[int, BeforeValidator(whole)]
@@ -33,9 +40,10 @@ class Body(BaseModel):
 
     hints: ClassVar[frozenset[str]] = frozenset(
         {
-            "cache_prompt", "client_metadata", "keep_alive", "metadata", "parallel_tool_calls", "prediction",
-            "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning", "reasoning_effort",
-            "safety_identifier", "service_tier", "store", "user", "verbosity",
+            "cache_prompt", "cache_salt", "client_metadata", "include_reasoning", "keep_alive", "metadata",
+            "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+            "reasoning", "reasoning_effort", "request_id", "safety_identifier", "separate_reasoning", "service_tier",
+            "store", "stream_reasoning", "user", "verbosity",
         }
     )  # fmt: skip
     """Fields of OpenAI's API, and of other servers, that change nothing of what an answer may be, whatever their

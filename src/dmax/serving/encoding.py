@@ -39,13 +39,13 @@ class Encoder:
         """Most tokens of a prompt with its answer."""
         return self.config.max_position_embeddings
 
-    def turns(self, messages: Sequence[ChatMessage], field: str) -> list[dict[str, Any]]:
+    def turns(self, messages: Sequence[ChatMessage | None], field: str) -> list[dict[str, Any]]:
         """Read messages for the chat template, where it can tell what they are."""
         for index, message in enumerate(messages):
-            if message.is_of_a_tool and not self._knows_tools:
+            if message is not None and message.is_of_a_tool and not self._knows_tools:
                 text = f"{field}.{index} is a tool's, and this model's chat template knows no tools; leave it out."
                 raise bad_request(text, f"{field}.{index}.role", "unsupported_value")
-        return [message.as_turn() for message in messages]
+        return [message.as_turn() for message in messages if message is not None]
 
     async def encode(self, prompt: Prompt, field: str, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Encode a prompt in a thread: a long prompt takes long, and the event loop is for everybody.

@@ -61,7 +61,7 @@ class ApiError(Exception):
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Make the error of a request that cannot be run as asked."""
-    return ApiError(400, message, param=param, code=code)
+    return ApiError(400, message, param=param, code=code or "invalid_value")
 
 
 def queue_full(waiting: int) -> ApiError:

@@ -10,7 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from dmax.serving.body import check_values
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Where the text of a part is, by its type."""
 
 
 def text_of_parts(content: Any) -> Any:
@@ -29,13 +30,13 @@ def text_of_parts(content: Any) -> Any:
             raise PydanticCustomError(
                 "content_type", "part {number} must be an object with a type, such as text", {"number": number}
             )
-        if kind not in _TEXT_PARTS:
+        if kind not in _TEXTS:
             raise PydanticCustomError(
                 "content_type", "part {number} is {kind}; only text is taken", {"number": number, "kind": kind}
             )
-        if not isinstance(part.get("text"), str):
+        if not isinstance(text := part.get(_TEXTS[kind]), str):
             raise PydanticCustomError("content_type", "part {number} has no text", {"number": number})
-        texts.append(part["text"])
+        texts.append(text)
     return "".join(texts)
 
 
@@ -85,12 +86,15 @@ def _with_read_arguments(call: Any) -> Any:
 def messages_of_items(items: Any) -> Any:
     """Read the turns that a response's input stands for: messages, calls of functions and what came of them.
 
+    Items keep their places, by which errors name them; one that tells a model nothing is None.
+
     Raises:
         PydanticCustomError: an item is of another kind.
     """
     if not isinstance(items, list):
         return items
-    return [_message(number, item) for number, item in enumerate(items) if _kind(item) != "reasoning"]
+    turns = [None if _kind(item) == "reasoning" else _message(number, item) for number, item in enumerate(items)]
+    return turns if any(turn is not None for turn in turns) else []
 
 
 def _kind(item: Any) -> str:

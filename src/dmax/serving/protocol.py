@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
@@ -12,7 +13,7 @@ from dmax.decoding.options import MAX_COUNT, Option
 from dmax.decoding.registry import all_options
 from dmax.engine import GenerationParams
 from dmax.engine.params import MAX_LOGPROBS, PARAMS, params_of
-from dmax.serving.body import Body, Whole, whole
+from dmax.serving.body import Body, Whole, whole, wholes
 from dmax.serving.errors import bad_request
 from dmax.serving.messages import ChatMessage, messages_of_items
 from dmax.serving.structure import ChatTool, ResponseTool, Structure, of_format, of_tools
@@ -25,6 +26,11 @@ LOGPROBS = "message.output_text.logprobs"
 """By which a response's ``include`` asks for log-probabilities."""
 
 S = TypeVar("S", bound="Sampling")
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True), BeforeValidator(wholes)]
+Messages = Annotated[list[ChatMessage], Field(fail_fast=True)]
+"""Lists are read up to the first thing wrong with them: a megabyte of such things would hold up everybody."""
+
 _LEFT_TO_THE_SERVER = ("seed", "max_tokens", "max_completion_tokens", "max_output_tokens")
 _TYPES: dict[str, Any] = {"number": float, "whole": Whole, "switch": bool, "text": str, "any": Any}
 
@@ -48,18 +54,23 @@ class Sampling(Body):
         "use_beam_search": (False,), "early_stopping": (False,), "logit_bias": ({},), "bad_words": ([],),
         "stop_token_ids": ([],), "include_stop_str_in_output": (False,), "skip_special_tokens": (True,),
         "spaces_between_special_tokens": (True, False), "add_special_tokens": (False,), "priority": (0,),
-        "add_generation_prompt": (True,), "continue_final_message": (False,), "chat_template_kwargs": ({},),
+        "add_generation_prompt": (True,), "continue_final_message": (False,),
+        "chat_template_kwargs": ({}, {"enable_thinking": False}),
         "documents": ([],), "typical_p": (1,), "echo": (False,), "suffix": ("",), "best_of": (1,), "functions": ([],),
         "function_call": ("none", "auto"), "tools": ([],), "tool_choice": ("none", "auto"),
         "modalities": ([], ["text"]), "previous_response_id": ("",), "background": (False,),
         "truncation": ("disabled", "auto"), "allowed_token_ids": ([],), "logits_processors": ([],),
         "detokenize": (True,), "return_token_ids": (False,), "return_tokens_as_token_ids": (False,),
         "timings_per_token": (False,), "repeat_penalty": (1,), "mirostat": (0,), "tfs_z": (1,), "typ_p": (1,),
-        "dynatemp_range": (0,), "dry_multiplier": (0,), "xtc_probability": (0,),
+        "dynatemp_range": (0,), "dry_multiplier": (0,), "xtc_probability": (0,), "top_a": (0,), "min_length": (0,),
+        "no_repeat_ngram_size": (0,), "num_beams": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
+        "penalty_alpha": (0,), "guidance_scale": (1,), "smoothing_factor": (0,), "n_probs": (0,),
+        "return_hidden_states": (False,), "enable_thinking": (False,), "thinking": ({"type": "disabled"},),
+        "top_logprobs": (0,), "logprobs": (False,),
     }  # fmt: skip
 
     model: str | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -128,7 +139,7 @@ class Sampling(Body):
             self.decoder_options,
             gen_length=most or max(default_length, fewest),
             stop=tuple(stops),
-            json_schema=None if structure is None else structure.schema,
+            json_schema=None if structure is None else json.loads(json.dumps(structure.schema), parse_float=_number),
             logprobs=self.wanted_logprobs(),
         )
 
@@ -179,10 +190,10 @@ class CompletionSampling(Sampling):
 class ChatRequest(CompletionSampling):
     """``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    tools: list[ChatTool] | None = None
+    tools: Annotated[list[ChatTool], Field(fail_fast=True)] | None = None
     tool_choice: Any = None
 
     def structure(self) -> Structure | None:
@@ -204,7 +215,7 @@ class ChatRequest(CompletionSampling):
 class CompletionRequest(CompletionSampling):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[Whole] | list[list[Whole]]
+    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @classmethod
@@ -239,12 +250,14 @@ class ResponsesRequest(Sampling):
         **dict.fromkeys(("conversation", "max_tokens", "max_completion_tokens", "response_format"), ()),
     }
 
-    input: Annotated[str | list[ChatMessage], BeforeValidator(messages_of_items)] = Field(min_length=1)
+    input: Annotated[
+        str | Annotated[list[ChatMessage | None], Field(fail_fast=True)], BeforeValidator(messages_of_items)
+    ] = Field(min_length=1)
     instructions: str | None = None
     max_output_tokens: Whole | None = Field(default=None, ge=1)
-    tools: list[ResponseTool] | None = None
+    tools: Annotated[list[ResponseTool], Field(fail_fast=True)] | None = None
     tool_choice: Any = None
-    include: list[str] | None = None
+    include: Texts | None = None
     top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     text: dict[str, Any] | None = None
 
@@ -257,11 +270,17 @@ class ResponsesRequest(Sampling):
         """The field that says so."""
         return "max_output_tokens"
 
+    def opening(self) -> list[ChatMessage]:
+        """Return the instructions, which come before the input."""
+        return [] if self.instructions is None else [ChatMessage(role="system", content=self.instructions)]
+
+    def items(self) -> list[ChatMessage | None]:
+        """Return the input item by item; None where one tells a model nothing."""
+        return [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+
     def messages(self) -> list[ChatMessage]:
         """Return the conversation, instructions first."""
-        opening = [] if self.instructions is None else [ChatMessage(role="system", content=self.instructions)]
-        given = [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        return [*opening, *given]
+        return [*self.opening(), *(item for item in self.items() if item is not None)]
 
     def structure(self) -> Structure | None:
         """Return what the answer has to look like: a call that ``tool_choice`` asks for comes before a format."""
@@ -286,14 +305,19 @@ class ResponsesRequest(Sampling):
 class TokenizeRequest(Body):
     """``POST /tokenize``: a prompt, or messages."""
 
-    neutral: ClassVar[Mapping[str, Sequence[Any]]] = {
-        name: Sampling.neutral[name] for name in ("add_special_tokens", "add_generation_prompt", "tools")
-    }
+    neutral: ClassVar[Mapping[str, Sequence[Any]]] = Sampling.neutral
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    messages: Messages | None = Field(default=None, min_length=1)
     return_token_strs: bool = False
+
+
+class DetokenizeRequest(Body):
+    """``POST /detokenize``: token ids."""
+
+    model: str | None = None
+    tokens: TokenIds
 
 
 class RequestModels(NamedTuple):
@@ -323,6 +347,10 @@ def request_settings() -> dict[str, Option]:
     fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *ResponsesRequest.model_fields}
     taken = {"gen_length", "draw_top_k", "stop", *fields, *ResponsesRequest.hints}
     return {name: option for name, option in {**all_options(), **PARAMS}.items() if name not in taken}
+
+
+def _number(text: str) -> Any:
+    return whole(float(text))
 
 
 def _with_settings(base: type[S], settings: Mapping[str, Option]) -> type[S]:

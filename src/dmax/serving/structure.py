@@ -67,8 +67,10 @@ def of_format(given: Any, field: str) -> Structure | None:
     Raises:
         ApiError: it is no format.
     """
+    if isinstance(given, dict):
+        given = {name: value for name, value in given.items() if value is not None}
     given = given or {"type": "text"}
-    kind = given.get("type") if isinstance(given, dict) else given
+    kind = given.get("type", "missing") if isinstance(given, dict) else given
     if kind == "text":
         return None
     if kind not in ("json_object", "json_schema"):
@@ -114,10 +116,10 @@ def _named(choice: Any) -> str:
 def _call_of(function: Function) -> dict[str, Any]:
     none: dict[str, Any] = {"properties": {}, "additionalProperties": False}
     parameters = none if function.parameters is None else function.parameters
-    if parameters.get("type", "object") != "object":
+    if parameters.get("type") not in (None, "object"):
         raise bad_request(f"the parameters of {function.name} must be of type object.", "tools")
     # By an id of its own, its references mean places in itself.
-    arguments = {"$id": f"tool:{function.name}", "type": "object", **parameters}
+    arguments = {"$id": f"tool:{function.name}", **parameters, "type": "object"}
     return {
         "type": "object",
         "properties": {"name": {"const": function.name}, "arguments": arguments},

@@ -73,6 +73,7 @@ def test_null_is_absent_for_every_optional_field(client: TestClient) -> None:
         {"decoder_options": {"steps": None}},
         {"tools": [{"type": "function", "function": {"name": "f", "description": None, "parameters": None}}]},
         {"response_format": {"type": "text", "json_schema": None}},
+        {"response_format": {"type": None}},
         {"what_nobody_knows": None},
         {"messages": [{"role": "assistant", "content": None, "name": None, "tool_calls": None}, *MESSAGES]},
     ):
@@ -93,6 +94,9 @@ NEUTRAL = [
     {"prediction": {"type": "content", "content": "w7"}, "reasoning": {"effort": "low"}, "keep_alive": "5m"},
     {"repeat_penalty": 1, "mirostat": 0, "tfs_z": 1.0, "typ_p": 1, "dry_multiplier": 0, "xtc_probability": 0.0},
     {"return_token_ids": False, "detokenize": True, "allowed_token_ids": [], "cache_prompt": True},
+    {"top_a": 0, "no_repeat_ngram_size": 0, "num_beams": 1, "guidance_scale": 1.0, "min_length": 0, "n_probs": 0},
+    {"enable_thinking": False, "thinking": {"type": "disabled"}, "request_id": "5", "include_reasoning": True},
+    {"chat_template_kwargs": {"enable_thinking": False}},
 ]  # fmt: skip
 
 
@@ -137,6 +141,12 @@ def test_a_prompt_beyond_the_context_is_told_in_openais_words(
     [
         ({"treshold": 0.5}, "treshold", "unknown_parameter", "did you mean threshold?"),
         ({"reasonig": 1}, "reasonig", "unknown_parameter", "there is no field 'reasonig'."),
+        ({"top_z": 1}, "top_z", "unknown_parameter", "there is no field 'top_z'."),
+        ({"max_prompt_tokens": 1}, "max_prompt_tokens", "unknown_parameter", "'max_prompt_tokens'."),
+        ({"max_new_tokens": 1}, "max_new_tokens", "unknown_parameter", "did you mean max_tokens?"),
+        ({"n": 300, "max_tokens": 401}, "n", "less_than_equal", "16"),
+        ({"max_tokens": 401}, "max_tokens", "invalid_value", "up to 400"),
+        ({"response_format": {"schema": {}}}, "response_format", "invalid_value", "type is 'missing'"),
         ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter", "not supported"),
         ({"top_p": 1.1, "temperature": 1}, "top_p", "less_than_equal", "top_p"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter", "not supported"),
@@ -239,6 +249,24 @@ def test_a_part_that_is_no_text_is_told_by_its_number(client: TestClient) -> Non
     assert error["message"] == "messages.0.content: part 2 is image_url; only text is taken."
 
 
+def test_what_a_model_refused_to_say_is_text_of_the_history(client: TestClient) -> None:
+    parts = [{"type": "text", "text": "w9 "}, {"type": "refusal", "refusal": "w10"}]
+    told, same = (
+        chat(client, messages=[*MESSAGES, {"role": "assistant", "content": content}, *MESSAGES]).json()
+        for content in (parts, "w9 w10")
+    )
+    assert told["choices"] == same["choices"]
+
+
+def test_an_item_is_named_by_its_own_place(client: TestClient) -> None:
+    before = [{"role": "user", "content": "w7"}, {"type": "reasoning", "summary": []}]
+    for item, place in (({"type": "function_call_output", "output": "5"}, "input.2"), ({"role": "x"}, "input.2")):
+        body = {"instructions": "w9", "input": [*before, item]}
+        assert client.post("/v1/responses", json=body).json()["error"]["param"] == f"{place}.role"
+    nothing = client.post("/v1/responses", json={"input": before[1:]}).json()["error"]
+    assert (nothing["param"], nothing["code"]) == ("input", "too_short")
+
+
 def test_the_log_says_why_a_request_was_refused_and_what_a_stream_cost(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -307,4 +335,16 @@ def test_tokens_and_version(client: TestClient, llm: LLM) -> None:
     assert client.post("/tokenize", json={"prompt": "w7", "messages": MESSAGES}).status_code == 400
     error = client.post("/tokenize", json={"messages": MESSAGES, "add_generation_prompt": False}).json()["error"]
     assert error["param"] == "add_generation_prompt"
+    same = client.post("/tokenize", json={"messages": MESSAGES, "continue_final_message": False}).json()
+    assert same == told
     assert client.get("/version").json()["version"]
+
+
+def test_tokens_become_text_again(client: TestClient, llm: LLM) -> None:
+    for asked in ({"prompt": "w7 w8"}, {"prompt": ""}, {"messages": MESSAGES}):
+        tokens = client.post("/tokenize", json=asked).json()["tokens"]
+        text = client.post("/detokenize", json={"tokens": list(map(float, tokens))}).json()["prompt"]
+        assert client.post("/tokenize", json={"prompt": text}).json()["tokens"] == tokens
+    for tokens in ([-1], [llm.model.config.vocab_size], [10**30], "w7", None):
+        error = client.post("/detokenize", json={"tokens": tokens}).json()["error"]
+        assert error["param"] == "tokens"

@@ -57,6 +57,7 @@ def test_clients_that_vanish_free_their_rows_and_are_in_the_log(start: Start, lo
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     statuses = [line["status"] for line in lines if line["path"] == "/v1/chat/completions"]
     assert statuses == [499] * 25 + [200]
+    assert [line["error_code"] for line in lines if line["status"] == 499] == ["client_closed"] * 25
 
 
 def test_sigterm_lets_running_answers_finish(start: Start) -> None:

@@ -109,6 +109,16 @@ def test_a_schema_is_held_to_wherever_other_apis_have_it(client: TestClient, for
     assert is_trip(choice_of(client, response_format=form)["message"]["content"])
 
 
+def test_numbers_of_a_schema_are_numbers_however_they_are_written(client: TestClient) -> None:
+    schema = {"type": "array", "items": {"const": 1.0}, "minItems": 2.0, "maxItems": 2.0}
+    form = {"type": "json_schema", "schema": schema}
+    assert json.loads(choice_of(client, response_format=form)["message"]["content"]) == [1, 1]
+    parameters = {"type": None, "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    [call] = choice_of(client, tools=[tool], tool_choice="required")["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"a": [1, 1]}
+
+
 def test_a_schema_without_an_end_is_refused_by_its_field(client: TestClient) -> None:
     chain = {"type": "object", "properties": {"next": {"$ref": "#/$defs/chain"}}, "required": ["next"]}
     endless = {"$ref": "#/$defs/chain", "$defs": {"chain": chain}}

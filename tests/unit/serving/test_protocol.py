@@ -102,6 +102,22 @@ def test_token_ids_are_whole_numbers() -> None:
         BODIES.completion.model_validate({"prompt": [True, 5]})
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [7, "a", [3]] * 1000},
+        {"prompt": "a", "stop": [5] * 1000},
+        {"messages": [{"role": "x", "content": 5}] * 1000},
+        {"messages": [{"role": "user", "content": ""}], "tools": ["x"] * 1000},
+    ],
+)
+def test_lists_are_read_up_to_the_first_thing_wrong(fields: dict[str, Any]) -> None:
+    body = BODIES.completion if "prompt" in fields else BODIES.chat
+    with pytest.raises(ValidationError) as refusal:
+        body.model_validate(fields)
+    assert refusal.value.error_count() <= 4
+
+
 def test_messages_in_parts_become_text() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     request = BODIES.chat.model_validate({"messages": [{"role": "developer", "content": parts}]})
