@@ -145,7 +145,7 @@ def test_drawn_problems_need_no_data(name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "right", "wrong"),
     [
-        (asdiv_row("9 (plums)"), ["#### 9 plums", "So 4+5=9."], ["#### 10", "#### -9", "nine"]),
+        (asdiv_row("9 (plums)"), ["#### 9 plums", "So 4+5=9.", "nine"], ["#### 10", "#### -9", "ten"]),
         (asdiv_row("3/4 (cup)"), ["#### 0.75", r"\boxed{\frac{3}{4}}"], ["#### 3", "#### 4/3"]),
         (asdiv_row("-(1/3)"), ["#### -1/3"], ["#### 1/3"]),
         (asdiv_row("3.333 (hours)"), ["#### 3.333", "#### 10/3"], ["#### 3.33", "#### 3"]),
