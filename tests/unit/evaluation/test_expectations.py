@@ -50,6 +50,14 @@ def test_another_expectation_is_not_met(test: str, given: object) -> None:
             exec(other, scope)
 
 
+def test_an_exact_test_expects_something_likely_instead() -> None:
+    test = ast.parse("assert f() == 3").body[0]
+    edits = [false_expectation(test, [3, 5, 3.0, "5", True]) for _ in range(60)]
+    others = {ast.literal_eval(edit.text) for edit in edits if edit}
+    assert len(edits) == 60 and 5 in others and len(others) > 4
+    assert all(type(other) is int and other != 3 and -6 <= other <= 12 for other in others)
+
+
 @pytest.mark.parametrize(
     "test",
     [

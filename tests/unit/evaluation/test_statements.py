@@ -188,7 +188,7 @@ from dmax.evaluation.grading import final_number, read_number
         ("#### 100 000", 100000),
         (r"\boxed{2\cdot 6}", 12),
         (r"\boxed{\left(2+4\right)\cdot 2}", 12),
-        ("#### twelve", None),
+        ("#### twelve", 12),
         (r"\boxed{<12}", None),
         (r"\boxed{x > 12}", None),
         (r"\boxed{12 < x}", None),

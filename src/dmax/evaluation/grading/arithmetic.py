@@ -45,7 +45,7 @@ MAGNITUDE = (
     r"|[ \u00a0-]{0,3}(?P<size>(?:hundred|thousand|lakh|million|crore|billion|trillion)(?=s?\b)|mn\b|bn\b)s?"
     r"|(?P<letter>[kKMB])(?![\w^]))"
 )
-_NUMBER = re.compile(rf"(?:{CURRENCY}\s?)?(?P<digits>{DIGITS}){MAGNITUDE}?")
+_NUMBER = re.compile(rf"(?:{CURRENCY}\s{{0,3}})?(?P<digits>{DIGITS}){MAGNITUDE}?")
 _FRACTION = re.compile(r"([0-9]+)\s?/\s?([0-9]+)(?![0-9.]*[0-9/])")
 _SINGLE = re.compile(r"\s*([0-9])")
 _MOST_DIGITS = 4000
@@ -145,7 +145,7 @@ class _Reader:
         return match[0]
 
     def _signed(self) -> Fraction:
-        match = re.compile(rf"\s*(?:{CURRENCY}\s?(?=[-+]))?([-+]?)\s*").match(self.text, self.at)
+        match = re.compile(rf"\s*(?:{CURRENCY}\s{{0,3}}(?=[-+]))?([-+]?)\s*").match(self.text, self.at)
         assert match is not None
         self.at = match.end()
         value = self._power()

@@ -6,11 +6,14 @@ import re
 import unicodedata
 from functools import cache
 
+from dmax.evaluation.grading.number_words import with_parts
 from dmax.evaluation.grading.said import without_markup
 
 _CHARACTERS = {
     **dict.fromkeys("−–‒―﹣－", "-"),
     **dict.fromkeys("⁄∕", "/"),
+    **dict.fromkeys("∼〜～", "~"),
+    **{"∨": " or ", "٬": ",", "٫": "."},
     **dict.fromkeys("∶：", ":"),
     **dict.fromkeys("×⋅·∙∗", r"\times "),
     **{"÷": r"\div ", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ", "º": "°", "˚": "°"},
@@ -44,7 +47,7 @@ def plain(text: str) -> str:
     Raised digits become ``^{…}``, ``\times5`` becomes ``\times 5``, ``negative 5`` becomes ``-5``, and the calculations
     ``<<3*4=12>>`` that GSM8K notes are left out.
     """
-    text = _NEGATIVE.sub("-", without_markup(text))
+    text = _NEGATIVE.sub("-", with_parts(without_markup(text)))
     text = _DASH.sub(lambda dash: "-" if dash["minus"] else ";", text)
     text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text)
     text = _RAISED.sub(lambda raised: f"^{{{unicodedata.normalize('NFKC', raised[0]).replace('−', '-')}}}", text)
@@ -57,8 +60,9 @@ def plain(text: str) -> str:
 def without_latex(statement: str) -> str:
     r"""Return a statement, already :func:`plain`, without LaTeX spacing, delimiters and the commands around words."""
     statement = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", statement)
+    statement = re.sub(r"\{\s*([0-9]+)\s*\\over\s*([0-9]+)\s*\}", r"\\frac{\1}{\2}", statement)
     statement = DECIMAL_COMMA.sub(".", statement)
-    statement = re.sub(r"(?<=[0-9])(?:\\!|\\,|\{,\})+(?=\s*,?\s*[0-9]{3})|\{,\}", ",", statement)
+    statement = re.sub(r"(?<=[0-9])(?:\\!|\\,|(?:\\text)?\{,\})+(?=\s*,?\s*[0-9]{3})|\{,\}", ",", statement)
     statement = re.sub(r",(?:\\[!, ]|\s)*,", ",", re.sub(r",\\!\s*", ",", statement))
     statement = re.sub(r"(?<=[0-9)])\*\*(?=[0-9(-])", "^", statement)
     statement = _OPERATORS.sub("*", re.sub(r"\\div(?![A-Za-z])", "/", statement))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from dmax.evaluation.grading.arithmetic import CURRENCY, NotArithmetic, leading_value
+from dmax.evaluation.grading.number_words import spelt_anywhere, spelt_as_digits
 from dmax.evaluation.grading.numbers import located_numbers
 from dmax.evaluation.grading.plain_text import plain, without_latex
 from dmax.evaluation.grading.said import said
@@ -24,20 +25,21 @@ _SENTENCE_END = re.compile(
     r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!\b[A-J]\.)(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<!approx\.)\s+(?=[^a-z])|\n+"
 )
 _ONE_SIDED = re.compile(
-    r"\s*(?:[A-Za-z]\s*)?(?:[<>≤≥≠≲≳±∓]|\\(?:leq?s?|leqslant|geq?s?|geqslant|lt|gt|neq?|pm|mp|not|in|log|ln|sin|cos|tan|exp|binom|lfloor|lceil|sum|prod|int)(?![A-Za-z])|!=|=="
+    r"\s*(?:[A-Za-z]\s*)?(?:[<>≤≥≠≲≳±∓|]|\\(?:[lr]?vert|leq?s?|leqslant|geq?s?|geqslant|lt|gt|neq?|pm|mp|not|in|log|ln|sin|cos|tan|exp|binom|lfloor|lceil|sum|prod|int)(?![A-Za-z])|!=|=="
     r"|(?i:(?:no\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller)\s+than|over|under|above|below"
-    r"|at\s+(?:least|most)|up\s+to|not|log|ln|sin|cos|tan|exp|isn't|aren't|never|neither|no)\b)"
+    r"|at\s+(?:least|most)|up\s+to|not|log|ln|sin|cos|tan|exp|isn't|aren't|never|neither|no(?!\.))\b)"
 )
-_START = rf"(?:{CURRENCY}\s?)?[-+]?\s?(?:{CURRENCY}\s?)?(?:\.?[0-9]|\\(?:frac|sqrt))"
+_START = rf"(?:{CURRENCY}\s{{0,3}})?[-+]?\s?(?:{CURRENCY}\s?)?(?:\.?[0-9]|\\(?:frac|sqrt))"
 """How another number begins."""
 _WORDS = r"(?:[^\W\d_]+(?:['.-][^\W\d_]+)*\.?\s+){0,3}"
 _CHOICE = re.compile(
     r"^\s*(?:squared|cubed)\b|\b(?:or|and)\s+(?:more|less|fewer|up|above|over|below|higher|lower|greater|beyond)\b|"
-    rf"\bor\b\s*(?:maybe|perhaps|possibly|even|about|is\s+it|rather)?\s*\(?{_START}"
+    rf"\bor\b\s*(?:maybe|perhaps|possibly|even|about|is\s+it|rather)?\s*\(?(?:[A-Za-z]\s*=\s*)?{_START}"
+    rf"|\b(?:maybe|perhaps|possibly|alternatively|not\s+sure|(?:could|might|may)\s+(?:also\s+)?be)\b\W*{_START}"
     r"|\b(?:or|and)\s+\\?(?:boxed|fbox)"
     rf"|^\s*(?:{_WORDS})(?:and|to|through|until|vs\.?|versus|&|plus|minus|times|divided\s+by|multiplied\s+by|over)\s+{_START}"
-    rf"|^\s*(?:[,;|&:]|/|-+|\.\.+|…|\\(?:pm|mp|ldots|dots|cdots|sim)|[±~])\s*(?:or\s+|and\s+|maybe\s+)?{_START}"
-    rf"|^\s*{_START}|^\s+(?:(?!(?:of|in|for|at|per|by|from|with|after|on|each|every|is|as|if|because|since|so|where|when|while|but|which|not)\b)[^\W\d_]+\.?\s+){{1,2}}{_START}",
+    rf"|^\s*(?:[,;|&:?]|/|-+|\.\.+|…|\\(?:pm|mp|ldots|dots|cdots|sim)|[±~])\s*(?:or\s+|and\s+|maybe\s+)?{_START}"
+    rf"|^\s*{_START}|^\s+(?:(?!(?:of|in|for|at|per|by|from|with|after|on|each|every|is|as|if|because|since|so|where|when|while|but|which|not|rather\s+than|instead\s+of)\b)[^\W\d_]+\.?\s+){{1,2}}{_START}",
     re.IGNORECASE,
 )
 """Behind a number: a second one, so that it is open which of them is meant, or what they come to together."""
@@ -45,14 +47,14 @@ _CHOICE_IN_BOX = re.compile(rf"^\s*(?:{_WORDS})?[^\W\d_]*\s*[,;]\s*(?:[A-Za-z]\s
 _UNKNOWN = re.compile(r"^\s*(?:[xyznπ](?![\w'°])|\\(?!circ|degree|textdegree|\$|%|#|&|\\|/|boxed|fbox)[A-Za-z]+)")
 """Behind a number: a factor that is none."""
 _OPEN = re.compile(
-    r"^\s*(?:[+<>≤≥≠±*√]|\^(?!\s*\{?\s*(?:\\circ|°|\\?[a-zA-Z]))|-\s*[a-z]\b(?!\w)|\\(?:pm|mp|leq?|geq?|lt|gt)\b)"
+    r"^\s*(?:['’′]\s*[0-9]|[+<>≤≥≠±*√]|\^(?!\s*\{?\s*(?:\\circ|°|\\?[a-zA-Z]))|-\s*[a-z]\b(?!\w)|\\(?:pm|mp|leq?|geq?|lt|gt)\b)"
 )
 _BESIDE = rf"(?:{_START}[0-9.,]*)"
 _RANGE = re.compile(
     rf"(?:\bbetween\s+{_BESIDE}\D{{0,12}}\band|[0-9]\)?\s?(?:-{{1,2}}|~|\\sim))\s*\**$|[0-9]-\\?[$€£]$", re.IGNORECASE
 )
 """Before a number that is the far end of a range."""
-_WHOLE = re.compile(r"[0-9]\s?%?\s(?:out\s+)?of\s+(?:the\s+|all\s+|these\s+|those\s+)?[*$]*$")
+_WHOLE = re.compile(r"(?:[0-9]\s?%?\sof|\bout\s+of)\s+(?:the\s+|all\s+|these\s+|those\s+|a\s+total\s+of\s+)?[*$]*$")
 """Before the number of all of which an answer is a part, as in 3 out of 4."""
 _DENIED = re.compile(
     r"(?:\b(?:not|isn't|aren't|wasn't|never|instead\s+of|rather\s+than)\s+(?:just\s+|only\s+)?)[*$(]*$"
@@ -64,11 +66,13 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"[\s*_(]*(?:check|checking|verif\w+|note|explanation|because|since|reason\w*|proof|breakdown|here's|here\s+is|steps?)\b",
+    r"[\s*_]*\(|[\s*_]*(?:check|checking|verif\w+|note|explanation|because|since|reason\w*|proof|breakdown|here's|here\s+is|steps?)\b",
     re.IGNORECASE,
 )
 """How a sentence begins that does not state the answer anew."""
 _CHECK = re.compile(r"[\s*_(]*(?:check|checking|double-check|verif\w+|note)\b", re.IGNORECASE)
+_CHECKS = re.compile(r"\n[\s#*_]*(?:(?:double-?)?check|verif\w+)\b[\s:*_]*\n.*", re.IGNORECASE | re.DOTALL)
+"""A part of an answer that is headed as a check."""
 _ROUNDED = re.compile(r"(?<=[0-9])([^()\n]{0,30})\([^()]*\brounded\b[^()]*\)", re.IGNORECASE)
 _CALCULATION = re.compile(rf"(?<![0-9.]){_BESIDE}(?:\s*(?:\+|\*|\\times\b|\\div\b|(?<=\s)[-/](?=\s))\s*{_BESIDE})+$")
 """A calculation that ends a text, without what it comes to."""
@@ -172,9 +176,13 @@ def _box_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _closing_brace(text: str, begin: int) -> int:
-    depth = 1
+    depth, escaped = 1, False
     for position in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0) if text[position - 1] != "\\" else 0
+        if escaped:
+            escaped = False
+            continue
+        escaped = text[position] == "\\"
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
             return position
     return len(text)
@@ -206,6 +214,7 @@ def _read_box(content: str) -> Reading | None:
     words = without_latex(plain(content))
     if inner := boxed(words):
         return _read_box(inner[-1])
+    words = _in_digits(words)
     if not re.search("[0-9]", words):
         return None
     factorial = re.fullmatch(r"[\s{]*([0-9]{1,3})\s*!\s*[.}]*\s*", words)
@@ -219,6 +228,11 @@ def _read_box(content: str) -> Reading | None:
     return Reading(value, content, "box")
 
 
+def _in_digits(words: str) -> str:
+    """Return a statement without digits with those of the number in words that it begins with."""
+    return words if re.search("[0-9]", words) else spelt_anywhere(spelt_as_digits(words))
+
+
 def _factorial(number: int) -> Fraction:
     value = 1
     for factor in range(2, number + 1):
@@ -229,6 +243,7 @@ def _factorial(number: int) -> Fraction:
 def _read_marked(line: str, later: str) -> Reading | None:
     """Read what a line behind ``####`` comes to; None where it is a heading."""
     words = without_latex(plain(line))
+    words = words if re.search("[0-9]", later) else _in_digits(words)
     if not re.search("[0-9]", words):
         return None
     if _HEADING.match(words) and not re.search(r"[.!?]\**$", words) and re.search("[0-9]", later):
@@ -242,6 +257,7 @@ def _read_prose(text: str) -> Reading | None:
     if stated is not None:
         return stated
     text = _without_checks(text)
+    text = text if re.search("[0-9]", text) else spelt_anywhere(text)
     found = located_numbers(text)
     while len(found) > 1 and (_DENIED.search(text[: found[-1][1]]) or _WHOLE.search(text[: found[-1][1]])):
         found.pop()
@@ -257,13 +273,17 @@ def _read_prose(text: str) -> Reading | None:
         return Reading(None, words, "last number")
     if _RANGE.search(text[:start]) or _GUESSED.search(text[:start]):
         return Reading(None, words, "last number")
-    if re.search(r"(?:[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt)|\b(?:not|isn't|aren't))\s*\**$", text[:start]):
+    if re.search(
+        r"(?:[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt)|(?:\bnot|n't|\bcannot|\bnever)(?:\s+be)?)\s*\**$", text[:start]
+    ):
         return Reading(None, words, "last number")
     return Reading(value, words, "last number")
 
 
 def _without_checks(text: str) -> str:
     """Drop sentences at the end that check what was said before, and a remark on rounding."""
+    if re.search("[0-9]", shorter := _CHECKS.sub("", text)):
+        text = shorter
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     for end in reversed(ends):
         if not _CHECK.match(text[end:]) or not re.search("[0-9]", text[:end]):
@@ -282,13 +302,13 @@ def _read_answer(text: str) -> Reading | None:
         return None
     words = without_latex(sentence)
     value, begins = _statement_value(words, in_box=False)
-    if value is None and _WITH_UNITS.match(words):
-        value, begins = _statement_value(words.rpartition("=")[2], in_box=False)
     return Reading(value, sentence, "answer") if begins else None
 
 
 def _statement_value(words: str, *, in_box: bool) -> tuple[Fraction | None, bool]:
     """Read the whole value of a statement, None where it has no single one; and whether it begins with a number."""
+    if _WITH_UNITS.match(words):
+        words = words.rpartition("=")[2]
     start = _DECORATION.match(words)
     assert start is not None
     rest = words[start.end() :]
@@ -319,10 +339,14 @@ def _leaves_open(behind: str, *, in_box: bool) -> bool:
     bare = re.sub(r"^[*_`$}]+|[$*`]", "", behind)
     if _OPEN.match(bare) or (in_box and _UNKNOWN.match(bare)) or re.match(r"\s*\\(?:pi|sqrt)", bare):
         return True
+    if re.match(rf"\s*[,;]\s*[A-Za-z]\s*=\s*{_START}", bare):
+        return True
     if not in_box and re.match(r"\s*[,;:][^=,;]*=", bare):  # how it was worked out
         return False
     sentence = re.split(r"(?<=\.)\s+(?=[A-Z])", bare)[0] if not in_box else bare
-    if re.match(r"\s*(?:=|\.\s|\.$|\()", bare) and not re.search(rf"\bor\s+(?:maybe\s+)?{_START}", sentence):
+    if re.match(r"\s*(?:=|\.\s|\.$|\()", bare) and not re.search(
+        rf"\b(?:or|maybe|perhaps|possibly)\s+{_START}", sentence
+    ):
         return False
     return bool(_CHOICE.search(sentence) or (in_box and _CHOICE_IN_BOX.match(bare)))
 

@@ -10,7 +10,7 @@ import ast
 import random
 from collections import Counter
 
-from dmax.evaluation.sandbox.expectations import Edit, false_expectation
+from dmax.evaluation.sandbox.expectations import Edit, expected_values, false_expectation
 
 _LEAVES = (ast.Return, ast.Raise, ast.Yield, ast.YieldFrom, ast.Await, ast.Break, ast.Continue)
 _COMPOUND = (
@@ -33,7 +33,8 @@ def with_checkpoints(tests: str, name: str, number: int) -> str:
     """
     statements = _statements(tests)
     draw = random.SystemRandom()
-    expectations = [edit for edit in map(false_expectation, statements) if edit]
+    plausible = expected_values(statements)
+    expectations = [edit for statement in statements if (edit := false_expectation(statement, plausible))]
     last = None if expectations else draw.randrange(len(statements) + 1)
     edits = [draw.choice(expectations)] if expectations and number % 2 else []
     for at, statement in enumerate(statements):

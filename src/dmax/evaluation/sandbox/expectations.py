@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import random
 import secrets
+import string
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +25,22 @@ class Edit:
     text: str
 
 
-def false_expectation(statement: ast.stmt) -> Edit | None:
-    """Return how to make a test expect another value; None where it is not plain what it expects."""
+def false_expectation(statement: ast.stmt, plausible: Sequence[Any] = ()) -> Edit | None:
+    """Return how to make a test expect another value; None where it is not plain what it expects.
+
+    Args:
+        statement: the test.
+        plausible: what the other tests expect. Where the test is exact, one of these may be taken: a result that is
+            equal to whatever looks likely is equal to them too.
+    """
     literal = _expected(statement.test) if isinstance(statement, ast.Assert) else None
     if literal is None:
         return None
     value = ast.literal_eval(literal)
+    exact = _is_exact(statement, literal)
+    others = [other for other in plausible if exact and type(other) is type(value) and other != value]
     try:
-        other = _changed(value)
+        other = _random.choice(others) if others and secrets.randbelow(2) else _changed(value, exact=exact)
         if ast.literal_eval(repr(other)) != other or other == value:
             return None
     except (ValueError, SyntaxError, OverflowError, RecursionError):  # infinity cannot be written, nor a huge number
@@ -39,6 +49,20 @@ def false_expectation(statement: ast.stmt) -> Edit | None:
     lines = "\n" * (literal.end_lineno - literal.lineno)  # those behind it keep their numbers
     return Edit(
         (literal.lineno, literal.col_offset), (literal.end_lineno, literal.end_col_offset), f"({other!r}{lines})"
+    )
+
+
+def expected_values(statements: Iterable[ast.stmt]) -> list[Any]:
+    """List the values that tests plainly expect."""
+    literals = [_expected(statement.test) for statement in statements if isinstance(statement, ast.Assert)]
+    return [ast.literal_eval(literal) for literal in literals if literal is not None]
+
+
+def _is_exact(statement: ast.stmt, literal: ast.expr) -> bool:
+    """Tell whether a test compares the literal itself by ``==``, so that the least change fails it."""
+    test = statement.test if isinstance(statement, ast.Assert) else None
+    return (
+        isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq) and literal in (test.left, *test.comparators)
     )
 
 
@@ -81,24 +105,30 @@ def _name(function: ast.expr) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def _changed(value: Any) -> Any:
-    """Another value of the same type, which nobody could foretell."""
+def _changed(value: Any, *, exact: bool) -> Any:
+    """Another value of the same type, which nobody could foretell: a likely one where the least change counts."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float | complex):
-        return value + type(value)(int(2 * abs(value)) + 2 + secrets.randbelow(1000))
+        small = exact and abs(value) < 2**50  # a float takes in no small change of a large one
+        away = 1 + secrets.randbelow(9) if small else int(2 * abs(value)) + 2 + secrets.randbelow(1000)
+        return value + type(value)(_random.choice((away, -away)) if exact else away)
+    if isinstance(value, str) and exact and value:
+        place = _random.randrange(len(value))
+        letter = _random.choice([letter for letter in string.ascii_lowercase if letter != value[place].lower()])
+        return value[:place] + (letter.upper() if value[place].isupper() else letter) + value[place + 1 :]
     if isinstance(value, str):
         return value + secrets.token_hex(4)
     if isinstance(value, bytes):
         return value + secrets.token_bytes(4)
     if isinstance(value, dict) and value:
         key = _random.choice(list(value))
-        return {**value, key: _changed(value[key])}
+        return {**value, key: _changed(value[key], exact=exact)}
     if isinstance(value, dict):
-        return {_changed(None): None}
+        return {secrets.token_hex(8): None}
     if isinstance(value, list | tuple | set):
         members = list(value)
         place = _random.randrange(len(members)) if members else 0
-        members[place : place + 1] = [_changed(members[place]) if members else _changed(None)]
+        members[place : place + 1] = [_changed(members[place] if members else None, exact=exact)]
         return type(value)(members)
     return secrets.token_hex(8)

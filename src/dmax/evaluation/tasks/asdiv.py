@@ -25,7 +25,11 @@ _MONTH = re.compile(r"\b(?:Jan|Febr)uary|March|April|May|June|July|August|(?:Sep
 _NAMED = re.compile(r"(?<=\S)\(([^()]*[A-Za-z][^()]*)\)")
 """A thing compared, as in ``12 apples(Ann) > 9 apples(Ben)``; before a unit there is a space."""
 _CLAUSE = re.compile(r"[.,;:!?\n]+|\bbut\b|\bbecause\b|\bsince\b|\bwhile\b", re.IGNORECASE)
-_DENIAL = re.compile(r"\b(?:not|never|neither|nor|cannot|hardly|no\s+longer|\w+n't)\b", re.IGNORECASE)
+_ASIDE = re.compile(r",\s*(?:in\s+fact|actually|however|of\s+course|indeed|at\s+all)\s*,", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|hardly|no\s+longer|far\s+from|false|untrue|wrong|fail(?:s|ed)?\s+to)\b|\w*n't\b",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(r"\b(?:not|isn't|rather\s+than|instead\s+of)\s+[*$(]*[0-9][0-9:./]*")
 """A number or time that an answer rejects."""
 _CONTRARY = {"yes": ["no"], "no": ["yes"]}
@@ -37,7 +41,7 @@ class Asdiv:
     """The grade-school problems of ASDiv, with the columns of its XML file or of the hub's copy."""
 
     name = "asdiv"
-    version = 3
+    version = 4
     description = "Grade-school word problems of many kinds; the answers are numbers, ratios, times of day or words."
     grading = (
         r"The answer is what follows the last ####, else the last \boxed{}, else the end of the text. A number must "
@@ -170,25 +174,47 @@ def _names(text: str, expected: str, named: list[str]) -> bool:
         expected: the right one, as the data set writes it.
         named: all of them, as the formula does.
     """
-    statement, wanted = _words(final_statement(text)), _words(expected)
+    stated, wanted = final_statement(text), _words(expected)
     if not _EQUAL.isdisjoint(wanted):
-        return _affirmed(final_statement(text), _EQUAL)
-    named = _CONTRARY.get(expected.lower().strip("."), named)
-    others = {word for name in named if _words(name) != wanted for word in _words(name)}
+        return any(not denied and not _EQUAL.isdisjoint(words) for words, denied in _clauses(stated))
+    contrary = _CONTRARY.get(expected.lower().strip("."))
+    others = {word for name in contrary or named if _words(name) != wanted for word in _words(name)}
     own = [word for word in wanted if word not in others] or wanted
     if not others:
-        return all(word in statement for word in own)
-    if named is not _CONTRARY.get(expected.lower().strip(".")) and not _affirmed(final_statement(text), set(own)):
+        return all(word in _words(stated) for word in own)
+    statement = _words(stated)
+    if contrary is None:
+        clauses = [
+            (words, denied) for words, denied in _clauses(stated) if not denied or not set(own).isdisjoint(words)
+        ]
+        if not any(not denied and not set(own).isdisjoint(words) for words, denied in clauses):
+            return False
+        statement = [word for words, _ in clauses for word in words]
+    rivals = others.difference(wanted)
+    if _left_open(statement, set(own), rivals, {*wanted, *others}):
         return False
     # "Ann's box is heavier than Ben's" names both.
-    rivals = [statement.index(word) for word in others.difference(wanted) if word in statement]
-    return any(word in statement[: min(rivals, default=len(statement))] for word in own)
+    first = min((statement.index(word) for word in rivals if word in statement), default=len(statement))
+    return any(word in statement[:first] for word in own)
 
 
-def _affirmed(statement: str, wanted: Set[str]) -> bool:
-    """Tell whether one of some words stands in a clause that does not deny it, or before something else is denied."""
-    clauses = [clause for clause in _CLAUSE.split(statement) if not wanted.isdisjoint(_words(clause))]
-    return any(not _DENIAL.search(clause.replace("*", "").replace("’", "'")) for clause in clauses)
+def _clauses(statement: str) -> list[tuple[list[str], bool]]:
+    """List the words of each clause of a statement, and whether it denies something."""
+    parts = _CLAUSE.split(_ASIDE.sub(" ", re.sub("[*_~]", "", statement.replace("’", "'"))))
+    return [(_words(part), _DENIAL.search(part) is not None) for part in parts]
+
+
+def _left_open(statement: list[str], own: Set[str], rivals: Set[str], named: Set[str]) -> bool:
+    """Tell whether "or" stands between the right thing and another, or whether both are named and nothing else."""
+    only = "and" in statement and {"and", "both", *own, *rivals} >= {*statement}
+    if only and not (own.isdisjoint(statement) or rivals.isdisjoint(statement)):
+        return True
+    for place in (at for at, word in enumerate(statement) if word == "or"):
+        before = next((word for word in reversed(statement[:place]) if word in own | rivals or word not in named), "")
+        behind = next((word for word in statement[place + 1 :] if word in own | rivals or word not in named), "")
+        if (before in own and behind in rivals) or (before in rivals and behind in own):
+            return True
+    return False
 
 
 def _words(text: str) -> list[str]:

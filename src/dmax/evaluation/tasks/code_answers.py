@@ -13,16 +13,23 @@ from collections.abc import Callable, Iterator
 from dmax.evaluation.grading.said import said
 
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+.-]*)[^\n`]*$|(?<=\S)(```)[ \t]*$", re.MULTILINE)
-_PYTHON = frozenset({"", "python", "python3", "py"})
+_PYTHON = re.compile(r"(?:i?python[0-9.]*|py[0-9]*|pycon|code|text|txt|plaintext)?", re.IGNORECASE)
+_QUOTED = re.compile(r"^'''(?:python|py)[0-9]?\n(.*?)(?:^'''\s*$|\Z)", re.MULTILINE | re.DOTALL)
+"""A fence of apostrophes."""
 _MARKERS = re.compile(
-    r"^[ \t]*\[/?(?:BEGIN|DONE|PYTHON|CODE|ANSWER|SOLUTION)\][ \t]*|^<s>|</?(?:code|answer)>", re.MULTILINE
+    r"^[ \t]*\[/?(?:BEGIN|DONE|PYTHON|CODE|ANSWER|SOLUTION)\][ \t]*|^<s>|</?(?:code|answer|pre|python)(?:\s[^<>]*)?>",
+    re.MULTILINE,
 )
 _DONE = re.compile(r"\[(?:DONE|/PYTHON|/CODE|/ANSWER|/SOLUTION)\]")
-_END = re.compile(r"<\|[\w▁ ]+\|>|<｜[^｜]*｜>|</s>|<eos>|<EOS>|<end_of_turn>|<role>\w*</role>")
+_END = re.compile(r"<\|[\w▁ ]+\|>|<｜[^｜]*｜>|</s>|<eos>|<EOS>|<end_of_turn>|<role>\w*</role>|\[(?:EOS|EOD|END|PAD)\]")
 """How models write that an answer ends, where it was not taken off."""
 _CODE_LINE = re.compile(r"(?:async )?def \w|class \w+\s*[:(]|import \w|from [\w.]+ import |@\w|\w+ *(?::[^=]+)?= *\S")
+_STATEMENT = re.compile(rf"{_CODE_LINE.pattern}|(?:return|if|for|while|with|try|raise|yield|assert|print)\b|[#'\"]")
 _DEFINITION = re.compile(r"^[ \t]*(?:(?:async )?def \w|class \w)|^[ \t]+return\b", re.MULTILINE)
+_INVISIBLE = re.compile("[\ufeff\u200b\u2060]")
+_HARD_INDENT = re.compile("^[ \t\u00a0]*\u00a0[ \t\u00a0]*", re.MULTILINE)
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _WARNINGS = threading.Lock()
 _MOST_TRIES = 2000
 """Parts that are compiled in search of the longest that is Python."""
@@ -36,7 +43,7 @@ def find_code(text: str, names: tuple[str, ...] = ()) -> str:
     longest part that compiles counts. A fence that is never closed reaches to the end, and what stands before a
     fence that only closes is a block too. Without any, the text as it is.
     """
-    text = said(text)
+    text = _with_plain_fences(said(text))
     blocks = [block for block, _ in _blocks(text)]
     fenced = [block for block, in_fence in _blocks(text) if in_fence]
     whole = [part for block in blocks if (part := python_part(block, names)) is not None]
@@ -51,6 +58,14 @@ def find_code(text: str, names: tuple[str, ...] = ()) -> str:
     if not whole or any(line[:1].isspace() for line in plain.splitlines()[:1]):  # a function's body
         return plain
     return max(whole, key=len)
+
+
+def _with_plain_fences(text: str) -> str:
+    """Return a text without invisible characters and the marks of a quotation, and with ordinary fences."""
+    text = _HARD_INDENT.sub(lambda indent: " " * len(indent[0]), _INVISIBLE.sub("", text))
+    if re.search(r"^> ?```", text, re.MULTILINE):
+        text = re.sub(r"^> ?", "", text, flags=re.MULTILINE)
+    return _QUOTED.sub(r"```python\n\1```", text)
 
 
 def python_part(code: str, names: tuple[str, ...] = ()) -> str | None:
@@ -68,7 +83,11 @@ def python_part(code: str, names: tuple[str, ...] = ()) -> str | None:
         better = best is None or (defines(part, names), len(part)) > (defines(best, names), len(best))
         if better and compiles(part):
             best = part
-    return best and _without_remarks(best)
+    if best is None:
+        return None
+    before = lines[: next(at for at, line in enumerate(lines) if line.strip() == best.splitlines()[0].strip())]
+    imports = [line for line in before if re.match(r"(?:import|from) ", line) and compiles(line)]
+    return "\n".join([*imports, _without_remarks(best)])
 
 
 def _with_helpers(code: str, parts: list[str]) -> str:
@@ -79,17 +98,21 @@ def _with_helpers(code: str, parts: list[str]) -> str:
     tree = ast.parse(code)
     read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     missing = {name for name in read - _bound(tree) if not hasattr(builtins, name)}
-    helpers = [
-        part for part in before if missing & _bound(ast.parse(part)) and not _bound(tree) & _bound(ast.parse(part))
-    ]
+    own = _defined(tree)
+    helpers = [part for part in before if missing & _defined(ast.parse(part)) and not own & _defined(ast.parse(part))]
     return "\n\n".join([*helpers, code])
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """List names that some code binds for all of itself, outside of functions and classes."""
+    return {name for node in tree.body for name in ([node.name] if isinstance(node, _DEFINITIONS) else _bound(node))}
 
 
 def _bound(tree: ast.AST) -> set[str]:
     """List names that some code binds, wherever in it."""
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, _DEFINITIONS):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
@@ -112,7 +135,8 @@ def defines(code: str, names: tuple[str, ...]) -> bool:
     either = "|".join(map(re.escape, names))
     return (
         bool(names)
-        and re.search(rf"^(?:(?:async )?def|class) +(?:{either})\b|^(?:{either}) *=", code, re.M) is not None
+        and re.search(rf"^(?:(?:async )?def|class) +(?:{either})\b|^(?:{either}) *(?::[^=\n]+)?=(?!=)", code, re.M)
+        is not None
     )
 
 
@@ -142,6 +166,8 @@ def complete(prompt: str, code: str, name: str) -> str:
     if compiled:
         return compiled
     lines = code.strip("\n").splitlines()
+    while len(lines) > 1 and not (lines[0][:1].isspace() or _STATEMENT.match(lines[0])):  # "Here is the body:"
+        del lines[0]
     parts = [part for form in (forms[-3], forms[-1]) if (part := _longest(lines, form))]
     return max(parts, key=len, default=whole[0])
 
@@ -188,11 +214,11 @@ def _blocks(text: str) -> Iterator[tuple[str, bool]]:
             inner = stretch[at : fence.start()]
             opens = language is None and not _closes_alone(fence, inner, len(fences) - number)
             if inner.strip():
-                in_fence = not opens and (language or "").lower() in _PYTHON
+                in_fence = not opens and _PYTHON.fullmatch(language or "") is not None
                 if in_fence or language is None:
                     yield _block(inner), in_fence
             at, language = fence.end(), (fence[1] or "") if opens else None
-        if stretch[at:].strip() and (language or "").lower() in _PYTHON:
+        if stretch[at:].strip() and _PYTHON.fullmatch(language or ""):
             yield _block(stretch[at:]), language is not None
 
 

@@ -28,7 +28,7 @@ class CompetitionMath:
     name: str
     description: str
     source: HubSource
-    version: int = 3
+    version: int = 4
     gen_length: int = PAPER_LENGTH
     example: Row = field(default_factory=lambda: _EXAMPLE)
     grading: str = (

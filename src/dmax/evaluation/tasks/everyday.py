@@ -13,7 +13,7 @@ class Everyday(GsmSymbolic):
     """Problems from the scenarios of :mod:`dmax.problems.everyday`, by default out of a split no training reaches."""
 
     name = "everyday"
-    version = 1
+    version = 2
     description = (
         "Everyday word problems of one to four steps, drawn from scenarios written by hand; nothing to download."
     )

@@ -62,7 +62,8 @@ class MathVerifier:
             same = same_words(expected, form)
             if same is not None:
                 return same
-            if self._equal(*comparable(expected, form)):
+            forms = comparable(expected, form)
+            if self._equal(*forms) or (form.endswith("%") and self._equal(forms[0], form.rstrip("\\%"))):
                 return True
         return not boxed(said(answer)) and self._ask(gold, said(answer))
 

@@ -43,7 +43,7 @@ class Gsm8k(_NumericTask):
     """Grade-school word problems, with worked solutions that end in ``#### number``."""
 
     name = "gsm8k"
-    version = 3
+    version = 4
     description = "Grade-school word problems in natural language; the answer is one number."
     gen_length = PAPER_LENGTH
     source = HubSource("openai/gsm8k", "main", "test")
@@ -60,7 +60,7 @@ class GsmSymbolic(_NumericTask):
     """Problems from the templates of ``reasoning-gym``, by default out of the split that no training reaches."""
 
     name = "gsm-symbolic"
-    version = 3
+    version = 4
     description = "Grade-school word problems drawn from templates with fresh names and numbers; nothing to download."
     gen_length = 448
     """Tokens of the embedded model; its solutions are shorter."""

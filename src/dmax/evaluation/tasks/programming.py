@@ -36,7 +36,7 @@ class ProgrammingTask:
     name: str
     description: str
     source: HubSource
-    version: int = 3
+    version: int = 4
     gen_length: int = PAPER_LENGTH
     unprotected: bool = False
     """Whether programs may run where nothing keeps them from this machine."""

@@ -1,0 +1,50 @@
+"""Numbers that are written in words: ``twenty-five``, ``one hundred and twenty``, ``2 and a half``."""
+
+from __future__ import annotations
+
+import re
+
+_BELOW_TWENTY = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+    "|eighteen|nineteen"
+)
+_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+_VALUES = {word: value for value, word in enumerate(_BELOW_TWENTY.split("|"))} | {
+    word: 10 * tens for tens, word in enumerate(_TENS.split("|"), 2)
+}
+_TIMES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_NUMBER = re.compile(
+    rf"(?P<before>[\s*_\"'({{]*(?:\\(?:text|textbf|mathrm)\s*\{{\s*)?)(?P<number>(?:{_BELOW_TWENTY}|{_TENS})"
+    rf"(?:(?:[\s-]+|\s+and\s+)(?:{_BELOW_TWENTY}|{_TENS}|hundred|{'|'.join(_TIMES)}))*)(?![\w-])",
+    re.IGNORECASE,
+)
+_ANYWHERE = re.compile(rf"\b(?!one\b(?!-|\s+(?:hundred|{'|'.join(_TIMES)})))(?=[a-z]){_NUMBER.pattern}", re.IGNORECASE)
+_PART = re.compile(r"(?<=[0-9])\s+and\s+(?:a|one)[\s-]+(?P<part>half|third|quarter|fourth|fifth)\b", re.IGNORECASE)
+_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5}
+
+
+def with_parts(text: str) -> str:
+    """Return a text with ``2 1/2`` for "2 and a half"."""
+    return _PART.sub(lambda part: f" 1/{_PARTS[part['part'].lower()]}", text)
+
+
+def spelt_as_digits(statement: str, *, whole: bool = False) -> str:
+    """Return a statement with digits for the number in words that it begins with, or that it is as a whole."""
+    match = _NUMBER.match(statement)
+    if match is None or (whole and statement[match.end() :].strip(" .}*")):
+        return statement
+    total = part = 0
+    for word in re.findall(r"[a-z]+", match["number"].lower()):
+        if word == "hundred":
+            part *= 100
+        elif word in _TIMES:
+            total, part = total + part * _TIMES[word], 0
+        else:
+            part += _VALUES.get(word, 0)
+    value = f"{total + part}"
+    return value if whole else with_parts(f"{match['before']}{value}{statement[match.end() :]}")
+
+
+def spelt_anywhere(text: str) -> str:
+    """Return a text with digits for every number in words but a bare "one"."""
+    return _ANYWHERE.sub(lambda number: spelt_as_digits(number[0]), text)
