@@ -42,7 +42,7 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree this package runs from, ``-dirty`` where files differ; None where it is installed."""
+    """Return the commit of the source tree that runs, ``-dirty`` where files differ; None where it is installed."""
     here = Path(__file__).resolve()
     try:
         _git(here, "ls-files", "--error-unmatch", here.name)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dmax.decoding.joint_threshold import JointThresholdDecoder
     from dmax.decoding.joint_threshold_indel import JointThresholdIndelDecoder
     from dmax.decoding.mixing import input_embeddings
-    from dmax.decoding.multi_block import MultiBlockRule, SlotView
+    from dmax.decoding.multi_block import BlockView, MultiBlockRule
     from dmax.decoding.options import DecoderError
     from dmax.decoding.prediction import Prediction, predict
     from dmax.decoding.reference import ReferencePass, decode
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockState",
+    "BlockView",
     "Decoder",
     "DecoderError",
     "EntropyBoundedDecoder",
@@ -36,7 +37,6 @@ __all__ = [
     "Prediction",
     "ReferencePass",
     "RemaskDecoder",
-    "SlotView",
     "SoftMix",
     "SoftParallelDecoder",
     "StepResult",
@@ -60,7 +60,7 @@ _HOMES = {
     "JointThresholdDecoder": "joint_threshold",
     "JointThresholdIndelDecoder": "joint_threshold_indel",
     "input_embeddings": "mixing",
-    **dict.fromkeys(("MultiBlockRule", "SlotView"), "multi_block"),
+    **dict.fromkeys(("BlockView", "MultiBlockRule"), "multi_block"),
     "DecoderError": "options",
     **dict.fromkeys(("Prediction", "predict"), "prediction"),
     **dict.fromkeys(("ReferencePass", "decode"), "reference"),

@@ -33,7 +33,7 @@ def commit_masks(state: BlockState, prediction: Prediction, promoted: Tensor) ->
 
     Args:
         state: the block before the pass.
-        prediction: the model's word on it.
+        prediction: of the block.
         promoted: ``(B, L)`` bool, the masks that become tokens, all of them in ``state.masked``.
     """
     masked_BL = state.masked ^ promoted

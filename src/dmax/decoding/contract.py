@@ -1,4 +1,4 @@
-"""Whether a decoder of somebody's own gives what :class:`Decoder` promises, so that its own requests alone pay if not.
+"""Whether a third-party decoder gives what :class:`Decoder` promises; where it does not, its own requests alone fail.
 
 Shapes and dtypes are compared, which needs no look at the values: that would make the host wait for the device.
 
@@ -19,6 +19,11 @@ from dmax.decoding.base import BlockState, SoftMix, StepResult
 
 class ContractError(TypeError):
     """A decoder gave what is no result of a pass: its author's mistake, not that of the caller."""
+
+    @classmethod
+    def of_tokens(cls, name: str, vocab_size: int) -> ContractError:
+        """Return the error of a decoder whose tokens :func:`tokens_or_none` has found outside of the vocabulary."""
+        return cls(f"decoder {name!r} gave token ids that are not below {vocab_size}, the vocabulary.")
 
 
 @dataclass(frozen=True)

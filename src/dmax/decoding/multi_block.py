@@ -1,7 +1,7 @@
 """Which blocks in flight may start, must promote and are final (algorithm.md#blocks-in-flight; arXiv 2606.29215).
 
 A block is *active* from when it may start until it is final; then it is stored and leaves the front. Nothing here knows
-of tensors: a pass leaves a :class:`SlotView` of every active block, and the rule answers.
+of tensors: a pass leaves a :class:`BlockView` of every active block, and the rule answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dmax.decoding import options
 
 
 @dataclass(frozen=True)
-class SlotView:
+class BlockView:
     """What a pass has left of an active block."""
 
     decoded: float
@@ -45,14 +45,14 @@ class MultiBlockRule:
     def __post_init__(self) -> None:
         options.check_options(self)
 
-    def may_start_next(self, slots: Sequence[SlotView]) -> bool:
+    def may_start_next(self, views: Sequence[BlockView]) -> bool:
         """Tell whether one more block may become active behind these, which are at least one."""
-        last = slots[-1]
+        last = views[-1]
         return (
-            len(slots) < self.buffer_size
+            len(views) < self.buffer_size
             and last.decoded >= self.add_threshold
             and last.stability >= self.stable_threshold
-            and not any(slot.ended for slot in slots)
+            and not any(view.ended for view in views)
         )
 
     def may_fall_back(self, decoded: Sequence[float]) -> list[bool]:
@@ -64,9 +64,9 @@ class MultiBlockRule:
         return [index == 0 or decoded[index - 1] > self.semi_threshold for index in range(len(decoded))]
 
     @staticmethod
-    def final(slots: Sequence[SlotView]) -> int:
+    def final(views: Sequence[BlockView]) -> int:
         """Tell how many blocks, from the first, are final: converged, and every block before them too."""
         count = 0
-        while count < len(slots) and slots[count].converged:
+        while count < len(views) and views[count].converged:
             count += 1
         return count

@@ -1,4 +1,4 @@
-"""What the model says about a block: tokens, confidences and the order of confidence.
+"""What the logits say about a block: tokens, confidences and the order of confidence.
 
 Shape suffixes: B rows, L block positions, V vocabulary, k candidates.
 """
@@ -17,7 +17,7 @@ from dmax.decoding.options import DecoderError, check_options
 
 
 class Prediction(NamedTuple):
-    """The model's word on every position, the mask token never being chosen (algorithm.md#predict)."""
+    """What the logits of a pass say at every position, the mask token never being chosen (algorithm.md#predict)."""
 
     tokens: Tensor
     """``(B, L)`` int64: the most probable token, or with a temperature the drawn one."""
@@ -30,7 +30,7 @@ class Prediction(NamedTuple):
 
 
 class DecidingDecoder(Decoder, Protocol):
-    """A decoder whose rule can be applied to a :class:`Prediction` that somebody else has made."""
+    """A decoder whose rule can be applied to a :class:`Prediction` that is made elsewhere, such as by a kernel."""
 
     def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
         """Apply one pass to what the model says about the block."""
@@ -116,7 +116,7 @@ def most_probable(logits: Tensor, mask_token_id: int, top_k: int = 1) -> tuple[T
 
 
 def rank_by_confidence(confidence: Tensor, among: Tensor) -> Tensor:
-    """Place of every position in its row's order of confidence, 0 the most confident; ties go to the leftmost.
+    """Rank the positions of every row by confidence, 0 the most confident; ties go to the leftmost.
 
     Args:
         confidence: ``(B, L)`` float32, at least 0.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmax.decoding.base import BlockState, Decoder, StepResult
 from dmax.decoding.mixing import input_embeddings
-from dmax.decoding.multi_block import MultiBlockRule, SlotView
+from dmax.decoding.multi_block import BlockView, MultiBlockRule
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 """A model: input embeddings ``(1, T, D)``, mask ``(1, T, T)`` bool (True where one sees another), and the position
@@ -121,13 +121,13 @@ def _share_decoded(block: BlockState) -> float:
     return 1 - int(block.masked.sum()) / int(block.active.sum())
 
 
-def _view(before: BlockState, result: StepResult, eos_token_ids: Collection[int]) -> SlotView:
+def _view(before: BlockState, result: StepResult, eos_token_ids: Collection[int]) -> BlockView:
     """Return what the rule of blocks in flight wants to know of a block after a pass."""
     after = result.state
     decoded_before = int((before.active & ~before.masked).sum())
     stability = 1 - int(result.revised.sum()) / decoded_before if decoded_before else 1.0
     ended = any(token_id in eos_token_ids for token_id in after.tokens[after.active].tolist())
-    return SlotView(_share_decoded(after), stability, ended, bool(result.converged))
+    return BlockView(_share_decoded(after), stability, ended, bool(result.converged))
 
 
 def gumbel_noise(generator: torch.Generator) -> Noise:

@@ -74,6 +74,11 @@ def about(name: str) -> str:
     return text.replace("``", "")
 
 
+def multi_block_decoders() -> list[str]:
+    """List the decoders of this package that can carry several blocks in flight."""
+    return [name for name, kind in BUILT_IN.items() if getattr(kind, "multi_block", False)]
+
+
 def sound_decoders() -> list[str]:
     """List those of :func:`decoder_names` that can be built; a broken package's are left out."""
     return [name for name in decoder_names() if _is_sound(name)]

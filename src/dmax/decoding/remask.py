@@ -1,4 +1,4 @@
-"""``remask``: a token that the model has come to doubt becomes a mask again (algorithm.md#other-decoders; T2M).
+"""``remask``: a token whose probability has become small becomes a mask again (algorithm.md#other-decoders; T2M).
 
 Shape suffixes: B rows, L block positions, V vocabulary.
 """

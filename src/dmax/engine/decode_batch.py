@@ -15,14 +15,14 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor
 
-from dmax.decoding import BlockState, Decoder, SlotView, StepResult
+from dmax.decoding import BlockState, BlockView, Decoder, StepResult
 from dmax.decoding.constrained import ConstrainedDecoder
 from dmax.decoding.contract import ContractError, tokens_or_none
 from dmax.decoding.registry import decides, is_built_in
 from dmax.engine.backends import Backend, Decided, PassInput
 from dmax.engine.block_states import join_rows, select_rows
 from dmax.engine.logprobs import token_logprobs
-from dmax.engine.outputs import PassRecord, RequestUpdate, TokenLogprob, no_numbers
+from dmax.engine.outputs import PassRecord, RequestUpdate, TokenLogprob, nan_logits
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 
@@ -185,7 +185,7 @@ class DecodeBatch:
             for all of it.
 
         Raises:
-            ContractError: the result is none; a decoder of somebody's own may raise anything else, too.
+            ContractError: the decoder gave no result of a pass; a third-party one may raise anything, too.
         """
         blocks = self._current().with_fallback(self._fallback())
         decided = self._backend.decide(self._rule(), hidden_BLD, blocks, self._gumbel_noise)
@@ -274,11 +274,9 @@ class DecodeBatch:
     def _failed(self, sequence: Sequence, host_rows: list[list[int]]) -> RequestUpdate | None:
         """Give a sequence up whose blocks cannot go on."""
         if any(host_row[-1] & _ALL_BUT_SIGN > _INFINITY for host_row in host_rows):
-            return sequence.fail(no_numbers(sequence.passes, self._model.dtype))
+            return sequence.fail(nan_logits(sequence.passes, self._model.dtype))
         if self._checked and any(host_row[0] < 0 for host_row in host_rows):
-            size = self._model.config.vocab_size
-            text = f"decoder {self.decoder.name!r} gave token ids that are not below {size}, the vocabulary."
-            return sequence.fail(ContractError(text))
+            return sequence.fail(ContractError.of_tokens(self.decoder.name, self._model.config.vocab_size))
         obstacle = sequence.obstacle
         return None if obstacle is None else sequence.fail(obstacle)
 
@@ -297,7 +295,7 @@ class DecodeBatch:
         """Take one sequence's part: what became final, and which of its blocks go on, with their rows (or begin)."""
         config, length, opened = self._model.config, self.block_length, self._open[own]
         ends = sequence.stop_rule.certain_ends
-        slots: list[SlotView] = []
+        views: list[BlockView] = []
         moved: list[_OpenBlock] = []
         for block, host_row in zip(opened, host_rows, strict=True):
             answer, revisions = host_row[block.first_active : length], sum(host_row[length:-2])
@@ -305,10 +303,10 @@ class DecodeBatch:
             before = block.active - block.masks
             stability = 1 - revisions / before if before else 1.0
             ended = any(token_id in answer for token_id in ends)
-            slots.append(SlotView(1 - masks / block.active, stability, ended, bool(host_row[-2])))
+            views.append(BlockView(1 - masks / block.active, stability, ended, bool(host_row[-2])))
             moved.append(replace(block, masks=masks))
             sequence.revise(revisions)
-        final = sequence.blocks_rule.final(slots)
+        final = sequence.blocks_rule.final(views)
         made = [replace(record, final=index < final) for index, record in enumerate(records) if record is not None]
         final_ids: list[int] = []
         logprobs: list[TokenLogprob] = []
@@ -320,7 +318,7 @@ class DecodeBatch:
                 logprobs += of_block[: len(closed)]
         after = list(zip(moved, range(len(moved)), strict=True))[final:]
         end = sequence.block_start + len(after) * self.block_length
-        if not after or (sequence.blocks_rule.may_start_next(slots[final:]) and end < sequence.furthest_end):
+        if not after or (sequence.blocks_rule.may_start_next(views[final:]) and end < sequence.furthest_end):
             after.append((self._open_block(sequence, len(after)), _FRESH))
         sequence.open(len(after))
         return sequence.update(final_ids, made, logprobs), after

@@ -1,4 +1,4 @@
-"""The engine: requests come and go at any time, and every step is one forward for all that can use it.
+"""The engine: requests come and go at any time, and every step is one forward for all that run.
 
 A step carries the blocks in flight of every running sequence (with those before them that have just become final) and,
 within a budget, chunks of the prompts of sequences that wait to run.
@@ -202,5 +202,5 @@ def _with_output(sequence: Sequence, update: RequestUpdate) -> RequestUpdate:
         return update
     try:
         return replace(update, output=output_of(sequence))
-    except Exception as error:  # a decoder of somebody's own, whose settings cannot be copied
+    except Exception as error:  # a third-party decoder may have settings that cannot be copied
         return replace(update, failure=error)

@@ -187,7 +187,7 @@ class ModelRunner:
         self._counters.ahead += 1
 
     def _fail(self, sequences: list[Sequence], error: Exception) -> None:
-        """Give up the sequences of a decoder that failed, which can only be one of somebody's own; others go on."""
+        """Give up the sequences of a decoder that failed, which only a third-party one does; others go on."""
         self._failed += [(sequence, sequence.fail(error)) for sequence in sequences]
         self.remove(list(sequences))
 

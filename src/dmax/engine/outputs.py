@@ -13,8 +13,8 @@ class NumericalError(ArithmeticError):
     """A model whose logits are NaN: there is nothing to decode."""
 
 
-def no_numbers(passes: int, dtype: torch.dtype) -> NumericalError:
-    """Return what to tell of logits that were NaN after so many passes, of a model in this dtype."""
+def nan_logits(passes: int, dtype: torch.dtype) -> NumericalError:
+    """Return the error of an answer whose logits are NaN in pass ``passes``, with the likely cause for this dtype."""
     name = str(dtype).removeprefix("torch.")
     cause = "it overflows in float16" if name == "float16" else f"its weights hold NaN, or are too large for {name}"
     return NumericalError(
@@ -102,7 +102,7 @@ class GenerationOutput:
     """Of each of ``token_ids``, where ``GenerationParams.logprobs`` asked for it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as one JSON object; ``trace`` and ``logprobs`` are left out where nobody asked for them."""
+        """Return all fields as one JSON object; ``trace`` and ``logprobs`` are left out where not asked for."""
         values = asdict(self)
         for name in ("trace", "logprobs"):
             if values[name] is None:

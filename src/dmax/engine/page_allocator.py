@@ -1,8 +1,8 @@
-"""Who holds which page of the KV cache, and which pages can serve a prompt that begins alike.
+"""Which sequence holds which page of the KV cache, and which pages can serve a prompt that begins alike.
 
 A page is ``free`` (nothing worth keeping), ``held`` (by one or more sequences) or ``idle`` (held by none, but its
 contents are known and may be asked for again). Idle pages are given up, least recently used first, when no free page
-is left. Only whole, final pages are ever shared, so nobody writes to a page that another holds.
+is left. Only whole, final pages are ever shared, so no sequence writes to a page that another holds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from itertools import compress
 from typing import Any, cast
 
 from dmax.decoding import Decoder
-from dmax.decoding.registry import BUILT_IN, is_built_in
+from dmax.decoding.registry import BUILT_IN, is_built_in, multi_block_decoders
 from dmax.engine.json_schema import JsonConstraint, JsonSchemas, check_json
 from dmax.engine.outputs import GenerationOutput
 from dmax.engine.params import GenerationError, GenerationParams
@@ -76,9 +76,10 @@ class RequestReader:
         stop_rule = StopRule(eos_token_ids, params.gen_length, params.stop, decode, params.min_tokens)
         decoder = params.build_decoder()
         if params.buffer_size > 1 and not getattr(decoder, "multi_block", False):
+            *others, last = multi_block_decoders()
             raise GenerationError(
                 f"buffer_size is {params.buffer_size}, and {params.decoder} decodes one block at a time; leave it at "
-                "1, or take soft-parallel, threshold, joint-threshold or entropy-bounded.",
+                f"1, or take {', '.join(others)} or {last}.",
                 "buffer_size",
             )
         constraint = None if params.json_schema is None else self._constraint(decoder, str(params.json_schema))

@@ -1,4 +1,4 @@
-"""Who runs next: admission by free pages, prompts in chunks, and preemption of the youngest when pages run out.
+"""What runs next: admission by free pages, prompts in chunks, and preemption of the youngest when pages run out.
 
 Sequences wait, then have their prompt stored (chunk by chunk, beside the passes of others), then decode. All pages of a
 prompt and of the current block are taken at admission, further ones block by block. A sequence that is preempted
@@ -78,10 +78,6 @@ class Scheduler:
             queue.pop(sequence, None)
         self._release(sequence)
 
-    def busy(self) -> bool:
-        """Tell whether any sequence is here."""
-        return bool(self.waiting or self.admitted)
-
     def settled(self) -> bool:
         """Tell whether all sequences decode."""
         return not self.waiting and not self._prefilling
@@ -93,7 +89,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Decide what the next step does."""
         preempted = self._make_room()
-        if not preempted:  # who has just been preempted would only push out the next one
+        if not preempted:  # what has just been preempted would only have the next one preempted
             self._admit()
         starting = [sequence for sequence in self._prefilling if sequence.stored >= sequence.block_start]
         for sequence in starting:
@@ -101,7 +97,7 @@ class Scheduler:
         return SchedulerOutput(preempted, starting, self._chunks())
 
     def _make_room(self) -> list[Sequence]:
-        """Give every running sequence the pages of its current block; the youngest pays where there are none."""
+        """Give every running sequence the pages of its blocks in flight; preempt the youngest where there are none."""
         preempted: list[Sequence] = []
         for sequence in list(self.admitted):
             while sequence in self.admitted and len(sequence.pages) < self.pages_for(sequence.block_end):
@@ -166,8 +162,8 @@ class Scheduler:
         return self._reuse_prefixes and self._page_length % sequence.block_length == 0
 
     def _chunks(self) -> list[Span]:
-        nobody_decodes = len(self._prefilling) == len(self.admitted)
-        budget = max(self._prefill_tokens, IDLE_PREFILL_TOKENS) if nobody_decodes else self._prefill_tokens
+        none_decodes = len(self._prefilling) == len(self.admitted)
+        budget = max(self._prefill_tokens, IDLE_PREFILL_TOKENS) if none_decodes else self._prefill_tokens
         chunks: list[Span] = []
         for sequence in self._prefilling:
             length = sequence.block_length

@@ -1,4 +1,4 @@
-"""Answers without a cache: the reference loop of :mod:`dmax.decoding.reference` on a model, kept in a sequence's books.
+"""Answers without a cache: the loop of :mod:`dmax.decoding.reference` on a model, its results put into a sequence.
 
 Shape suffixes: T positions, N of them in flight, V vocabulary, D hidden, L block positions.
 """
@@ -18,14 +18,14 @@ from dmax.decoding.contract import ContractError, check_result, tokens_or_none
 from dmax.decoding.reference import gumbel_noise
 from dmax.decoding.registry import decides
 from dmax.engine.logprobs import token_logprobs
-from dmax.engine.outputs import PassRecord, no_numbers
+from dmax.engine.outputs import PassRecord, nan_logits
 from dmax.engine.sequence import Sequence
 from dmax.models.llada2 import LLaDA2
 
 
 @dataclass(frozen=True)
 class _CheckedDecoder:
-    """A decoder that is not this package's own: what it gives is checked before anybody reads it."""
+    """A third-party decoder, whose results are checked."""
 
     decoder: Decoder
     vocab_size: int
@@ -42,9 +42,7 @@ class _CheckedDecoder:
         result = self.decoder.step(logits, state, noise)
         check_result(result, state, self.name)
         if int(tokens_or_none(result.state, self.vocab_size).min()) < 0:
-            raise ContractError(
-                f"decoder {self.name!r} gave token ids that are not below {self.vocab_size}, the vocabulary."
-            )
+            raise ContractError.of_tokens(self.name, self.vocab_size)
         return result
 
 
@@ -55,7 +53,7 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
         What each block in flight saw in each pass.
 
     Raises:
-        ContractError: the decoder is somebody's own and broke its contract; it may raise anything else, too.
+        ContractError: a third-party decoder gave no result of a pass; it may raise anything else, too.
         NumericalError: the model's logits are NaN.
     """
     config, params = model.config, sequence.params
@@ -84,7 +82,7 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
             raise obstacle
         records = _take(sequence, done, logits_1NV[0], config.mask_token_id)
         if any(result.confidence.isnan().any() for result in done.results):
-            raise no_numbers(sequence.passes, model.dtype)
+            raise nan_logits(sequence.passes, model.dtype)
         yield from records
         if sequence.ending is not None:
             break
@@ -92,7 +90,7 @@ def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
 
 
 def _rule(sequence: Sequence, vocab_size: int) -> Decoder:
-    """Put the decoder of a sequence under its constraint if it has one, and check it if it is somebody's own."""
+    """Put the decoder of a sequence under its constraint if it has one, and check a third-party one."""
     if not decides(sequence.decoder):
         return _CheckedDecoder(sequence.decoder, vocab_size)
     if sequence.constraint is None:

@@ -166,7 +166,7 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], names: Sequence[str]) -> No
 
 
 def _look(index: int) -> tuple[str, str]:
-    """Colour and marker of the method at an index; no pair comes twice before the fiftieth."""
+    """Return colour and marker of the method at an index; no pair comes twice before the fiftieth."""
     return _COLOURS[index % len(_COLOURS)], _MARKERS[(index + index // len(_MARKERS)) % len(_MARKERS)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """``weight * (x / rms(x))`` over the last dimension, the quotient in ``x``'s dtype (algorithm.md#the-model).
+    """Return ``weight * (x / rms(x))`` over the last dimension, the quotient in ``x``'s dtype (algorithm.md#the-model).
 
     Args:
         x: ``(..., D)``, in rows of equal distance, such as a slice of a wider contiguous tensor.

@@ -16,8 +16,6 @@ from dmax.models.config import ModelConfig
 from dmax.models.llada2 import LLaDA2
 from dmax.models.quantized import STORED_AS
 
-WEIGHT_PARTS = ("attention", "router", "experts", "shared", "dense", "head")
-"""The parts of a model that hold weights worth counting."""
 _PLACES = {
     "attention": r"\.attention\.",
     "router": r"\.mlp\.gate\.",

@@ -153,6 +153,7 @@ class LLaDA2(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.lm_head.weight.device
 
     @property

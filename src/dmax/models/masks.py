@@ -12,18 +12,18 @@ from torch import Tensor
 def block_causal_mask(query_positions: Tensor, key_positions: Tensor, block_length: int) -> Tensor:
     """Mask attention from every position to its own and all earlier blocks (algorithm.md#blocks-and-attention).
 
-    Blocks are cut from absolute position 0. A negative key position marks a slot that holds nothing.
+    Blocks are cut from absolute position 0. A negative key position marks padding.
 
     Args:
         query_positions: ``(B, T)`` int64, absolute positions of the queries.
-        key_positions: ``(B, S)`` int64, absolute positions of the keys, -1 for an empty slot.
+        key_positions: ``(B, S)`` int64, absolute positions of the keys, -1 for padding.
         block_length: tokens in a block.
 
     Returns:
         ``(B, T, S)`` bool.
     """
     query_blocks_BT = query_positions // block_length
-    key_blocks_BS = key_positions // block_length  # floor division keeps empty slots at -1
+    key_blocks_BS = key_positions // block_length  # floor division keeps padding at -1
     visible_BTS = key_blocks_BS[:, None, :] <= query_blocks_BT[:, :, None]
     return visible_BTS & (key_positions >= 0)[:, None, :]
 

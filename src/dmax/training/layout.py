@@ -47,7 +47,7 @@ class Layout:
         return torch.cat([self.noisy_positions, self.clean_positions], 1).clamp(min=0)
 
     def sources(self, shifted: bool) -> Tensor:
-        """Where the supervised tokens are read, ``(S,)`` int64: places in ``[noisy | clean]``, row behind row.
+        """Return where the supervised tokens are read, ``(S,)`` int64: places in ``[noisy | clean]``, row behind row.
 
         Args:
             shifted: whether a token is read one position before its own. For the first one of a block, or of a group

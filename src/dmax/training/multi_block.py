@@ -192,7 +192,7 @@ def group_mask(
 def mask_ratios(
     group_of_K: Tensor, schedule: Schedule, lowest: float, highest: float, generator: torch.Generator
 ) -> Tensor:
-    """Mask ratios of the blocks of one example, drawn group by group.
+    """Draw the mask ratios of the blocks of one example, group by group.
 
     * ``chain``: ``l ~ U(lowest, highest)`` for a group, then for each of its blocks ``t ~ U(l, highest)``, ``l = t``;
       later blocks are noisier, as they are in flight.

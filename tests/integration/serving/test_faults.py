@@ -25,7 +25,7 @@ SLOW = {"decoder": "fixed-steps", "max_tokens": 300}
 
 
 class FailingDecoder(SoftParallelDecoder):
-    """A decoder of somebody's own that raises."""
+    """A third-party decoder that raises."""
 
     def step(self, *arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError("on purpose")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmax.decoding import BlockState, DecoderError, MultiBlockRule, SlotView, get_decoder
+from dmax.decoding import BlockState, BlockView, DecoderError, MultiBlockRule, get_decoder
 
 MASK = 1
-HALF_DONE = SlotView(decoded=0.5, stability=1.0, ended=False, converged=False)
-DONE = SlotView(decoded=1.0, stability=1.0, ended=False, converged=True)
+HALF_DONE = BlockView(decoded=0.5, stability=1.0, ended=False, converged=False)
+DONE = BlockView(decoded=1.0, stability=1.0, ended=False, converged=True)
 
 
-def view(**changes: object) -> SlotView:
-    return SlotView(**{**HALF_DONE.__dict__, **changes})  # type: ignore[arg-type]
+def view(**changes: object) -> BlockView:
+    return BlockView(**{**HALF_DONE.__dict__, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("slots", "starts"),
+    ("views", "starts"),
     [
         ([view(decoded=0.10)], True),
         ([view(decoded=0.09)], False),
@@ -31,8 +31,8 @@ def view(**changes: object) -> SlotView:
         ([HALF_DONE] * 3, False),  # the buffer is full
     ],
 )
-def test_the_next_block_joins_when_the_last_one_is_far_and_calm_enough(slots: list[SlotView], starts: bool) -> None:
-    assert MultiBlockRule(buffer_size=3).may_start_next(slots) is starts
+def test_the_next_block_joins_when_the_last_one_is_far_and_calm_enough(views: list[BlockView], starts: bool) -> None:
+    assert MultiBlockRule(buffer_size=3).may_start_next(views) is starts
 
 
 def test_one_block_at_a_time_never_starts_another() -> None:

@@ -24,7 +24,7 @@ BUILT_IN = [
 
 class TestBuiltIn:
     def test_names(self) -> None:
-        assert decoder_names()[:8] == BUILT_IN
+        assert decoder_names()[: len(BUILT_IN)] == BUILT_IN
 
     @pytest.mark.parametrize("name", BUILT_IN)
     def test_builds_with_its_own_defaults(self, name: str) -> None:
@@ -200,7 +200,7 @@ class TestThirdParty:
     def test_built_in_names_cannot_be_taken(self, install) -> None:
         install("left_to_right", LEFT_TO_RIGHT, {"threshold": "left_to_right:LeftToRight"})
         assert type(get_decoder("threshold")).__name__ == "ThresholdDecoder"
-        assert decoder_names() == BUILT_IN
+        assert decoder_names().count("threshold") == 1
 
     def test_broken_package_spoils_only_its_own_decoder(self, install) -> None:
         install("broken_decoder", "raise RuntimeError('no such kernel')", {"broken": "broken_decoder:Broken"})

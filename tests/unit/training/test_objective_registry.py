@@ -91,6 +91,15 @@ def test_what_is_wrong_with_an_objective_is_named(tmp_path: Path, objective: dic
         load_recipe(recipe(tmp_path, **objective))
 
 
+def test_an_objective_that_joins_the_registry_has_its_own_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file and its name in the table are all it takes, and the sections of the others stay as they are."""
+    monkeypatch.setitem(registry._BUILT_IN, "gentle", Gentle)
+    section = load_recipe(recipe(tmp_path, kind="gentle", softness=0.2)).objective
+    assert (type(section), section.model_dump()["softness"]) == (GentleOptions, 0.2)
+    with pytest.raises(RecipeError, match=r"no recipe key 'objective\.softness'"):
+        load_recipe(recipe(tmp_path, kind="masked", softness=0.2))
+
+
 def test_the_keys_of_the_objectives_here_are_these(tmp_path: Path) -> None:
     """Their order is part of the fingerprint of every run."""
     keys = "kind, block_length, noise, prefix_share, mask_ratio, losses, rollout, form, rollout_passes, rollout_states"

@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 def shade(confidence: float) -> Style:
-    """Colour of a soft token: grey where the model is unsure, a clear tone where it is certain."""
+    """Return the style of a soft token: grey where the model is unsure, a clear tone where it is certain."""
     certainty = min(max(confidence, 0.0), 1.0) ** 2
     return Style(color=Color.from_triplet(blend_rgb(_UNSURE, _SURE, certainty)))
 

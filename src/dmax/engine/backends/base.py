@@ -33,7 +33,7 @@ class PassInput:
     embeds_BLD: Tensor | None = None
     """What the pass reads at them; None where :meth:`Backend.embed` has to tell."""
     kept: object = None
-    """What the backend that decided the pass before keeps of it; nobody else looks at it."""
+    """What the backend that decided the pass before keeps of it; only the same backend reads it."""
 
     def with_fallback(self, fallback: Tensor | None) -> PassInput:
         """Return the same blocks, some of which promote only what is confident; see :attr:`BlockState.fallback`."""
@@ -50,7 +50,7 @@ class Decided(NamedTuple):
     """The blocks as the next pass finds them if all of them go on."""
     for_host_BW: Tensor | None = None
     """``(B, 2 L + 2)`` int64: tokens, which of them were revised, whether the block has converged, and the bits of the
-    sum of its confidences, which is NaN where logits were; None where nobody has put them together yet."""
+    sum of its confidences, which is NaN where logits were; None where the backend has not put them together."""
 
 
 class Backend(Protocol):
@@ -108,7 +108,7 @@ class Backend(Protocol):
             noise: draws for every logit; needed where the decoder's temperature is above 0.
 
         Raises:
-            ContractError: the decoder gave no result of a pass; somebody's own may raise anything, too.
+            ContractError: the decoder gave no result of a pass; a third-party one may raise anything, too.
         """
         ...
 

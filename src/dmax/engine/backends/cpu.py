@@ -1,8 +1,8 @@
 """Passes on a CPU: packed copies of small weights, and what ``dmax compile`` has compiled (:mod:`dmax.kernels.cpu`).
 
 Where it is compiled and every module of the model is the package's own, a pass is two calls: all layers, then head,
-rule and the embeddings of the next pass. Where a call has no kernel for a model's sizes, or somebody watches its
-modules, they are called one by one; attention over all spans, experts and rules are single calls still.
+rule and the embeddings of the next pass. Where a call has no kernel for a model's sizes, or its modules
+have hooks, they are called one by one; attention over all spans, experts and rules are single calls still.
 
 Shape suffixes: B blocks, L block positions, N packed positions, V vocabulary, K key/value heads, H query heads,
 P positions of the pool, C head channels, D hidden.
@@ -164,6 +164,7 @@ class CpuBackend(TorchBackend):
 
     @property
     def modules(self) -> LLaDA2:
+        """The model whose modules are called: this backend's in place of the model's."""
         if self._swapped is None:
             self._swapped = SwappedModel(self._model, CPU_KINDS, self._prepare)
         return self._swapped.model

@@ -33,8 +33,8 @@ class LayerStack:
     """The layers of a model, for the kernel.
 
     Args:
-        model: of the package's own modules alone (see :meth:`of`). Should one be put in another's place later, or be
-            watched by somebody, :meth:`weights` finds it.
+        model: of the package's own modules alone (see :meth:`of`). Should one be put in another's place later, or get
+            a hook, :meth:`weights` finds it.
     """
 
     def __init__(self, model: LLaDA2) -> None:

@@ -152,6 +152,7 @@ class CudaBackend(TorchBackend):
 
     @property
     def modules(self) -> LLaDA2:
+        """The model whose modules are called: this backend's in place of the model's."""
         return self._swapped.model
 
     def _serves(self, room: _Room, pages: int, page_length: int, slots: int) -> bool:

@@ -66,7 +66,7 @@ class PreviousStates:
         return torch.cat([self._kept_SD, hidden_ND])[sources_M]
 
     def _plan(self, runs: list[Run]) -> tuple[Tensor, Tensor, Tensor]:
-        """Whose state is kept, where that is, and what is read, counted from the first slot's."""
+        """Return the slots whose states are kept, where those are, and what is read, counted from the first slot's."""
         slots: list[int] = []
         last: list[int] = []
         sources: list[int] = []

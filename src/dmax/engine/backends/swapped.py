@@ -26,7 +26,7 @@ class SwappedModel:
     """Puts a backend's modules in the place of a model's, in a copy that shares weights, buffers and hooks.
 
     The model itself stays as it is, for training and for all others who hold it. A module of a kind that is not the
-    package's own, or whose ``forward`` somebody has replaced, is called as it is, with all that is inside it.
+    package's own, or whose ``forward`` has been replaced, is called as it is, with all that is inside it.
 
     Args:
         model: in eval mode.
@@ -70,7 +70,7 @@ def copy_as(module: nn.Module, kind: type[_Module]) -> _Module:
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Tell whether somebody has put another ``forward`` on a module."""
+    """Tell whether another ``forward`` has been put on a module."""
     return "forward" in vars(module)
 
 

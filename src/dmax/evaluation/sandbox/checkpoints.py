@@ -55,7 +55,7 @@ def _edited(source: str, edits: list[Edit]) -> str:
 
 
 def _statements(tests: str) -> list[ast.stmt]:
-    """Every simple statement that surely runs exactly once, where the tests pass."""
+    """List the simple statements that surely run exactly once, where the tests pass."""
     try:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -106,7 +106,7 @@ def _name(function: ast.expr) -> str:
 
 
 def _changed(value: Any, *, exact: bool) -> Any:
-    """Another value of the same type, which nobody could foretell: a likely one where the least change counts."""
+    """Return another value of the same type, which cannot be foretold: a likely one where the least change counts."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float | complex):

@@ -110,7 +110,7 @@ def _environment() -> dict[str, str]:
 def _talk(
     sources: tuple[str, str, str], settings: dict[str, Any], box: Path, wall_seconds: float
 ) -> tuple[int, bytes, bytes]:
-    """Exit code, standard output and standard error of one sandbox."""
+    """Return exit code, standard output and standard error of one sandbox."""
     jail = str(Path(__file__).parent)
     process = subprocess.Popen(
         [sys.executable, *_FLAGS, "-c", _BOOT, jail, json.dumps(settings)],

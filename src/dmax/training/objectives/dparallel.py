@@ -46,12 +46,12 @@ def dparallel_loss(predict: Predict, layout: Layout, hidden: Tensor, mask_token_
 
 
 def entropy_where_right(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
-    """Mean entropy, in nats, of the distributions whose argmax is the target; 0 where none is."""
+    """Return the mean entropy, in nats, of the distributions whose argmax is the target; 0 where none is."""
     right_S = logits_SV.argmax(-1) == targets_S
     return (entropies(logits_SV) * right_S).sum() / right_S.sum().clamp(min=1)
 
 
 def entropies(logits_SV: Tensor) -> Tensor:
-    """Entropy of each distribution, in nats: ``(S,)`` float32."""
+    """Return the entropy of each distribution, in nats: ``(S,)`` float32."""
     log_probs_SV = logits_SV.log_softmax(-1)
     return -(log_probs_SV.exp() * log_probs_SV).sum(-1)

@@ -41,9 +41,10 @@ class BuiltInSection(
     DParallelOptions,
     OputOptions,
 ):
-    """The options of this package's objectives, side by side: a recipe changes its ``kind`` and keeps the rest.
+    """The options of most objectives here, side by side: a recipe changes its ``kind`` and keeps the rest.
 
-    The order of the bases is that of the keys in the fingerprint of a run.
+    The order of the bases is that of the keys in the fingerprint of a run, so none is added: the section of a new
+    objective is checked by itself.
     """
 
     @field_validator("kind")
@@ -66,9 +67,10 @@ def section_of(kind: object) -> type[CommonOptions]:
     Raises:
         RecipeError: the package that registers the objective is broken.
     """
-    if not isinstance(kind, str) or kind in _BUILT_IN or kind not in objective_names():
+    if not isinstance(kind, str) or kind not in objective_names():
         return BuiltInSection
-    return _class(kind).section
+    section = _class(kind).section
+    return BuiltInSection if kind in _BUILT_IN and issubclass(BuiltInSection, section) else section
 
 
 def parse_section(values: object) -> object:
