@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("math_verify")
 
+from dmax.evaluation.tasks import get_task
+
 SETTINGS = ("--gen-length", "16", "--block-length", "8")
 ROWS = [{"question": f"w{3 + i} w7", "answer": f"w9\n#### {i}"} for i in range(10)]
 
@@ -212,7 +214,7 @@ def test_a_server_is_asked_with_every_decoding_option(
 def test_a_task_is_described(invoke: Callable[..., Any]) -> None:
     text = invoke("eval", "--describe", "gsm8k").stdout
     assert "Let's think step by step" in text
-    assert "version 3" in text
+    assert f"gsm8k, version {get_task('gsm8k').version}" in text
 
 
 def test_a_sweep_goes_on_point_by_point_and_is_reported(
