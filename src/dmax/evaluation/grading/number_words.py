@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 
-_BELOW_TWENTY = (
-    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
-    "|eighteen|nineteen"
-)
-_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
-_VALUES = {word: value for value, word in enumerate(_BELOW_TWENTY.split("|"))} | {
-    word: 10 * tens for tens, word in enumerate(_TENS.split("|"), 2)
-}
+from dmax.problems.everyday.wording import number_word
+
+_VALUES = {number_word(value): value for value in (*range(20), *range(20, 100, 10))}
+_WORD = "|".join(_VALUES)
 _TIMES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _NUMBER = re.compile(
-    rf"(?P<before>[\s*_\"'({{]*(?:\\(?:text|textbf|mathrm)\s*\{{\s*)?)(?P<number>(?:{_BELOW_TWENTY}|{_TENS})"
-    rf"(?:(?:[\s-]+|\s+and\s+)(?:{_BELOW_TWENTY}|{_TENS}|hundred|{'|'.join(_TIMES)}))*)(?![\w-])",
+    rf"(?P<before>[\s*_\"'({{]*(?:\\(?:text|textbf|mathrm)\s*\{{\s*)?)(?P<number>(?:{_WORD})"
+    rf"(?:(?:[\s-]+|\s+and\s+)(?:{_WORD}|hundred|{'|'.join(_TIMES)}))*)(?![\w-])",
     re.IGNORECASE,
 )
 _ANYWHERE = re.compile(rf"\b(?!one\b(?!-|\s+(?:hundred|{'|'.join(_TIMES)})))(?=[a-z]){_NUMBER.pattern}", re.IGNORECASE)
