@@ -119,9 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if path.is_symlink():  # into a cache of the Hub that lacks it
-            raise CheckpointError(
-                f"{path.parent} was not fetched whole ({path.name}): fetch the checkpoint again."
-            ) from error
+            raise CheckpointError(fetched_in_part(path.parent, [path.name])) from error
         raise CheckpointError(
             adapter_in(path.parent) or f"{path.parent} is not a checkpoint folder: it has no {path.name}."
         ) from error
@@ -132,6 +130,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(values).__name__}.")
     return values
+
+
+def fetched_in_part(folder: Path, missing: Iterable[str]) -> str:
+    """Say of a checkpoint folder which of its files did not arrive, and how to mend it."""
+    return f"{folder} was not fetched whole ({listing(sorted(missing), 3)}): fetch the checkpoint again."
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -201,7 +204,7 @@ def _no_weights(folder: Path) -> str:
         return adapter
     torn = [path.name for path in folder.iterdir() if path.name.endswith(".incomplete") or not path.exists()]
     if torn:
-        return f"{folder} was not fetched whole ({listing(sorted(torn), 3)}): fetch the checkpoint again."
+        return fetched_in_part(folder, torn)
     if pickles:
         found += f" Pickled weights ({listing(pickles)}) are never loaded: save them as safetensors first."
     return found

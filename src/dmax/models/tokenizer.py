@@ -13,7 +13,7 @@ import tokenizers
 
 from dmax.models.chat_template import ChatTemplate, Message
 from dmax.models.foreign import is_pointer
-from dmax.models.source import CheckpointError, read_json
+from dmax.models.source import CheckpointError, fetched_in_part, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -54,7 +54,7 @@ class Tokenizer:
         """Read the tokenizer of a checkpoint folder; None where it ships no ``tokenizer.json``."""
         path = folder / TOKENIZER_FILE
         if path.is_symlink() and not path.exists():
-            raise CheckpointError(f"{folder} was not fetched whole ({path.name}): fetch the checkpoint again.")
+            raise CheckpointError(fetched_in_part(folder, [path.name]))
         if not path.exists():
             return None
         try:
