@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from dmax.training.layout import Batch, Layout, lay_out
 from dmax.training.objectives.base import Objective
 from dmax.training.objectives.registry import get_objective
 from dmax.training.recipe import Recipe
+from dmax.training.section import RecipeError
 
 POOL = 32
 """Batches whose examples are sorted by length together, so that rows of one batch need little padding."""
@@ -63,8 +65,12 @@ class Batches:
 
     @classmethod
     def of(cls, recipe: Recipe, source: Source, eos_token_id: int) -> Batches:
-        """Make the batches of a recipe's run."""
-        return cls(
+        """Make the batches of a recipe's run.
+
+        Raises:
+            RecipeError: of the rows of its first batches, none is short enough to train on.
+        """
+        batches = cls(
             source,
             get_objective(recipe.objective),
             rows=recipe.train.rows,
@@ -73,6 +79,9 @@ class Batches:
             seed=recipe.seed,
             passes_per_step=recipe.train.accumulation,
         )
+        if not any(True for _ in batches._members(0)):
+            raise batches._nothing_fits()
+        return batches
 
     def batch(self, number: int) -> Batch:
         """Return the batch of forward pass ``number``."""
@@ -89,17 +98,30 @@ class Batches:
         return Batch(layout, hidden, indices, int(layout.supervised.sum()))
 
     def _build_pool(self, pool_number: int) -> list[list[tuple[int, Example]]]:
-        size = POOL * self.rows
-        rows = range(pool_number * size, (pool_number + 1) * size)
-        candidates = ((i, self.source.example(i // self.objective.rows_per_example)) for i in rows)
-        members = [(i, example) for i, example in candidates if self._fits(example)]
-        self.dropped += size - len(members)
-        members.sort(key=lambda member: len(member[1].token_ids))
-        chunks = [members[i * len(members) // POOL : (i + 1) * len(members) // POOL] for i in range(POOL)]
+        members = sorted(self._members(pool_number), key=lambda member: len(member[1].token_ids))
+        if not members:
+            raise self._nothing_fits()
+        self.dropped += POOL * self.rows - len(members)
+        starts = [i * len(members) // POOL for i in range(POOL + 1)]
+        # Where fewer rows than batches are left, some batches share a row.
+        chunks = [members[start : max(end, start + 1)] for start, end in pairwise(starts)]
         generator = generator_for(self.seed, pool_number, _ORDER)
         order = torch.randperm(POOL // NEIGHBOURS, generator=generator).tolist()
         within = [torch.randperm(NEIGHBOURS, generator=generator).tolist() for _ in order]
         return [chunks[i * NEIGHBOURS + place] for i, places in zip(order, within, strict=True) for place in places]
+
+    def _members(self, pool_number: int) -> Iterator[tuple[int, Example]]:
+        size = POOL * self.rows
+        for i in range(pool_number * size, (pool_number + 1) * size):
+            example = self.source.example(i // self.objective.rows_per_example)
+            if self._fits(example):
+                yield i, example
+
+    def _nothing_fits(self) -> RecipeError:
+        return RecipeError(
+            f"{POOL * self.rows} rows in a row have no answer or are longer than train.context, {self.context} tokens; "
+            f"raise it, or give shorter data."
+        )
 
     def _fits(self, example: Example) -> bool:
         return any(example.supervised) and len(example.token_ids) <= self.context

@@ -11,6 +11,7 @@ from dmax.training.batches import POOL, Batches, stream
 from dmax.training.data import Example
 from dmax.training.layout import Batch
 from dmax.training.objectives.registry import BuiltInSection, get_objective
+from dmax.training.section import RecipeError
 
 
 class Counting:
@@ -112,3 +113,23 @@ def test_blocks_may_keep_a_decoded_prefix(kind: str) -> None:
     for flags, supervised in zip(shown.view(-1, 8).tolist(), batch.layout.supervised.view(-1, 8).tolist(), strict=True):
         inside = [flag for flag, counts in zip(flags, supervised, strict=True) if counts]
         assert inside == sorted(inside, reverse=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_batch_is_empty_where_most_rows_are_too_long(rows: int) -> None:
+    few = Batches(
+        Counting(), get_objective(BuiltInSection(kind="oput", block_length=8)),
+        rows=rows, context=7, eos_token_id=1, seed=3, passes_per_step=1,
+    )  # fmt: skip
+    drawn = [few.batch(number) for number in range(2 * POOL)]
+    assert all(1 <= len(batch.indices) <= rows and batch.hidden.any() for batch in drawn)
+    assert {len(Counting().example(index).token_ids) for batch in drawn for index in batch.indices} == {6, 7}
+
+
+def test_rows_that_are_all_too_long_are_refused_in_one_sentence() -> None:
+    none = Batches(
+        Counting(), get_objective(BuiltInSection(kind="oput", block_length=8)),
+        rows=2, context=5, eos_token_id=1, seed=3, passes_per_step=1,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"longer than train\.context, 5 tokens; raise it"):
+        none.batch(0)
