@@ -158,6 +158,10 @@ def _typed() -> Callable[[], str]:
     def read() -> str:
         try:
             return session.prompt()
+        except KeyboardInterrupt:
+            if not session.default_buffer.text:
+                raise
+            return ""  # as in a shell, what was typed is dropped, and no more
         finally:
             mark_pastes()
 
