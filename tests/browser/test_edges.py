@@ -49,6 +49,8 @@ def test_an_error_after_a_long_question_is_in_sight(played: Callable[..., Any], 
     api.expect(note).to_contain_text("a new conversation begins without them")
     assert note.evaluate(IN_SIGHT)
     assert server.page.get_by_role("button", name="Edit question").evaluate(IN_SIGHT)
+    assert server.page.locator(".turn .prompt").evaluate_all("all => all.map((each) => each.tabIndex)") == [-1, 0]
+    assert server.page.get_by_role("form", name="Ask").count() == 1
 
 
 def test_what_was_refused_can_be_edited_and_not_tried_again(server: Any) -> None:

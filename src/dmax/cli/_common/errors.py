@@ -54,6 +54,8 @@ def _hint_at_quotes(error: typer.TyperException, words: Sequence[str]) -> str:
     takes_prompt = any(parameter.name == "prompt" for parameter in getattr(command, "params", ()))
     if command is not None and takes_prompt and "unexpected extra argument" in message:
         return f'; put the prompt into quotes: dmax {command.name} "…".'
+    if getattr(command, "name", None) == "chat" and "unexpected extra argument" in message:
+        return '; type the question once the conversation has begun, or ask it alone: dmax generate "…".'
     is_slip = "Did you mean" in message and len(list(takewhile(lambda word: word[:1] != "-", words))) < 3
     if message.startswith("No such command") and not is_slip:
         return ' A prompt goes into quotes behind a command: dmax generate "…".'

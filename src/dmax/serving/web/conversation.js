@@ -30,6 +30,8 @@ export class Turn {
    * @returns the first error that was no stop, or null
    */
   async run(connections, onframe) {
+    const heading = this.element.firstChild;
+    if (heading.scrollHeight > heading.clientHeight) heading.tabIndex = 0; // or it could not be scrolled by keyboard
     const drawn = this.replay.follow(onframe);
     const errors = await Promise.all(this.runs.map((run, index) => this.#ask(run, index, connections[index])));
     await drawn;
