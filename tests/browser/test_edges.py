@@ -142,6 +142,26 @@ def test_a_server_that_comes_back_with_another_model_says_so(server: Any) -> Non
     server.until(lambda: "other" in server.page.locator("#state").inner_text())
 
 
+def test_a_server_that_comes_back_with_a_key_is_asked_with_it(server: Any) -> None:
+    page, state = server.page, server.page.locator("#state")
+
+    def tell(route: Any) -> None:
+        if route.request.headers.get("authorization") == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": {"message": "No.", "code": "invalid_api_key"}})
+
+    page.route("**/v1/models", tell)
+    server.hang_up()
+    server.until(lambda: page.locator("#key-dialog").is_visible())
+    server.send({"error": {"message": "No.", "code": "invalid_api_key"}})
+    server.hang_up()
+    server.until(lambda: "key" in state.inner_text())
+    page.fill("#key", "right")
+    page.keyboard.press("Enter")
+    server.until(lambda: not state.inner_text())
+
+
 def test_text_from_right_to_left_begins_at_the_right(server: Any) -> None:
     turn = server.answer("كم عدد الكتب؟", "٢٤ كتابا")
     for element in (turn.locator(".prompt"), turn.locator(".answer")):

@@ -193,6 +193,7 @@ class Page {
     this.wasLost = false;
     const { id } = await modelFacts(page).catch(() => this.facts);
     if (id !== this.facts.id) page.state.textContent = `Now ${id} is served here: reload the page.`;
+    else this.connections[0].open(); // with the key, where it was that which came to be asked for
   }
 }
 
