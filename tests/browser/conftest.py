@@ -84,16 +84,20 @@ class Server:
         self.until(lambda: self.cost()["passes"] == str(number))
 
     def send_end(self, text: str = "one two five") -> None:
+        """End an answer."""
         output = {
             "type": "end", "text": text, "token_ids": [10, 11, 14, EOS], "num_tokens": 3, "passes": 3,
             "nfe": 4, "blocks": 1, "revisions": 1, "tpf": 0.75, "tps": 30.0, "seconds": 0.1, "finish_reason": "stop",
             "decoder": "soft-parallel", "params": {"gen_length": 4, "threshold": 0.5},
         }  # fmt: skip
-        self._end(output)
+        self.send(output)
+        self._until_finished()
 
-    def refuse(self, **error: Any) -> None:
-        """End an answer with an error."""
-        self._end({"error": {"message": "It cannot be.", "type": "invalid_request_error", **error}})
+    def refuse(self, *, of: int = -1, **error: Any) -> None:
+        """End an answer with an error; of several that are compared, that of one connection."""
+        self.send({"error": {"message": "It cannot be.", "type": "invalid_request_error", **error}}, of)
+        if of == -1:
+            self._until_finished()
 
     def answer(self, question: str, text: str) -> Any:
         """Let the page ask, and answer in one pass; gives the turn."""
@@ -102,12 +106,23 @@ class Server:
         self.send_end(text)
         return self.page.locator(".turn").last
 
+    def compare(self, question: str = "Count.") -> None:
+        """Let the page ask two decoders."""
+        known = len(self.asked)
+        self.page.get_by_role("checkbox", name="Compare").check(force=True)
+        self.page.fill("#prompt", question)
+        self.page.keyboard.press("Enter")
+        self.until(lambda: len(self.asked) == known + 2)
+
+    def send(self, message: dict[str, Any], of: int = -1) -> None:
+        """Send a message over one of the connections."""
+        self._sockets[of].send(json.dumps(message))
+
     def hang_up(self) -> None:
         """Break the connection."""
         self._sockets[-1].close()
 
-    def _end(self, message: dict[str, Any]) -> None:
-        self._sockets[-1].send(json.dumps(message))
+    def _until_finished(self) -> None:
         self.until(lambda: self.page.locator("#turns .turn:last-child .replay.finished").count())
 
     def until(self, condition: Callable[[], Any]) -> None:

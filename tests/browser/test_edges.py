@@ -49,6 +49,8 @@ def test_an_error_after_a_long_question_is_in_sight(played: Callable[..., Any], 
     api.expect(note).to_contain_text("a new conversation begins without them")
     assert note.evaluate(IN_SIGHT)
     assert server.page.get_by_role("button", name="Edit question").evaluate(IN_SIGHT)
+    assert server.page.locator(".turn .prompt").evaluate_all("all => all.map((each) => each.tabIndex)") == [-1, 0]
+    assert server.page.get_by_role("form", name="Ask").count() == 1
 
 
 def test_what_was_refused_can_be_edited_and_not_tried_again(server: Any) -> None:
@@ -138,6 +140,26 @@ def test_a_server_that_comes_back_with_another_model_says_so(server: Any) -> Non
     server.page.route("**/v1/models", lambda route: route.fulfill(json={"data": [{"id": "other"}]}))
     server.hang_up()
     server.until(lambda: "other" in server.page.locator("#state").inner_text())
+
+
+def test_a_server_that_comes_back_with_a_key_is_asked_with_it(server: Any) -> None:
+    page, state = server.page, server.page.locator("#state")
+
+    def tell(route: Any) -> None:
+        if route.request.headers.get("authorization") == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": {"message": "No.", "code": "invalid_api_key"}})
+
+    page.route("**/v1/models", tell)
+    server.hang_up()
+    server.until(lambda: page.locator("#key-dialog").is_visible())
+    server.send({"error": {"message": "No.", "code": "invalid_api_key"}})
+    server.hang_up()
+    server.until(lambda: "key" in state.inner_text())
+    page.fill("#key", "right")
+    page.keyboard.press("Enter")
+    server.until(lambda: not state.inner_text())
 
 
 def test_text_from_right_to_left_begins_at_the_right(server: Any) -> None:

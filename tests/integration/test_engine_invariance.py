@@ -141,6 +141,25 @@ def test_a_pool_too_small_for_all_interrupts_and_changes_nothing() -> None:
         assert essence(answers[str(index)]) == essence(alone)
 
 
+NUCLEI: list[dict[str, Any]] = [
+    {},
+    {"top_p": 0.6},
+    {"draw_top_k": 2},
+    {"min_p": 0.4},
+    {"top_p": 0.9, "draw_top_k": 4, "min_p": 0.05},
+]
+
+
+def test_every_decoder_draws_as_it_does_alone_whatever_its_neighbours_draw_from() -> None:
+    llm, prompts = LLM(MODEL), [[5, 6, 7]] * len(NUCLEI)
+    for decoder in DECODERS:
+        drawn = {"gen_length": 24, "block_length": BLOCK, "ignore_eos": True, **decoder, "temperature": 2.0, "seed": 3}
+        params = [GenerationParams(**drawn, **nucleus) for nucleus in NUCLEI]
+        alone = [essence(llm.generate([prompt], one)[0]) for prompt, one in zip(prompts, params, strict=True)]
+        assert [essence(output) for output in llm.generate(prompts, params)] == alone, decoder
+        assert len({tuple(answer[0]) for answer in alone}) > 1, f"{decoder}: what may be drawn makes a difference"
+
+
 def test_a_prompt_that_was_there_is_not_computed_again() -> None:
     engine = LLMEngine(MODEL, page_length=BLOCK, kv_memory=pool_bytes(64))
     prompt = [5, 6, 7] * 11

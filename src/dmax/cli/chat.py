@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,20 +38,24 @@ def chat(
     /reset begins anew; /exit, Ctrl-D or Ctrl-C twice ends; Ctrl-C stops the answer being given. Pasted lines are one
     question.
     """
-    from dmax.cli._common.session import decoding_rule, load_llm
+    from dmax.cli._common.keys import typed_ahead
+    from dmax.cli._common.session import at_terminal, decoding_rule, load_llm
 
-    rule = decoding_rule(decoding)
-    llm = load_llm(model, gen_length=rule.params.gen_length)
-    if llm.tokenizer is None or llm.tokenizer.chat_template is None:
-        lacks = "tokenizer" if llm.tokenizer is None else "chat template"
-        raise CommandError(f"{model.model} has no {lacks}, so it cannot chat; use dmax generate.")
-    _Conversation(llm, rule, system).run()
+    console = Console()
+    interactive = at_terminal(console) and sys.stdin.isatty()
+    with typed_ahead() if interactive else nullcontext():
+        rule = decoding_rule(decoding)
+        llm = load_llm(model, gen_length=rule.params.gen_length)
+        if llm.tokenizer is None or llm.tokenizer.chat_template is None:
+            lacks = "tokenizer" if llm.tokenizer is None else "chat template"
+            raise CommandError(f"{model.model} has no {lacks}, so it cannot chat; use dmax generate.")
+        _Conversation(llm, rule, system, console, interactive=interactive).run()
 
 
 class _Conversation:
     """The turns so far, and the loop that adds to them."""
 
-    def __init__(self, llm: LLM, rule: Rule, system: str | None) -> None:
+    def __init__(self, llm: LLM, rule: Rule, system: str | None, console: Console, *, interactive: bool) -> None:
         from dmax.cli._common.session import at_terminal
 
         self._llm = llm
@@ -58,9 +63,9 @@ class _Conversation:
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self._messages = list(self._opening)
         self._turns = 0
-        self._console = Console()
-        self._live = at_terminal(self._console)
-        self._interactive = self._live and sys.stdin.isatty()
+        self._console = console
+        self._live = at_terminal(console)
+        self._interactive = interactive
         self._read = _typed() if self._interactive else input
 
     def run(self) -> None:
@@ -146,5 +151,18 @@ def _typed() -> Callable[[], str]:
     # readline is libedit in many Pythons, where every line of a paste is a question of its own.
     from prompt_toolkit import PromptSession
 
+    from dmax.cli._common.keys import mark_pastes
+
     session: PromptSession[str] = PromptSession([("bold ansicyan", "› ")], prompt_continuation="  ")
-    return session.prompt
+
+    def read() -> str:
+        try:
+            return session.prompt()
+        except KeyboardInterrupt:
+            if not session.default_buffer.text:
+                raise
+            return ""  # as in a shell, what was typed is dropped, and no more
+        finally:
+            mark_pastes()
+
+    return read

@@ -14,6 +14,12 @@ MAX_DEPTH = 150
 """Most levels of objects and lists in a body; whoever reads deeper ones has to call himself too often."""
 _SHOWN = 64
 """Most characters of an unknown field's name that are told."""
+_ELSEWHERE = {
+    "gen_length": ("max_tokens", "max_output_tokens"),
+    "draw_top_k": ("top_k",),
+    "json_schema": ("response_format", "text"),
+}
+"""Options of the library and the command line, and the fields that stand for them."""
 _NEAR = 0.82
 """How alike a field's name must be to be suggested: a hint that is wrong is worse than none."""
 
@@ -70,7 +76,8 @@ class Body(BaseModel):
                         "unsupported_parameter", "{param} is not supported; leave it out", {"param": name}
                     )
                 continue
-            nearest = get_close_matches(str(name), cls.model_fields, n=1, cutoff=_NEAR)
+            here = [field for field in _ELSEWHERE.get(str(name), ()) if field in cls.model_fields]
+            nearest = here or get_close_matches(str(name), cls.model_fields, n=1, cutoff=_NEAR)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise PydanticCustomError(
                 "unknown_parameter", "there is no field '{param}'{hint}", {"param": _shown(name), "hint": hint}

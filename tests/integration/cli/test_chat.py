@@ -160,9 +160,30 @@ def test_at_a_terminal_a_paste_is_one_question_and_ctrl_c_asks_twice(checkpoints
         terminal.until("Ctrl-C again ends.*›")
         terminal.send("w10\r")
         terminal.until(f"{second}.*TPS.*›")
+        for keys, told in [
+            ("\x03", "Ctrl-C again ends.*›"),
+            ("w8", "w8"),
+            ("\x03", "›"),
+            ("\x03", "Ctrl-C again ends.*›"),
+        ]:
+            terminal.send(keys)  # what is typed is dropped by itself
+            terminal.until(told)
         terminal.send("\x03")
-        terminal.until("Ctrl-C again ends.*›")
-        terminal.send("\x03")
+        assert terminal.process.wait(timeout=60) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_what_is_pasted_during_an_answer_is_one_question_and_off_the_screen(checkpoints: Any) -> None:
+    first, second, third = _answers(checkpoints.chat, "w7", "w10", "w8\nw9")
+    with _Terminal("chat", "--model", str(checkpoints.chat), "--gen-length", "8", "--block-length", "4") as terminal:
+        terminal.until("›")
+        terminal.send("w7\r")
+        during = terminal.until(f"{first}.*TPS").partition("TPS")[0]
+        assert re.findall(r"\x1b\[\?2004([hl])", during)[-1] == "h", "the terminal marks pastes"
+        terminal.until("›")
+        terminal.send("w10\r\x1b[200~w8\nw9\x1b[201~\r")
+        terminal.until(f"{second}.*TPS.*{third}.*TPS.*›")
+        terminal.send("\x04")
         assert terminal.process.wait(timeout=60) == 0
 
 
@@ -191,13 +212,13 @@ class _Terminal:
     def send(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
 
-    def until(self, pattern: str) -> None:
-        """Read until what is new on the screen matches, without its colours."""
+    def until(self, pattern: str) -> str:
+        """Read until what is new on the screen matches, without its colours; gives all that was new, with them."""
         seen, deadline = b"", time.monotonic() + 120
         while time.monotonic() < deadline:
             if select.select([self._ours], [], [], 1)[0]:
                 seen += os.read(self._ours, 65536)
             text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
             if re.search(pattern, text, re.DOTALL):
-                return
+                return seen.decode(errors="replace")
         raise AssertionError(f"{pattern!r} did not come; there was {text!r}")

@@ -175,6 +175,8 @@ def test_an_unknown_command_names_the_nearest(refusal: Refusal) -> None:
 
 def test_words_without_quotes_are_recognised_where_a_prompt_may_stand(refusal: Refusal) -> None:
     assert "into quotes" in refusal("How", "many", "apples")
+    assert "into quotes" in refusal("what", "is", "2", "plus", "2")  # which nearly is "chat"
+    assert "once the conversation has begun" in refusal("chat", "what", "is")
     assert "into quotes" in refusal("visualize", "How", "many", "-o", "replay.html")
     assert "quotes" not in refusal("info", "nano", "nano-base")
 

@@ -369,3 +369,22 @@ def _in_pseudo_terminal(command: list[str]) -> str:
         pass
     assert process.wait(timeout=300) == 0, sent.decode("utf-8")
     return sent.decode("utf-8")
+
+
+def test_ctrl_c_pressed_again_leaves_the_terminal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=40)
+    view = LiveView(console, canvas())
+
+    def interrupted(_: object = None) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(view._thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt), view:
+        raise KeyboardInterrupt
+    assert not view._live.is_started
+    with LiveView(console, canvas()) as another:  # the next answer has its own
+        another.on_pass(0, record("abcd", final=True))
+    shown = Text.from_ansi(console.file.getvalue()).plain  # type: ignore[attr-defined]
+    assert "\x1b[?25h" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "abcd" in shown

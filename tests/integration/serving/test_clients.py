@@ -144,6 +144,8 @@ def test_a_prompt_beyond_the_context_is_told_in_openais_words(
         ({"top_z": 1}, "top_z", "unknown_parameter", "there is no field 'top_z'."),
         ({"max_prompt_tokens": 1}, "max_prompt_tokens", "unknown_parameter", "'max_prompt_tokens'."),
         ({"max_new_tokens": 1}, "max_new_tokens", "unknown_parameter", "did you mean max_tokens?"),
+        ({"gen_length": 1}, "gen_length", "unknown_parameter", "did you mean max_tokens?"),
+        ({"draw_top_k": 1}, "draw_top_k", "unknown_parameter", "did you mean top_k?"),
         ({"n": 300, "max_tokens": 401}, "n", "less_than_equal", "16"),
         ({"max_tokens": 401}, "max_tokens", "invalid_value", "up to 400"),
         ({"response_format": {"schema": {}}}, "response_format", "invalid_value", "type is 'missing'"),

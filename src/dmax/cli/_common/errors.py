@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,26 +31,33 @@ class CommandError(typer.TyperException):
 class OneLineErrors(TyperGroup):
     """A command group that answers bad input with one line instead of a usage panel."""
 
-    def main(self, *args: Any, **extra: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> NoReturn:
+        words = sys.argv[1:] if args is None else list(args)
         extra["standalone_mode"] = False
         try:
-            code = super().main(*args, **extra)
+            code = super().main(words, *others, **extra)
         except typer.TyperException as error:
-            report(error.format_message() + _hint_at_quotes(error))
+            report(error.format_message() + _hint_at_quotes(error, words))
             sys.exit(error.exit_code)
         except typer.Abort:
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _hint_at_quotes(error: typer.TyperException) -> str:
-    """Say what helps where the words of a question came without quotes: as arguments or commands of their own."""
+def _hint_at_quotes(error: typer.TyperException, words: Sequence[str]) -> str:
+    """Say what helps where the words of a question came without quotes: as arguments or commands of their own.
+
+    One word that nearly is a command is a slip; where several others follow, it begins a question.
+    """
     message = error.format_message()
     command = getattr(getattr(error, "ctx", None), "command", None)
     takes_prompt = any(parameter.name == "prompt" for parameter in getattr(command, "params", ()))
     if command is not None and takes_prompt and "unexpected extra argument" in message:
         return f'; put the prompt into quotes: dmax {command.name} "…".'
-    if message.startswith("No such command") and "Did you mean" not in message:
+    if getattr(command, "name", None) == "chat" and "unexpected extra argument" in message:
+        return '; type the question once the conversation has begun, or ask it alone: dmax generate "…".'
+    is_slip = "Did you mean" in message and len(list(takewhile(lambda word: word[:1] != "-", words))) < 3
+    if message.startswith("No such command") and not is_slip:
         return ' A prompt goes into quotes behind a command: dmax generate "…".'
     return ""
 

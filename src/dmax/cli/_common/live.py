@@ -8,13 +8,9 @@ where it does not. The times reported are the engine's own.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,6 +20,7 @@ from rich.text import Text
 
 from dmax.cli._common.canvas import FLASH_SECONDS, Canvas, printable
 from dmax.cli._common.errors import note
+from dmax.cli._common.keys import no_echo
 from dmax.cli._common.session import decode
 from dmax.engine import GenerationOutput, GenerationParams, PassRecord
 
@@ -39,39 +36,10 @@ def decode_in_view(console: Console, llm: LLM, token_ids: list[int], params: Gen
     """Answer one prompt and show it while it is decoded; raises as :func:`dmax.cli._common.session.decode` does."""
     config = llm.model.config
     canvas = Canvas(llm.tokenizer, config.mask_token_id, config.eos_token_ids, params.gen_length)
-    with _no_echo(), LiveView(console, canvas) as view:
+    with no_echo(), LiveView(console, canvas) as view:
         [output] = decode(llm, [token_ids], [params], on_pass=view.on_pass)
         view.finish(output)
     return output
-
-
-@contextmanager
-def _no_echo() -> Iterator[None]:
-    """Keep what is typed meanwhile off the picture; the terminal still holds it for the next reader."""
-    try:
-        import termios
-    except ImportError:  # no such terminals on this system
-        yield
-        return
-    if not sys.stdin.isatty() or not _in_foreground():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
-def _in_foreground() -> bool:
-    """Tell whether the terminal on stdin is ours to change: a background process would be stopped for trying."""
-    try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except OSError:  # a terminal, but not the one that controls this process
-        return False
 
 
 def answer_text(output: GenerationOutput) -> str:
@@ -125,6 +93,7 @@ class LiveView:
     ) -> None:
         if kind is not None:
             self._pending.clear()
+            self._last_revision = float("-inf")
         self._stop()
 
     def on_pass(self, row: int, record: PassRecord) -> None:
@@ -143,9 +112,11 @@ class LiveView:
 
     def _stop(self) -> None:
         self._done.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._live.stop()
+        try:
+            if self._thread.is_alive():
+                self._thread.join()
+        finally:  # also where Ctrl-C is pressed again
+            self._live.stop()
 
     def _run(self) -> None:
         while not (self._done.is_set() and self._settled(time.monotonic())):

@@ -40,19 +40,24 @@ function askForKey(page, refused) {
 /** The model served; asks for a key as often as the server wants one. */
 export async function modelFacts(page) {
   for (let isRepeated = false; ; isRepeated = true) {
-    const reply = await fetch("v1/models", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-    const body = await reply.json();
-    if (reply.ok) return body.data[0];
-    if (reply.status !== 401) throw new Error(body.error?.message ?? `the server answers with status ${reply.status}.`);
+    const reply = await reached("v1/models", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+    const body = await reply.json().catch(() => ({})); // a proxy may answer in its own way
+    if (reply.ok && body.data) return body.data[0];
+    if (reply.status !== 401) throw new Error(body.error?.message ?? `the server does not tell its model (status ${reply.status}).`);
     await askForKey(page, isRepeated || key ? "That key was not accepted; give another one." : "");
   }
 }
 
 /** What can be set, for all decoders and for each, as the server has it. */
-export const settingFacts = async () => told(await fetch("web/settings.json"), "its settings");
+export const settingFacts = async () => told(await reached("web/settings.json"), "its settings");
 
 /** Questions to offer, and a pair of settings that are worth comparing. */
-export const exampleFacts = async () => told(await fetch("web/examples.json"), "its examples");
+export const exampleFacts = async () => told(await reached("web/examples.json"), "its examples");
+
+/** As fetch; where nobody answers, the error says so in a sentence. */
+function reached(address, options) {
+  return fetch(address, options).catch(() => { throw new Error("the server cannot be reached; reload the page once it can."); });
+}
 
 function told(reply, what) {
   if (!reply.ok) throw new Error(`the server does not tell ${what} (status ${reply.status}).`);

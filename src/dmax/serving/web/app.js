@@ -40,14 +40,17 @@ class Page {
   }
 
   #wire() {
-    page.composer.onsubmit = (event) => { event.preventDefault(); this.send(page.prompt.value); };
+    page.composer.onsubmit = (event) => {
+      event.preventDefault();
+      if (this.send(page.prompt.value)) page.prompt.value = "";
+    };
     page.prompt.onkeydown = (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
         page.composer.requestSubmit();
       }
     };
-    page.stop.onclick = () => this.stop();
+    page.stop.onclick = (event) => { if (event.detail < 2) this.stop(); }; // Stop stands where Send stood: a double click means that
     page.fresh.onclick = () => { if (this.#hasAnswers) page.forget.showModal(); else this.begin(); };
     page.forget.onclose = () => { if (page.forget.returnValue === "forget") this.begin(); };
     window.onbeforeunload = (event) => { if (this.#hasAnswers || this.running) event.preventDefault(); };
@@ -61,26 +64,34 @@ class Page {
     page.drawer.onclick = (event) => { if (event.target === page.drawer) page.drawer.close(); };
     page.defaults.onclick = () => this.settings.reset();
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.running && !page.drawer.open) this.stop();
+      if (event.key === "Escape" && !event.isComposing && this.running && !page.drawer.open) this.stop();
     });
   }
 
-  /** Ask a question, unless an answer is under way or a setting is wrong. */
-  async send(prompt, requests = null) {
-    if (this.running || !prompt.trim()) return;
-    const problem = requests ? null : this.settings.problem();
+  /**
+   * Ask a question, unless an answer is under way or a setting is wrong.
+   *
+   * @param replaced the turn whose place the new one takes
+   * @returns whether it is asked
+   */
+  send(prompt, replaced = null) {
+    if (this.running || !prompt.trim()) return false;
+    const problem = this.settings.problem();
     this.#complain(problem?.sentence ?? "");
     if (problem) {
       if (problem.inDrawer) page.drawer.showModal();
       problem.input.focus();
-      return;
+      return false;
     }
+    const pressed = document.activeElement.closest("#intro, #turns"); // what was pressed is about to vanish
+    if (replaced) this.#remove(replaced);
     const earlier = this.turns.flatMap((turn) => turn.exchange);
-    const turn = new Turn(prompt.trim(), earlier, requests ?? this.settings.requests(), this.facts);
+    const turn = new Turn(prompt.trim(), earlier, this.settings.requests(), this.facts);
     this.turns.push(turn);
     page.turns.append(turn.element);
-    page.prompt.value = "";
-    await this.#follow(turn);
+    this.#follow(turn);
+    if (pressed) page.stop.focus();
+    return true;
   }
 
   async #follow(turn) {
@@ -93,7 +104,7 @@ class Page {
     this.#isRunning(null);
     page.fresh.hidden = false;
     this.announcer.over(turn.announcement);
-    if (!turn.exchange.length) this.#offerHelp(turn, error);
+    if (!turn.hasAnswer) this.#offerHelp(turn, error);
     if (error?.code === "invalid_api_key") {
       await modelFacts(page);
       this.#connectionIs("open");
@@ -104,7 +115,7 @@ class Page {
   #offerHelp(turn, error) {
     const isInVain = error ? error.isAboutTheRequest : !turn.stopped;
     if (isInVain) turn.offer("edit", "Edit question", () => this.#edit(turn));
-    else turn.offer("retry", "Try again", () => { this.#remove(turn); this.send(turn.prompt); });
+    else turn.offer("retry", "Try again", () => this.send(turn.prompt, turn));
   }
 
   #edit(turn) {
@@ -121,7 +132,7 @@ class Page {
   }
 
   get #hasAnswers() {
-    return this.turns.some((turn) => turn.exchange.length);
+    return this.turns.some((turn) => turn.hasAnswer);
   }
 
   /** Ask a question of the two decoders that are worth comparing. */
@@ -152,6 +163,7 @@ class Page {
     this.running = turn;
     page.send.hidden = Boolean(turn);
     page.stop.hidden = !turn;
+    for (const button of page.turns.querySelectorAll(".again")) button.disabled = Boolean(turn);
     if (held === page.send || held === page.stop || held === page.fresh) page.prompt.focus();
   }
 
@@ -181,6 +193,7 @@ class Page {
     this.wasLost = false;
     const { id } = await modelFacts(page).catch(() => this.facts);
     if (id !== this.facts.id) page.state.textContent = `Now ${id} is served here: reload the page.`;
+    else this.connections[0].open(); // with the key, where it was that which came to be asked for
   }
 }
 

@@ -30,21 +30,22 @@ export class Turn {
    * @returns the first error that was no stop, or null
    */
   async run(connections, onframe) {
+    const heading = this.element.firstChild;
+    if (heading.scrollHeight > heading.clientHeight) heading.tabIndex = 0; // or it could not be scrolled by keyboard
     const drawn = this.replay.follow(onframe);
     const errors = await Promise.all(this.runs.map((run, index) => this.#ask(run, index, connections[index])));
     await drawn;
     this.replay.finish({ mapOpen: true });
-    const error = errors.find((each) => each !== null) ?? null;
-    if (this.messages.length > 1) this.#blameEarlierTurns(error);
-    return error;
+    if (this.messages.length > 1) errors.forEach((error, index) => this.#blameEarlierTurns(error, index));
+    return errors.find((error) => error !== null) ?? null;
   }
 
-  /** Say where the turns before may be why there is no answer. */
-  #blameEarlierTurns(error) {
+  /** Say where the turns before may be why a decoder gave no answer. */
+  #blameEarlierTurns(error, index) {
     if (error?.code === "context_length_exceeded") {
-      this.replay.say(0, `${error.message} The turns above count, too: a new conversation begins without them.`, true);
-    } else if (!error && !this.stopped && isEmpty(this.runs[0])) {
-      this.replay.say(0, "The turns above were sent along, and not every model can use them: a new conversation begins without them.");
+      this.replay.say(index, `${error.message} The turns above count, too: a new conversation begins without them.`, true);
+    } else if (!error && !this.stopped && isEmpty(this.runs[index])) {
+      this.replay.say(index, "The turns above were sent along, and not every model can use them: a new conversation begins without them.");
     }
   }
 
@@ -85,6 +86,11 @@ export class Turn {
     return [{ role: "user", content: this.prompt }, { role: "assistant", content: run.text }];
   }
 
+  /** Whether there is a whole answer to read, from any of the decoders. */
+  get hasAnswer() {
+    return !this.runs.every(isEmpty);
+  }
+
   /** What a screen reader is to hear while the answer is being decoded: how far the picture of it has come. */
   get progress() {
     const parts = this.replay.reached.map(({ passes, tokens }, index) => {
@@ -108,7 +114,7 @@ export class Turn {
 
   /** Offer a way out below the turn, and bring it and what is said above it into view. */
   offer(icon, label, onchoose) {
-    const button = iconButton(icon, label, () => { button.remove(); onchoose(); });
+    const button = iconButton(icon, label, onchoose);
     button.classList.add("again");
     this.element.append(button);
     button.scrollIntoView({ block: "nearest" });

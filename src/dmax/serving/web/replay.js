@@ -78,10 +78,10 @@ class Pane {
   /** Say something under the answer; where there is none yet, in its place. */
   say(sentence, isError) {
     this.stage.hidden = this.cost.hidden = !this.run.trace.length;
-    this.note.textContent = sentence;
-    this.note.hidden = false;
     this.note.classList.toggle("error", isError);
-    if (isError) this.note.setAttribute("role", "alert");
+    if (isError) this.note.setAttribute("role", "alert"); // before the text, whose change is what is announced
+    this.note.hidden = false;
+    this.note.textContent = sentence;
   }
 
   /** A button for the answer's text; null where there is none. */
