@@ -79,7 +79,9 @@ def asked(rows: int = 10) -> list[TaskData]:
 
 
 def run(folder: Path, calculator: Calculator, rows: int = 10, **settings: Any) -> dict[str, Any] | None:
-    return evaluate(asked(rows), calculator, folder, RunSettings(5, ["dmax", "eval"], **settings))
+    return evaluate(
+        asked(rows), calculator, folder, RunSettings(**{"seed": 5, "command": ["dmax", "eval"], **settings})
+    )
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:
