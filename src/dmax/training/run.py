@@ -20,9 +20,9 @@ from dmax.training.data import generator_for
 from dmax.training.distributed import local_rank, local_world_size, process_group, rank, world_size
 from dmax.training.identity import only_run_in
 from dmax.training.predictor import Predictor
-from dmax.training.problem_sources import GsmSymbolic
+from dmax.training.problem_sources.gsm_symbolic import GsmSymbolic
 from dmax.training.provenance import write_provenance
-from dmax.training.recipe import LoraSection, Recipe, load_recipe
+from dmax.training.recipe import LoraSection, ProblemSection, Recipe, load_recipe
 from dmax.training.requirements import Requirements, device_memory, largest_batch, requirements_of
 from dmax.training.section import RecipeError
 from dmax.training.setup import HeldOut, Prepared, prepare
@@ -190,7 +190,10 @@ def _run(
 
 def _is_worked(recipe: Recipe) -> bool:
     """Tell whether the model is taught to carry out equations in small steps."""
-    return any(section.source == "gsm-symbolic" and section.worked for section in recipe.data)
+    return any(
+        isinstance(section, ProblemSection) and section.source == "gsm-symbolic" and section.worked
+        for section in recipe.data
+    )
 
 
 def _predictor(recipe: Recipe, config: ModelConfig, device: torch.device) -> Predictor:
