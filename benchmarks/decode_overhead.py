@@ -32,6 +32,7 @@ from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
 from dmax.engine.backends import Backend
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.backends.torch import Layers
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.requests import RequestReader, output_of
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
@@ -78,10 +79,7 @@ def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | N
     pages = row.furthest_end // LENGTH
     engine = LLMEngine(
         llm.model,
-        pages=pages,
-        page_length=LENGTH,
-        max_batch_size=1,
-        prefill_tokens=IDLE_PREFILL_TOKENS,
+        config=EngineConfig(pages=pages, page_length=LENGTH, max_batch_size=1, prefill_tokens=IDLE_PREFILL_TOKENS),
         backend=backend,
     )
     engine.add(row)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmax.decoding import BlockState, Decoder, StepResult, decoder_names, get_decoder
-    from dmax.engine import LLM, GenerationOutput, GenerationParams, LLMEngine, PassRecord, RequestUpdate
+    from dmax.engine import LLM, EngineConfig, GenerationOutput, GenerationParams, LLMEngine, PassRecord, RequestUpdate
     from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_model, load_tokenizer, save_model
 
 __all__ = [
     "LLM",
     "BlockState",
     "Decoder",
+    "EngineConfig",
     "GenerationOutput",
     "GenerationParams",
     "LLMEngine",
@@ -35,7 +36,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("LLM", "GenerationOutput", "GenerationParams", "LLMEngine", "PassRecord", "RequestUpdate"), "dmax.engine"
+        ("LLM", "EngineConfig", "GenerationOutput", "GenerationParams", "LLMEngine", "PassRecord", "RequestUpdate"),
+        "dmax.engine",
     ),
     **dict.fromkeys(("BlockState", "Decoder", "StepResult", "decoder_names", "get_decoder"), "dmax.decoding"),
     **dict.fromkeys(

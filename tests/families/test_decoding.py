@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmax import LLM, GenerationOutput, GenerationParams, LLMEngine
+from dmax import LLM, EngineConfig, GenerationOutput, GenerationParams, LLMEngine
 from dmax.engine import GenerationError
 from dmax.engine.backends import Backend
 from dmax.engine.backends.cpu import CpuBackend
@@ -74,7 +74,9 @@ def test_what_a_shifted_model_needs_beside_keys_and_values_survives(make: Callab
     batch = [*prompts_of(3, 9, 17, 5, 12), prompt, prompt, prompt[:16]]
     params = GenerationParams(decoder="soft-parallel", block_length=8, gen_length=40, threshold=0.9)
     page_bytes = 2 * 2 * 2 * 16 * 8 * 4
-    engine = LLMEngine(llm.model, page_length=8, kv_memory=16 * page_bytes, prefill_tokens=8, max_batch_size=4)
+    engine = LLMEngine(
+        llm.model, config=EngineConfig(page_length=8, kv_memory=16 * page_bytes, prefill_tokens=8, max_batch_size=4)
+    )
     for index, ids in enumerate(batch):
         engine.add_request(ids, replace(params, seed=index), str(index))
     answers = {}
@@ -120,7 +122,9 @@ def engine_answers(backend: Backend, model: LLaDA2, launch_ahead: bool = False, 
         for index, (ids, rule) in enumerate(zip(prompts_of(3, 9, 17), rules, strict=True))
     ]
     engine = LLMEngine(
-        model, pages=16, page_length=8, max_batch_size=3, prefill_tokens=16, backend=backend, launch_ahead=launch_ahead
+        model,
+        config=EngineConfig(pages=16, page_length=8, max_batch_size=3, prefill_tokens=16, launch_ahead=launch_ahead),
+        backend=backend,
     )
     for row in rows:
         engine.add(row)

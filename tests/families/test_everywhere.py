@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from typer.testing import CliRunner, Result
 
-from dmax import LLM, GenerationParams, LLMEngine
+from dmax import LLM, EngineConfig, GenerationParams, LLMEngine
 from dmax.cli import app
 from dmax.measurement.passes import PassDriver
 from dmax.models import LLaDA2, load_config, load_model, load_tokenizer
@@ -70,7 +70,7 @@ def test_serve(checkpoint: Path) -> None:
 
     llm = LLM(checkpoint)
     assert llm.tokenizer is not None
-    engine = LLMEngine(llm.model, llm.tokenizer, page_length=8, kv_memory=2**22)
+    engine = LLMEngine(llm.model, llm.tokenizer, EngineConfig(page_length=8, kv_memory=2**22))
     settings = ServerSettings("it", block_length=4, default_gen_length=8, max_gen_length=64)
     body = {"model": "it", "messages": LLM.chat_prompt("w7 w8")}
     with TestClient(create_app(engine, llm.tokenizer, settings)) as client:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmax import LLM, GenerationParams, LLaDA2, LLMEngine, ModelConfig, load_model
+from dmax import LLM, EngineConfig, GenerationParams, LLaDA2, LLMEngine, ModelConfig, load_model
 from dmax.engine.backends import Backend
 from dmax.engine.backends.torch import TorchBackend
 from dmax.engine.requests import RequestReader
@@ -82,7 +82,9 @@ def answers(
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, replace(params, seed=i), time.perf_counter()) for i, ids in enumerate(batch)]
     engine = LLMEngine(
-        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=64, prefill_tokens=128, backend=backend
+        model,
+        config=EngineConfig(pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=64, prefill_tokens=128),
+        backend=backend,
     )
     for row in rows:
         engine.add(row)
@@ -151,7 +153,7 @@ def test_one_cache_serves_call_after_call_until_weights_move(prompts: list[list[
 
 def test_all_graphs_can_be_captured_before_the_first_request(model: LLaDA2, prompts: list[list[int]]) -> None:
     params = GenerationParams(threshold=0.5, gen_length=64)
-    engine = LLMEngine(model, max_batch_size=4, kv_memory=2**26, capture_graphs=True)
+    engine = LLMEngine(model, config=EngineConfig(max_batch_size=4, kv_memory=2**26, capture_graphs=True))
     forwards = engine._backend._room.forwards[32]  # type: ignore[attr-defined]
     captured = dict(forwards._graphs)
     assert 1 in captured

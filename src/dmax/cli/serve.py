@@ -128,17 +128,16 @@ def _suited(settings: ServerSettings, llm: LLM, engine: EngineOptions, server: S
 
 
 def _engine(llm: LLM, options: EngineOptions, memory: int) -> LLMEngine:
-    from dmax.engine import LLMEngine
+    from dmax.engine import EngineConfig, LLMEngine
 
-    return LLMEngine(
-        llm.model,
-        llm.tokenizer,
-        block_length=options.block_length or llm.model.config.usual_block_length,
+    config = EngineConfig(
+        block_length=options.block_length,
         kv_memory=memory,
         max_batch_size=options.max_batch_size,
         prefill_tokens=options.prefill_tokens,
         capture_graphs=options.capture_graphs,
     )
+    return LLMEngine(llm.model, llm.tokenizer, config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

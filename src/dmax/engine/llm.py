@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dmax.engine.backends import Backend, choose_backend
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
@@ -156,11 +157,13 @@ class LLM:
         engine = LLMEngine(
             self.model,
             self.tokenizer,
-            page_length=page_length,
-            pages=sum(needs[:slots]),
-            max_batch_size=slots,
-            prefill_tokens=IDLE_PREFILL_TOKENS,
-            record_passes=on_pass is not None,
+            EngineConfig(
+                page_length=page_length,
+                pages=sum(needs[:slots]),
+                max_batch_size=slots,
+                prefill_tokens=IDLE_PREFILL_TOKENS,
+                record_passes=on_pass is not None,
+            ),
             backend=backend,
             reader=self._reader,
         )

@@ -21,7 +21,7 @@ pytest.importorskip("fastapi")
 
 from fastapi.testclient import TestClient
 
-from dmax import LLM, LLaDA2, LLMEngine, ModelConfig, Tokenizer, save_model
+from dmax import LLM, EngineConfig, LLaDA2, LLMEngine, ModelConfig, Tokenizer, save_model
 from dmax.models.llada2 import initialize
 from dmax.serving.app import create_app
 from dmax.serving.settings import ServerSettings
@@ -70,7 +70,9 @@ def serve_module(llm: LLM) -> Serve:
     @contextmanager
     def running(engine: dict[str, Any] | None = None, of: LLM = llm, **settings: Any) -> Iterator[TestClient]:
         assert of.tokenizer is not None
-        made = LLMEngine(of.model, of.tokenizer, **{"page_length": BLOCK, "kv_memory": 2**22, **(engine or {})})
+        made = LLMEngine(
+            of.model, of.tokenizer, EngineConfig(**{"page_length": BLOCK, "kv_memory": 2**22, **(engine or {})})
+        )
         defaults = {"model_name": "tiny", "block_length": BLOCK, "default_gen_length": 24, "max_gen_length": 400}
         with TestClient(create_app(made, of.tokenizer, ServerSettings(**{**defaults, **settings}))) as client:
             yield client

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, StepResult
 from dmax.decoding.soft_parallel import SoftParallelDecoder
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import RequestUpdate
 from dmax.engine.params import GenerationParams
@@ -67,7 +68,7 @@ def run(model: LLaDA2, script: list[list[str]], gen_length: int, **rule: Any) ->
     settings = {"buffer_size": 2, "add_threshold": 0.5, **rule}
     params = GenerationParams(gen_length=gen_length, block_length=LENGTH, trace=True, **settings)
     row = Sequence("0", [], params, StopRule((EOS,), gen_length), decoder)
-    engine = LLMEngine(model, pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16)
+    engine = LLMEngine(model, config=EngineConfig(pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16))
     engine.add(row)
     updates: list[RequestUpdate] = []
     while engine.has_requests():

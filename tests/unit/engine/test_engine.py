@@ -17,9 +17,10 @@ from dmax import LLM
 from dmax.decoding import BlockState, SoftMix, StepResult
 from dmax.decoding.contract import ContractError
 from dmax.engine.backends import choose_backend
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import RequestUpdate
-from dmax.engine.params import GenerationParams
+from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule
 from dmax.models import LLaDA2
@@ -76,7 +77,7 @@ def rows_with(
 
 
 def engine_of(model: LLaDA2, **settings: Any) -> LLMEngine:
-    return LLMEngine(model, backend=choose_backend(model), **settings)
+    return LLMEngine(model, config=EngineConfig(**settings), backend=choose_backend(model))
 
 
 def run(model: LLaDA2, rows: list[Sequence], **settings: Any) -> list[RequestUpdate]:
@@ -187,7 +188,9 @@ def test_positions_are_counted_by_what_is_computed_for_them(
     monkeypatch.setattr("dmax.engine.kv_cache.attend", attend_and_count)
     monkeypatch.setattr(tiny_model, "head", head_and_count)
     monkeypatch.setattr(tiny_model, "forward", forward_and_count)
-    engine = LLMEngine(tiny_model, pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
+    engine = LLMEngine(
+        tiny_model, config=EngineConfig(pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
+    )
     rows = rows_with([(0, 4), (17, 9), (30, 3), (6, 12)], CountingDecoder())
     in_flight = {"buffer_size": 2, "add_threshold": 0.5, "semi_threshold": 0.7}
     for row in (*rows, multi(5, 12, ScriptedDecoder(), threshold=0.25, **in_flight)):
@@ -211,7 +214,8 @@ def test_a_pass_that_is_launched_ahead_counts_when_its_block_has_gone_on(
         for index, params in enumerate((slow, slow, fast))
     ]
     engine = LLMEngine(
-        tiny_model, pages=32, page_length=8, max_batch_size=2, prefill_tokens=8, launch_ahead=launch_ahead
+        tiny_model,
+        config=EngineConfig(pages=32, page_length=8, max_batch_size=2, prefill_tokens=8, launch_ahead=launch_ahead),
     )
     for row in rows[:2]:
         engine.add(row)
@@ -401,7 +405,7 @@ def test_a_preempted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2)
     alone, crowded = rows_with(lengths, CountingDecoder()), rows_with(lengths, CountingDecoder())
     run(tiny_model, alone)
     limits = {"pages": 4, "page_length": LENGTH, "max_batch_size": 8, "prefill_tokens": 64}
-    engine = LLMEngine(tiny_model, **limits)
+    engine = LLMEngine(tiny_model, config=EngineConfig(**limits))
     for row in crowded:
         engine.add(row)
     while engine.has_requests():
@@ -409,6 +413,12 @@ def test_a_preempted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2)
     assert engine.stats().preemptions > 0
     assert [row.ending for row in crowded] == [row.ending for row in alone]
     assert [row.nfe for row in crowded] == [row.nfe for row in alone]
+
+
+@pytest.mark.parametrize("name", ["block_length", "page_length", "max_batch_size", "prefill_tokens"])
+def test_a_limit_below_one_is_named_before_there_is_an_engine(name: str) -> None:
+    with pytest.raises(GenerationError, match=f"{name} is 0; it must be at least 1"):
+        EngineConfig(**{name: 0})
 
 
 def test_greedy_decoders_get_no_noise(tiny_model: LLaDA2) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmax import LLM, GenerationOutput, GenerationParams, LLMEngine
+from dmax import LLM, EngineConfig, GenerationOutput, GenerationParams, LLMEngine
 from dmax.engine import NumericalError
 from dmax.engine.backends import choose_backend
 from dmax.kernels.cpu.library import compile_kernels
@@ -74,7 +74,7 @@ def test_a_prompt_that_overflows_is_told(model: LLaDA2, name: str, use_cache: bo
 def test_neighbours_and_those_that_follow_get_what_they_get_alone(model: LLaDA2, name: str) -> None:
     params = DECODERS[name]
     alone = [LLM(model).generate([prompt], params)[0] for prompt in NEIGHBOURS]
-    engine = LLMEngine(model, page_length=8, kv_memory=2**17)
+    engine = LLMEngine(model, config=EngineConfig(page_length=8, kv_memory=2**17))
     bad = [engine.add_request([POISON, 5] * 6, params), engine.add_request([5, POISON], params)]
     found: dict[str, GenerationOutput | Exception | None] = {}
     names = [engine.add_request(prompt, params) for prompt in NEIGHBOURS]

@@ -15,6 +15,7 @@ from dmax.engine.backends.cuda import CudaBackend
 from dmax.engine.backends.cuda_decisions import StaticDecisions
 from dmax.engine.backends.cuda_graphs import StaticForwards, captured_size
 from dmax.engine.backends.torch import TorchBackend
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
@@ -42,10 +43,10 @@ def answers(
 ) -> list[Any]:
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, params, time.perf_counter()) for i, (ids, params) in enumerate(batch)]
-    engine = LLMEngine(
-        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, backend=backend,
-        launch_ahead=launch_ahead,
-    )  # fmt: skip
+    config = EngineConfig(
+        pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, launch_ahead=launch_ahead
+    )
+    engine = LLMEngine(model, config=config, backend=backend)
     for row in rows:
         engine.add(row)
     while engine.has_requests():
