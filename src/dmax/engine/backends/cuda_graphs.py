@@ -18,7 +18,7 @@ from torch import Tensor
 from dmax.engine.backends.page_table import PageTable, to_device
 from dmax.engine.kv_cache import KVCache
 from dmax.kernels.paged_attention import paged_attention, parts_for
-from dmax.kernels.rotary import CacheSlots
+from dmax.kernels.rotary import LayerCache
 from dmax.models.llada2 import LLaDA2
 
 Segment = tuple[int, int, int]
@@ -70,9 +70,9 @@ class PagedStore:
         self.position_ids = positions_ST.flatten().long()[None]
         """``(1, N)`` int64."""
 
-    def slots(self, layer: int) -> CacheSlots:
+    def layer_cache(self, layer: int) -> LayerCache:
         """Return the places of all positions."""
-        return CacheSlots(self._cache.keys[layer], self._cache.values[layer], self._places_N)
+        return LayerCache(self._cache.keys[layer], self._cache.values[layer], self._places_N)
 
     def attend(self, layer: int, q_1HNC: Tensor, k_1KNC: Tensor, v_1KNC: Tensor) -> Tensor:
         """Let every segment attend to what it may see of the pool, its own positions included: ``(1, H, N, C)``."""
