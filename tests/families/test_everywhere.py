@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from dmax import LLM, EngineConfig, GenerationParams, LLMEngine
 from dmax.cli import app
 from dmax.measurement.passes import PassDriver
-from dmax.models import LLaDA2, load_config, load_model, load_tokenizer
+from dmax.models import BlockDiffusionLM, load_config, load_model, load_tokenizer
 from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.parallel import tensor_parallel
 from dmax.training.adapters import Adapters
@@ -168,7 +168,7 @@ def _share(rank: int, folder: Path, checkpoints: list[Path]) -> None:
     dist.destroy_process_group()
 
 
-def _said(model: LLaDA2) -> dict[str, Any]:
+def _said(model: BlockDiffusionLM) -> dict[str, Any]:
     [output] = LLM(model).generate([[5, 6, 7]], PARAMS)
     return {"tokens": output.token_ids, "logits": model.logits(torch.tensor([[5, 6, 7, 8, 9]]), 4).tolist()}
 

@@ -14,22 +14,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmax import LLM, EngineConfig, GenerationParams, LLaDA2, LLMEngine, ModelConfig
+from dmax import LLM, BlockDiffusionLM, EngineConfig, GenerationParams, LLMEngine, ModelConfig
 from dmax.engine import GenerationError, GenerationOutput
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 VOCAB, MASK, EOS, PAD = 48, 1, 2, 0
 BLOCK = 8
 
 
-def tiny_model() -> LLaDA2:
+def tiny_model() -> BlockDiffusionLM:
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, partial_rotary_factor=0.5, mask_token_id=MASK, eos_token_id=EOS,
         pad_token_id=PAD, initializer_range=0.2, num_experts=4, num_experts_per_tok=2, num_shared_experts=1,
         moe_intermediate_size=16, first_k_dense_replace=1, n_group=2, topk_group=1, max_position_embeddings=512,
     )  # fmt: skip
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(5))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(5))
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 2  # so that a fair share of the answers ends early
     return model

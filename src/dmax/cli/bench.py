@@ -17,7 +17,7 @@ from dmax.cli._common.session import AUTO, check_placement, own_command, pick_de
 
 if TYPE_CHECKING:
     from dmax.engine.requirements import Workload
-    from dmax.models import LLaDA2
+    from dmax.models import BlockDiffusionLM
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def bench(
         _show(result)
 
 
-def _build(timed: TimedModel, seed: int, workload: Workload | None) -> LLaDA2:
+def _build(timed: TimedModel, seed: int, workload: Workload | None) -> BlockDiffusionLM:
     """Make the model; where there is a workload, only if it fits with that into memory."""
     import torch
 

@@ -23,7 +23,7 @@ from dmax.engine.block_states import join_rows, select_rows
 from dmax.engine.outputs import PassRecord, RequestUpdate, nan_logits
 from dmax.engine.progress import close_blocks, pass_record, rule_for, shut_out
 from dmax.engine.sequence import Sequence
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 _INFINITY, _ALL_BUT_SIGN = 0x7F800000, 0x7FFFFFFF
 """Bits of float32; those of NaN, the sign apart, are above those of infinity."""
@@ -63,7 +63,7 @@ class DecodeBatch:
         block_length: of all sequences.
     """
 
-    def __init__(self, model: LLaDA2, backend: Backend, decoder: Decoder, block_length: int) -> None:
+    def __init__(self, model: BlockDiffusionLM, backend: Backend, decoder: Decoder, block_length: int) -> None:
         self.decoder = decoder
         self.block_length = block_length
         self.sequences: list[Sequence] = []

@@ -23,7 +23,7 @@ from dmax.engine.requests import Prompt, RequestReader, output_of
 from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
 from dmax.engine.span import Span
-from dmax.models import LLaDA2, Tokenizer
+from dmax.models import BlockDiffusionLM, Tokenizer
 
 _DEFAULTS = GenerationParams()
 _CONFIG = EngineConfig()
@@ -47,7 +47,7 @@ class LLMEngine:
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         tokenizer: Tokenizer | None = None,
         config: EngineConfig = _CONFIG,
         *,

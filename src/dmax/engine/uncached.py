@@ -19,7 +19,7 @@ from dmax.decoding.registry import decides
 from dmax.engine.outputs import PassRecord, nan_logits
 from dmax.engine.progress import close_blocks, pass_record, rule_for, shut_out
 from dmax.engine.sequence import Sequence
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _CheckedDecoder:
         return result
 
 
-def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
+def decode_uncached(model: BlockDiffusionLM, sequence: Sequence) -> Iterator[PassRecord]:
     """Decode a sequence to its end, recomputing everything in every pass.
 
     Yields:
@@ -95,7 +95,7 @@ def _rule(sequence: Sequence, vocab_size: int) -> Decoder:
     return rule_for(sequence.decoder, [sequence])
 
 
-def _noise(sequence: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
+def _noise(sequence: Sequence, model: BlockDiffusionLM) -> Callable[[Tensor], Tensor]:
     """Return what draws the noise of a pass, minus infinity for tokens that the sequence may not draw."""
     draw = gumbel_noise(torch.Generator(model.device).manual_seed(sequence.params.seed))
 

@@ -23,7 +23,7 @@ from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.measurement.costs import PassShape
 from dmax.measurement.shapes import MeasurementError
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 _RULES = {
     # Nothing is confident enough, so a pass promotes one mask: a block takes as many passes as it has positions, of
@@ -66,7 +66,7 @@ class PassDriver:
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         *,
         batch: int,
         context: int,

@@ -19,7 +19,7 @@ from dmax.engine.backends.page_table import PageTable, to_device
 from dmax.engine.kv_cache import KVCache
 from dmax.kernels.paged_attention import paged_attention, parts_for
 from dmax.kernels.rotary import LayerCache
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 Segment = tuple[int, int, int]
 """Row of the page table, first position, and the end of the block, up to which the segment sees."""
@@ -86,7 +86,7 @@ class PagedStore:
 class _Memory:
     """What a forward of at most ``segments`` segments reads and writes."""
 
-    def __init__(self, model: LLaDA2, segments: int, length: int) -> None:
+    def __init__(self, model: BlockDiffusionLM, segments: int, length: int) -> None:
         shape = segments * length, model.config.hidden_size
         self.embeds_ND = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.hidden_ND = torch.zeros(shape, dtype=model.dtype, device=model.device)
@@ -110,7 +110,7 @@ class StaticForwards:
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         cache: KVCache,
         table: PageTable,
         *,

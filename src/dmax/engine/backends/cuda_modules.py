@@ -19,9 +19,9 @@ from dmax.kernels.rotary import LayerCache, normalize_and_rotate
 from dmax.kernels.routing import route
 from dmax.models.attention import Attention, KeyValueStore
 from dmax.models.layers import RMSNorm, SwiGLU
-from dmax.models.llada2 import DecoderLayer
 from dmax.models.moe import Experts, SparseMLP
 from dmax.models.quantized import QuantizedLinear, weight_scale
+from dmax.models.transformer import DecoderLayer
 
 
 class LayerCacheStore(KeyValueStore, Protocol):
