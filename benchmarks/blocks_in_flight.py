@@ -20,7 +20,7 @@ import torch
 from answered import GEN_LENGTH, Problems
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
-from dmax import LLM, GenerationParams, LLaDA2
+from dmax import LLM, BlockDiffusionLM, GenerationParams
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.requests import RequestReader
 from dmax.engine.span import Span
@@ -40,7 +40,7 @@ CONTEXT = 160
 TURNS = 5
 
 
-def forward_ms(model: LLaDA2, blocks: int, repeats: int) -> float:
+def forward_ms(model: BlockDiffusionLM, blocks: int, repeats: int) -> float:
     """Time a bare forward of so many blocks behind a context, as the engine runs it: median milliseconds."""
     end = CONTEXT + blocks * LENGTH
     backend = CpuBackend(model)

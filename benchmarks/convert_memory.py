@@ -29,7 +29,7 @@ from run_record import describe_run, parse_arguments, report
 from dmax.measurement.shapes import SHAPES
 from dmax.models.checkpoint import layout_of, save_companions
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 from dmax.models.writer import TensorSpec, write_tensors
 
 CONVERSIONS = {
@@ -59,7 +59,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     pool = torch.empty(2**25, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
     with torch.device("meta"):
-        shapes = layout_of(LLaDA2(config), ())
+        shapes = layout_of(BlockDiffusionLM(config), ())
     at = 0
 
     def draw(name: str) -> torch.Tensor:

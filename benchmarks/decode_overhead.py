@@ -1,9 +1,9 @@
 """What a decoded pass costs beyond the forward it is made of.
 
 Decodes one prompt at batch 1 on a CPU, and replays the very forwards of that decoding (same embeddings, positions and
-cache, layers by the same kernels) without anything around them, each with `LLaDA2.head` over its block; the engine has
-its head from that module, too, or from the kernel that decides the pass as well. Both are timed turn by turn in one
-process:
+cache, layers by the same kernels) without anything around them, each with `BlockDiffusionLM.head` over its block; the
+engine has its head from that module, too, or from the kernel that decides the pass as well. Both are timed turn by turn
+in one process:
 
     overhead = (time from the end of the prefill to the answer) / (time of the same forwards, bare)
 
@@ -28,15 +28,16 @@ import torch
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 from torch import Tensor
 
-from dmax import LLM, GenerationParams, LLaDA2, ModelConfig
+from dmax import LLM, BlockDiffusionLM, GenerationParams, ModelConfig
 from dmax.engine.backends import Backend
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.backends.torch import Layers
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.requests import RequestReader, output_of
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.span import Span
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 LENGTH = 32
 
@@ -49,7 +50,7 @@ QUESTION = (
 class RecordingBackend(CpuBackend):
     """Remembers what its forwards computed, and from what."""
 
-    def __init__(self, model: LLaDA2) -> None:
+    def __init__(self, model: BlockDiffusionLM) -> None:
         super().__init__(model)
         self.forwards: list[tuple[Layers, Tensor]] = []
 
@@ -63,13 +64,13 @@ class RecordingBackend(CpuBackend):
         return recorded
 
 
-def random_model(seed: int) -> LLaDA2:
+def random_model(seed: int) -> BlockDiffusionLM:
     """Make a dense model of about 6 million parameters."""
     config = ModelConfig(
         vocab_size=1536, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=4, head_dim=64, mask_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    return initialize(LLaDA2(config), torch.Generator().manual_seed(seed))
+    return initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(seed))
 
 
 def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | None = None) -> tuple[float, int]:
@@ -78,10 +79,7 @@ def decode(llm: LLM, prompt: Any, params: GenerationParams, backend: Backend | N
     pages = row.furthest_end // LENGTH
     engine = LLMEngine(
         llm.model,
-        pages=pages,
-        page_length=LENGTH,
-        max_batch_size=1,
-        prefill_tokens=IDLE_PREFILL_TOKENS,
+        config=EngineConfig(pages=pages, page_length=LENGTH, max_batch_size=1, prefill_tokens=IDLE_PREFILL_TOKENS),
         backend=backend,
     )
     engine.add(row)
@@ -102,7 +100,7 @@ def record(llm: LLM, prompt: Any, params: GenerationParams) -> list[tuple[Layers
 
 
 @torch.inference_mode()
-def time_bare(model: LLaDA2, forwards: list[tuple[Layers, Tensor]]) -> float:
+def time_bare(model: BlockDiffusionLM, forwards: list[tuple[Layers, Tensor]]) -> float:
     """Time these forwards, one after another, in seconds; the model is that whose modules the engine calls."""
     started = time.perf_counter()
     for forward, embeds_ND in forwards:

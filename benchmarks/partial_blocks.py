@@ -23,7 +23,7 @@ import torch
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 from torch import Tensor
 
-from dmax import LLM, GenerationParams, LLaDA2
+from dmax import LLM, BlockDiffusionLM, GenerationParams
 from dmax.decoding import BlockState, Decoder, input_embeddings
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.requests import RequestReader
@@ -61,7 +61,9 @@ class PartialDecoding:
         step: positions are frozen so many at a time.
     """
 
-    def __init__(self, model: LLaDA2, decoder: Decoder, patience: int | None, confidence: float, step: int) -> None:
+    def __init__(
+        self, model: BlockDiffusionLM, decoder: Decoder, patience: int | None, confidence: float, step: int
+    ) -> None:
         self.model, self.decoder = model, decoder
         self.patience, self.confidence, self.step = patience, confidence, step
         pages = model.config.max_position_embeddings // LENGTH

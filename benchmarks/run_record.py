@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dmax import LLaDA2
+from dmax import BlockDiffusionLM
 from dmax.environment import describe_process
 from dmax.kernels.cpu.library import CompileError, compile_kernels
 from dmax.measurement.bench import describe_model
@@ -41,7 +41,7 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def compile_first(model: LLaDA2) -> None:
+def compile_first(model: BlockDiffusionLM) -> None:
     """Do what ``dmax compile`` does, so that passes on a CPU are timed as users who care for time run them."""
     if model.device.type != "cpu":
         return

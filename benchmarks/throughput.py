@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 
-from dmax import LLM, GenerationParams, LLMEngine
+from dmax import LLM, EngineConfig, GenerationParams, LLMEngine
 from dmax.measurement.costs import count_flops
 from dmax.measurement.peaks import matmul_peak
 from dmax.problems import problem
@@ -36,8 +36,9 @@ def run(llm: LLM, prompts: list[Any], params: GenerationParams, concurrency: int
     engine = LLMEngine(
         llm.model,
         llm.tokenizer,
-        max_batch_size=concurrency,
-        page_length=params.block_length or llm.model.config.usual_block_length,
+        EngineConfig(
+            max_batch_size=concurrency, page_length=params.block_length or llm.model.config.usual_block_length
+        ),
     )
     for index, prompt in enumerate(prompts):
         engine.add_request(prompt, replace(params, seed=index))

@@ -20,7 +20,7 @@ import torch
 from run_record import describe_run, parse_arguments, report
 from torch.profiler import ProfilerActivity, profile
 
-from dmax.models.llada2 import LLaDA2, initialize
+from dmax.models.transformer import BlockDiffusionLM, initialize
 from dmax.training.batches import POOL, Batches
 from dmax.training.data import Example, generator_for
 from dmax.training.objectives.registry import get_objective
@@ -59,7 +59,7 @@ def peak_of_training(recipe: Recipe, prepared: Prepared, device: torch.device) -
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         with profile(activities=[ProfilerActivity.CPU], profile_memory=device.type == "cpu") as profiler:
-            model = initialize(LLaDA2(prepared.config), generator_for(recipe.seed)).to(device)
+            model = initialize(BlockDiffusionLM(prepared.config), generator_for(recipe.seed)).to(device)
             inputs = RunInputs(
                 recipe=recipe,
                 predict=Predictor(model, getattr(torch, recipe.train.dtype), recompute=recipe.parallel.recompute),

@@ -34,7 +34,7 @@ from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 from run_record import compile_first, describe_model, describe_run, parse_arguments, report
 from torch import Tensor, nn
 
-from dmax import LLM, GenerationParams, LLaDA2, load_model, load_tokenizer
+from dmax import LLM, BlockDiffusionLM, GenerationParams, load_model, load_tokenizer
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.problems import problem
 
@@ -46,7 +46,7 @@ LONGEST = 8192
 class Wrapped(nn.Module):
     """Our model, called the way the pipeline calls one."""
 
-    def __init__(self, model: LLaDA2) -> None:
+    def __init__(self, model: BlockDiffusionLM) -> None:
         super().__init__()
         self.inner = model
         self.device, self.dtype = model.device, model.dtype
@@ -56,12 +56,12 @@ class Wrapped(nn.Module):
         return SimpleNamespace(logits=self.inner.logits(input_ids, BLOCK_LENGTH))
 
 
-def without_end(name: str, dtype: torch.dtype) -> LLaDA2:
+def without_end(name: str, dtype: torch.dtype) -> BlockDiffusionLM:
     """Give the model the mask token as its EOS: it is never chosen, so every answer has its full length."""
     model = load_model(name, torch.device("cpu"), dtype)
     config = replace(model.config, eos_token_id=model.config.mask_token_id, max_position_embeddings=LONGEST)
     with torch.device("meta"):
-        endless = LLaDA2(config)
+        endless = BlockDiffusionLM(config)
     endless.load_state_dict(model.state_dict(), assign=True)
     return endless.eval()
 
@@ -88,14 +88,14 @@ def timed(work: Callable[[], list[int]]) -> tuple[float, list[int]]:
     return time.perf_counter() - started, tokens
 
 
-def pipeline_over(model: LLaDA2) -> Any:
+def pipeline_over(model: BlockDiffusionLM) -> Any:
     pipeline = LLaDA2Pipeline(model=Wrapped(model), scheduler=BlockRefinementScheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def compare(
-    llm: LLM, plain: LLaDA2, prompts: list[list[int]], length: int, threshold: float, repeats: int
+    llm: LLM, plain: BlockDiffusionLM, prompts: list[list[int]], length: int, threshold: float, repeats: int
 ) -> dict[str, Any]:
     """Run all in turn on every prompt; lengths are filled up to the end of a block, where all end alike."""
     pipelines = {

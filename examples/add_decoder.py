@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dmax import LLM, LLaDA2
+from dmax import LLM, BlockDiffusionLM
 from dmax.decoding import BlockState, DecoderError, StepResult, commit_masks, decode, predict
 
 
@@ -52,7 +52,7 @@ def on_a_model(question: str) -> None:
     assert llm.tokenizer is not None
 
     def logits_from(embeds: Tensor, mask: Tensor, start: int) -> Tensor:
-        model: LLaDA2 = llm.model
+        model: BlockDiffusionLM = llm.model
         positions = torch.arange(embeds.shape[1])[None]
         return model.head(model(embeds, positions, mask)[:, start:])
 

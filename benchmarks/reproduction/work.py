@@ -24,7 +24,7 @@ from benchmarks.reproduction.study import HALF, SHARES, TRAININGS, Method, Run, 
 from dmax.engine import LLM
 from dmax.evaluation.answerers import LocalAnswerer, weights_hash
 from dmax.evaluation.report import RESULTS_FILE
-from dmax.evaluation.runner import TaskData, evaluate
+from dmax.evaluation.runner import RunSettings, TaskData, evaluate
 from dmax.training.checkpointing import snapshot_folder
 from dmax.training.objectives.registry import get_objective, section_of
 from dmax.training.optim import learning_rate_factor
@@ -260,4 +260,4 @@ class Work:
             self._loaded = model, LLM(place, dtype=dtype, max_batch_size=BATCH_SIZE), weights_hash(place)
         _, llm, weights = self._loaded
         answerer = LocalAnswerer(llm, method.params(threshold), str(model), weights)
-        evaluate(data, answerer, self._folder / folder, seed=0, command=self._command)
+        evaluate(data, answerer, self._folder / folder, RunSettings(0, self._command))

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmax.decoding import BlockState, Decoder, StepResult, decoder_names, get_decoder
-    from dmax.engine import LLM, GenerationOutput, GenerationParams, LLMEngine, PassRecord, RequestUpdate
-    from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_model, load_tokenizer, save_model
+    from dmax.engine import LLM, EngineConfig, GenerationOutput, GenerationParams, LLMEngine, PassRecord, RequestUpdate
+    from dmax.models import BlockDiffusionLM, ModelConfig, Tokenizer, load_model, load_tokenizer, save_model
 
 __all__ = [
     "LLM",
+    "BlockDiffusionLM",
     "BlockState",
     "Decoder",
+    "EngineConfig",
     "GenerationOutput",
     "GenerationParams",
     "LLMEngine",
-    "LLaDA2",
     "ModelConfig",
     "PassRecord",
     "RequestUpdate",
@@ -35,11 +36,12 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("LLM", "GenerationOutput", "GenerationParams", "LLMEngine", "PassRecord", "RequestUpdate"), "dmax.engine"
+        ("LLM", "EngineConfig", "GenerationOutput", "GenerationParams", "LLMEngine", "PassRecord", "RequestUpdate"),
+        "dmax.engine",
     ),
     **dict.fromkeys(("BlockState", "Decoder", "StepResult", "decoder_names", "get_decoder"), "dmax.decoding"),
     **dict.fromkeys(
-        ("LLaDA2", "ModelConfig", "Tokenizer", "load_model", "load_tokenizer", "save_model"), "dmax.models"
+        ("BlockDiffusionLM", "ModelConfig", "Tokenizer", "load_model", "load_tokenizer", "save_model"), "dmax.models"
     ),
 }
 

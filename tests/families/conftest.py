@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_model
+from dmax.models import BlockDiffusionLM, ModelConfig, Tokenizer, load_model
 from dmax.models.families import family_names
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 MASK, EOS, PAD, VOCAB = 1, 2, 0, 48
 SIZES: dict[str, Any] = {
@@ -111,7 +111,7 @@ def checkpoint(family: str, make: Make) -> Path:
 
 
 @pytest.fixture(params=[*TABLE, "a2d-qwen3, shifted", "llada2_moe, block routing"])
-def model(request: pytest.FixtureRequest, make: Make) -> LLaDA2:
+def model(request: pytest.FixtureRequest, make: Make) -> BlockDiffusionLM:
     """A model of every family, of newer members of the first one, and one that `dmax adapt` made."""
     name, _, variant = request.param.partition(", ")
     if name in TABLE:
@@ -120,7 +120,7 @@ def model(request: pytest.FixtureRequest, make: Make) -> LLaDA2:
         return found
     ids = {"mask_token_id": MASK, "eos_token_id": EOS, "pad_token_id": PAD}
     config = ModelConfig(**{**SIZES, **ids, "head_dim": 16, **BLOCK_ROUTING})
-    return initialize(LLaDA2(config), torch.Generator().manual_seed(3)).eval()
+    return initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(3)).eval()
 
 
 _TEMPLATE = "{% for m in messages %}{{ 'w3' if m.role == 'user' else 'w4' }} {{ m.content }} {% endfor %}w5"

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from dmax import LLM, GenerationOutput, GenerationParams, LLMEngine
+from dmax import LLM, EngineConfig, GenerationOutput, GenerationParams, LLMEngine
 from dmax.engine import GenerationError
 from dmax.engine.backends import Backend
 from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.backends.torch import TorchBackend
 from dmax.engine.requests import RequestReader
 from dmax.kernels.cpu.library import compile_kernels
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 from dmax.training.data import Example
 from dmax.training.layout import lay_out
 from dmax.training.multi_block import group_starts
@@ -44,7 +44,7 @@ def prompts_of(*lengths: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("block_length", [4, 8, 32])
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_neither_cache_nor_company_changes_an_answer(model: LLaDA2, decoder: str, block_length: int) -> None:
+def test_neither_cache_nor_company_changes_an_answer(model: BlockDiffusionLM, decoder: str, block_length: int) -> None:
     batch = prompts_of(0, 3, block_length, 2 * block_length + 1)
     params = GenerationParams(
         decoder=decoder, block_length=block_length, gen_length=block_length + 5, trace=True, **DECODERS[decoder]
@@ -56,7 +56,7 @@ def test_neither_cache_nor_company_changes_an_answer(model: LLaDA2, decoder: str
     assert len({tuple(output.token_ids) for output in cached}) > 1, "or nothing is compared"
 
 
-def test_blocks_in_flight_need_neither(model: LLaDA2) -> None:
+def test_blocks_in_flight_need_neither(model: BlockDiffusionLM) -> None:
     batch = prompts_of(3, 17)
     params = GenerationParams(
         decoder="soft-parallel", block_length=8, gen_length=30, buffer_size=3, semi_threshold=0.5, add_threshold=0.0,
@@ -74,7 +74,9 @@ def test_what_a_shifted_model_needs_beside_keys_and_values_survives(make: Callab
     batch = [*prompts_of(3, 9, 17, 5, 12), prompt, prompt, prompt[:16]]
     params = GenerationParams(decoder="soft-parallel", block_length=8, gen_length=40, threshold=0.9)
     page_bytes = 2 * 2 * 2 * 16 * 8 * 4
-    engine = LLMEngine(llm.model, page_length=8, kv_memory=16 * page_bytes, prefill_tokens=8, max_batch_size=4)
+    engine = LLMEngine(
+        llm.model, config=EngineConfig(page_length=8, kv_memory=16 * page_bytes, prefill_tokens=8, max_batch_size=4)
+    )
     for index, ids in enumerate(batch):
         engine.add_request(ids, replace(params, seed=index), str(index))
     answers = {}
@@ -87,7 +89,7 @@ def test_what_a_shifted_model_needs_beside_keys_and_values_survives(make: Callab
 
 
 @pytest.mark.parametrize("model", ["llada2_moe, block routing"], indirect=True)
-def test_blocks_that_experts_are_not_chosen_for_are_refused(model: LLaDA2) -> None:
+def test_blocks_that_experts_are_not_chosen_for_are_refused(model: BlockDiffusionLM) -> None:
     with pytest.raises(GenerationError, match="block_length is 6; this model chooses experts for blocks of 4"):
         LLM(model).generate([5], GenerationParams(block_length=6, gen_length=8))
 
@@ -107,7 +109,9 @@ def test_a_model_brings_block_length_and_decoder(make: Callable[..., Any]) -> No
     assert (output.params["block_length"], output.decoder) == (2, "fixed-steps")
 
 
-def engine_answers(backend: Backend, model: LLaDA2, launch_ahead: bool = False, gen_length: int = 14) -> list[Any]:
+def engine_answers(
+    backend: Backend, model: BlockDiffusionLM, launch_ahead: bool = False, gen_length: int = 14
+) -> list[Any]:
     """Of requests that differ in all that a backend tells apart."""
     rules: list[dict[str, Any]] = [
         {"decoder": "soft-parallel", "threshold": 0.05, "acceptance_threshold": 0.3, "block_length": 8},
@@ -120,7 +124,9 @@ def engine_answers(backend: Backend, model: LLaDA2, launch_ahead: bool = False, 
         for index, (ids, rule) in enumerate(zip(prompts_of(3, 9, 17), rules, strict=True))
     ]
     engine = LLMEngine(
-        model, pages=16, page_length=8, max_batch_size=3, prefill_tokens=16, backend=backend, launch_ahead=launch_ahead
+        model,
+        config=EngineConfig(pages=16, page_length=8, max_batch_size=3, prefill_tokens=16, launch_ahead=launch_ahead),
+        backend=backend,
     )
     for row in rows:
         engine.add(row)
@@ -141,7 +147,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_compiled_kernels_give_the_same_answers(model: LLaDA2, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_kernels_give_the_same_answers(
+    model: BlockDiffusionLM, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = engine_answers(TorchBackend(model), model)
     monkeypatch.setenv("XDG_CACHE_HOME", str(library))
     backend = CpuBackend(model)
@@ -150,7 +158,7 @@ def test_compiled_kernels_give_the_same_answers(model: LLaDA2, library: Path, mo
     assert (backend._weights is None) == bool(model.config.expert_capacity), "all layers in one call, or not"
 
 
-def test_the_gpu_backend_gives_the_same_answers(model: LLaDA2) -> None:
+def test_the_gpu_backend_gives_the_same_answers(model: BlockDiffusionLM) -> None:
     pytest.importorskip("triton")
     from dmax.engine.backends.cuda import CudaBackend
 
@@ -159,7 +167,7 @@ def test_the_gpu_backend_gives_the_same_answers(model: LLaDA2) -> None:
         assert engine_answers(CudaBackend(model, graphs=False), model, launch_ahead, gen_length=7) == expected
 
 
-def test_training_reads_what_decoding_reads(model: LLaDA2) -> None:
+def test_training_reads_what_decoding_reads(model: BlockDiffusionLM) -> None:
     """Logits of noisy blocks, by themselves and in a group, are those of decoding them behind the clean ones."""
     ids = prompts_of(16)[0]
     supervised = [position >= 3 for position in range(16)]

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from typer.testing import CliRunner, Result
 
-from dmax import LLM, GenerationParams, LLMEngine
+from dmax import LLM, EngineConfig, GenerationParams, LLMEngine
 from dmax.cli import app
 from dmax.measurement.passes import PassDriver
-from dmax.models import LLaDA2, load_config, load_model, load_tokenizer
+from dmax.models import BlockDiffusionLM, load_config, load_model, load_tokenizer
 from dmax.models.convert import Quantization, convert_checkpoint
 from dmax.models.parallel import tensor_parallel
 from dmax.training.adapters import Adapters
@@ -70,7 +70,7 @@ def test_serve(checkpoint: Path) -> None:
 
     llm = LLM(checkpoint)
     assert llm.tokenizer is not None
-    engine = LLMEngine(llm.model, llm.tokenizer, page_length=8, kv_memory=2**22)
+    engine = LLMEngine(llm.model, llm.tokenizer, EngineConfig(page_length=8, kv_memory=2**22))
     settings = ServerSettings("it", block_length=4, default_gen_length=8, max_gen_length=64)
     body = {"model": "it", "messages": LLM.chat_prompt("w7 w8")}
     with TestClient(create_app(engine, llm.tokenizer, settings)) as client:
@@ -168,7 +168,7 @@ def _share(rank: int, folder: Path, checkpoints: list[Path]) -> None:
     dist.destroy_process_group()
 
 
-def _said(model: LLaDA2) -> dict[str, Any]:
+def _said(model: BlockDiffusionLM) -> dict[str, Any]:
     [output] = LLM(model).generate([[5, 6, 7]], PARAMS)
     return {"tokens": output.token_ids, "logits": model.logits(torch.tensor([[5, 6, 7, 8, 9]]), 4).tolist()}
 

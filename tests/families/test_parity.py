@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from dmax import LLM, GenerationParams
-from dmax.models import CheckpointError, LLaDA2, load_config, load_model, save_model
+from dmax.models import BlockDiffusionLM, CheckpointError, load_config, load_model, save_model
 from dmax.models.masks import block_causal_mask
 
 Make = Callable[..., Any]
@@ -46,7 +46,7 @@ def their_logits(theirs: Any, ids: torch.Tensor, block_length: int) -> torch.Ten
     return theirs(ids, attention_mask=bias.expand(ids.shape[0], -1, -1, -1), position_ids=positions).logits
 
 
-def assert_same_logits(model: LLaDA2, theirs: Any, block_length: int) -> None:
+def assert_same_logits(model: BlockDiffusionLM, theirs: Any, block_length: int) -> None:
     ids = ids_of(24)
     ours, expected = model.logits(ids, block_length), their_logits(theirs, ids, block_length)
     if model.config.shift_logits:

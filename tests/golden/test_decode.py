@@ -24,8 +24,8 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, StepResult, decode, get_decoder, input_embeddings
 from dmax.models.checkpoint import load_model
-from dmax.models.llada2 import LLaDA2
 from dmax.models.masks import block_causal_mask
+from dmax.models.transformer import BlockDiffusionLM
 
 DATA = Path(__file__).parent / "data"
 CHECKPOINTS = ("dense", "moe", "moe-nogroup", "trained-dense")
@@ -46,7 +46,7 @@ class Answer:
 
 
 @cache
-def model_of(checkpoint: str) -> LLaDA2:
+def model_of(checkpoint: str) -> BlockDiffusionLM:
     return load_model(DATA / checkpoint, device="cpu", dtype=torch.float32)
 
 
@@ -59,7 +59,7 @@ def decoder_of(vector: Vector, **changes: Any) -> Decoder:
     return get_decoder(vector["decoder"], **{key: vector[key] for key in OPTIONS if key in vector} | changes)
 
 
-def fresh_block(model: LLaDA2, vector: Vector, start: int, rows: int) -> BlockState:
+def fresh_block(model: BlockDiffusionLM, vector: Vector, start: int, rows: int) -> BlockState:
     """The block at ``start``, in equal rows: what is left of the prompt, then masks."""
     prompt, length, mask_id = vector["prompt_ids"], vector["block_length"], model.config.mask_token_id
     tail = prompt[start : start + length]
@@ -70,7 +70,7 @@ def fresh_block(model: LLaDA2, vector: Vector, start: int, rows: int) -> BlockSt
 
 @torch.inference_mode()
 def one_pass(
-    model: LLaDA2, decoder: Decoder, prefix: Tensor, state: BlockState, jitter: torch.Generator | None = None
+    model: BlockDiffusionLM, decoder: Decoder, prefix: Tensor, state: BlockState, jitter: torch.Generator | None = None
 ) -> StepResult:
     """Denoise a block ``(R, L)`` once after its final prefix ``(R, P)``.
 
@@ -88,7 +88,7 @@ def one_pass(
     return decoder.step(model.head(hidden[:, -length:]), state)
 
 
-def answer_of(model: LLaDA2, decoder: Decoder, vector: Vector) -> Answer:
+def answer_of(model: BlockDiffusionLM, decoder: Decoder, vector: Vector) -> Answer:
     """What the reference loop of the package gives."""
 
     def logits_from(embeds: Tensor, mask: Tensor, start: int) -> Tensor:
@@ -122,14 +122,14 @@ def met_exactly(checkpoint: str, index: int) -> bool:
     return same_answer and vector["trace"] in (None, answer.trace)
 
 
-def met_within_rounding(model: LLaDA2, decoder: Decoder, vector: Vector) -> bool:
+def met_within_rounding(model: BlockDiffusionLM, decoder: Decoder, vector: Vector) -> bool:
     """Whether only rounding keeps the decoder from meeting the vector."""
     if vector["trace"] is None:
         return _some_run_agrees(model, decoder, vector)
     return _agrees_while_predictable(model, decoder, vector)
 
 
-def _agrees_while_predictable(model: LLaDA2, decoder: Decoder, vector: Vector, rows: int = 32) -> bool:
+def _agrees_while_predictable(model: BlockDiffusionLM, decoder: Decoder, vector: Vector, rows: int = 32) -> bool:
     """Each block, on the published prefix, agrees after every pass until rounding alone changes its tokens.
 
     That is when copies of the run, apart by no more than rounding, no longer have the same tokens among themselves.
@@ -151,7 +151,7 @@ def _agrees_while_predictable(model: LLaDA2, decoder: Decoder, vector: Vector, r
     return True
 
 
-def _some_run_agrees(model: LLaDA2, decoder: Decoder, vector: Vector, rows: int = 128) -> bool:
+def _some_run_agrees(model: BlockDiffusionLM, decoder: Decoder, vector: Vector, rows: int = 128) -> bool:
     """Among runs that are apart by no more than rounding, one has the published answer in the published passes.
 
     After each block the runs that have left the answer take up again from runs that have not.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmax.models import LLaDA2, load_model
+from dmax.models import BlockDiffusionLM, load_model
 from dmax.models.convert import convert_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -23,7 +23,7 @@ def vectors(name: str) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     return {length: (tensors[f"ids_{length}"].long(), tensors[f"logits_{length}"]) for length in lengths}
 
 
-def assert_same_logits(model: LLaDA2, name: str) -> None:
+def assert_same_logits(model: BlockDiffusionLM, name: str) -> None:
     for block_length, (ids, expected) in vectors(name).items():
         torch.testing.assert_close(model.logits(ids, block_length), expected, rtol=0, atol=1e-4)
 

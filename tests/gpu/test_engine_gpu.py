@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from dmax import LLM, GenerationParams, LLaDA2, LLMEngine, ModelConfig, load_model
+from dmax import LLM, BlockDiffusionLM, EngineConfig, GenerationParams, LLMEngine, ModelConfig, load_model
 from dmax.engine.backends import Backend
 from dmax.engine.backends.torch import TorchBackend
 from dmax.engine.requests import RequestReader
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 pytest.importorskip("triton")
 from dmax.engine.backends.cuda import CudaBackend
@@ -48,7 +48,7 @@ def prompts(vectors: list[dict[str, Any]]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest) -> LLaDA2:
+def model(request: pytest.FixtureRequest) -> BlockDiffusionLM:
     return load_model(TRAINED, torch.device("cuda"), getattr(torch, request.param)).eval()
 
 
@@ -60,29 +60,31 @@ SPARSE = ModelConfig(
 )  # fmt: skip
 
 
-def random_model(config: ModelConfig) -> LLaDA2:
+def random_model(config: ModelConfig) -> BlockDiffusionLM:
     """Random bfloat16 weights, made where they stay."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            model = LLaDA2(config)
+            model = BlockDiffusionLM(config)
     finally:
         torch.set_default_dtype(torch.float32)
     return initialize(model, torch.Generator("cuda").manual_seed(0)).eval()
 
 
-def paged(model: LLaDA2, *, graphs: bool = True) -> CudaBackend:
+def paged(model: BlockDiffusionLM, *, graphs: bool = True) -> CudaBackend:
     return CudaBackend(model, graphs=graphs)
 
 
 def answers(
-    backend: Backend, model: LLaDA2, batch: Sequence[list[int]], params: GenerationParams
+    backend: Backend, model: BlockDiffusionLM, batch: Sequence[list[int]], params: GenerationParams
 ) -> list[tuple[list[int], int]]:
     """Tokens and passes of every prompt, all of them decoded together."""
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, replace(params, seed=i), time.perf_counter()) for i, ids in enumerate(batch)]
     engine = LLMEngine(
-        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=64, prefill_tokens=128, backend=backend
+        model,
+        config=EngineConfig(pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=64, prefill_tokens=128),
+        backend=backend,
     )
     for row in rows:
         engine.add(row)
@@ -102,7 +104,7 @@ def test_published_answers_are_given_in_float32(vectors: list[dict[str, Any]]) -
 
 
 @pytest.mark.parametrize("options", DECODERS, ids=str)
-def test_graphs_change_nothing(model: LLaDA2, prompts: list[list[int]], options: dict[str, Any]) -> None:
+def test_graphs_change_nothing(model: BlockDiffusionLM, prompts: list[list[int]], options: dict[str, Any]) -> None:
     params = GenerationParams(**options, gen_length=96)
     captured, launched = paged(model), paged(model, graphs=False)
     for batch in (prompts[:1], prompts[:5], prompts):
@@ -110,7 +112,9 @@ def test_graphs_change_nothing(model: LLaDA2, prompts: list[list[int]], options:
 
 
 @pytest.mark.parametrize("options", DECODERS, ids=str)
-def test_tokens_are_those_of_the_plain_path(model: LLaDA2, prompts: list[list[int]], options: dict[str, Any]) -> None:
+def test_tokens_are_those_of_the_plain_path(
+    model: BlockDiffusionLM, prompts: list[list[int]], options: dict[str, Any]
+) -> None:
     if model.dtype != torch.float32:
         pytest.skip("rounding may decide in bfloat16")
     params = GenerationParams(**options, gen_length=96)
@@ -118,7 +122,7 @@ def test_tokens_are_those_of_the_plain_path(model: LLaDA2, prompts: list[list[in
     assert answers(paged(model), model, prompts, params) == answers(plain, model, prompts, params)
 
 
-def test_a_row_gets_what_it_gets_alone(model: LLaDA2, prompts: list[list[int]]) -> None:
+def test_a_row_gets_what_it_gets_alone(model: BlockDiffusionLM, prompts: list[list[int]]) -> None:
     if model.dtype != torch.float32:
         pytest.skip("a bfloat16 matmul of more rows rounds differently")
     params = GenerationParams(threshold=0.5, gen_length=96)
@@ -149,9 +153,9 @@ def test_one_cache_serves_call_after_call_until_weights_move(prompts: list[list[
     assert backend._room is not room
 
 
-def test_all_graphs_can_be_captured_before_the_first_request(model: LLaDA2, prompts: list[list[int]]) -> None:
+def test_all_graphs_can_be_captured_before_the_first_request(model: BlockDiffusionLM, prompts: list[list[int]]) -> None:
     params = GenerationParams(threshold=0.5, gen_length=64)
-    engine = LLMEngine(model, max_batch_size=4, kv_memory=2**26, capture_graphs=True)
+    engine = LLMEngine(model, config=EngineConfig(max_batch_size=4, kv_memory=2**26, capture_graphs=True))
     forwards = engine._backend._room.forwards[32]  # type: ignore[attr-defined]
     captured = dict(forwards._graphs)
     assert 1 in captured

@@ -16,10 +16,10 @@ from dmax.engine.backends.cuda import CudaBackend
 from dmax.engine.backends.cuda_modules import KernelSparseMLP
 from dmax.engine.backends.swapped import copy_as
 from dmax.kernels.soft_parallel import decide, soft_embeddings, thresholds_on
-from dmax.models import LLaDA2, ModelConfig, load_model, save_model
+from dmax.models import BlockDiffusionLM, ModelConfig, load_model, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
-from dmax.models.llada2 import initialize
 from dmax.models.moe import SparseMLP
+from dmax.models.transformer import initialize
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("triton")
@@ -48,7 +48,7 @@ def by_kernels(layer: SparseMLP) -> KernelSparseMLP:
     return copy_as(layer, KernelSparseMLP)
 
 
-def logits_by_kernels(model: LLaDA2, ids: torch.Tensor) -> torch.Tensor:
+def logits_by_kernels(model: BlockDiffusionLM, ids: torch.Tensor) -> torch.Tensor:
     """Logits of whole sequences by the modules of the backend."""
     return CudaBackend(model.eval()).modules.logits(ids)
 
@@ -102,7 +102,7 @@ def test_a_layer_is_captured_and_follows_its_input(layer: SparseMLP) -> None:
 @pytest.mark.parametrize("positions", [32, 96])
 def test_a_model_gives_the_logits_of_the_plain_one(positions: int) -> None:
     config = replace(MINI, hidden_size=256, intermediate_size=512, moe_intermediate_size=96, num_hidden_layers=3)
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(9)).cuda().eval()
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(9)).cuda().eval()
     ids = torch.randint(3, 512, (2, positions), generator=torch.Generator().manual_seed(10)).cuda()
     found, expected = logits_by_kernels(model, ids), model.logits(ids)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -114,7 +114,7 @@ def test_a_quantised_model_gives_the_logits_of_the_plain_path(
     weights: str, parts: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = replace(MINI, hidden_size=256, intermediate_size=512, moe_intermediate_size=96, num_hidden_layers=3)
-    save_model(initialize(LLaDA2(config), torch.Generator().manual_seed(9)), tmp_path / "whole")
+    save_model(initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(9)), tmp_path / "whole")
     convert_checkpoint(tmp_path / "whole", tmp_path / "small", quantization=Quantization(weights, parts=parts))
     model = load_model(tmp_path / "small", device="cuda")
     ids = torch.randint(3, 512, (1, 96), generator=torch.Generator().manual_seed(10)).cuda()

@@ -59,8 +59,8 @@ def test_a_sharded_run_gives_the_losses_of_a_whole_one(
 
 
 def test_the_planned_memory_is_right_within_15_percent() -> None:
-    from dmax.models import LLaDA2, ModelConfig
-    from dmax.models.llada2 import initialize
+    from dmax.models import BlockDiffusionLM, ModelConfig
+    from dmax.models.transformer import initialize
     from dmax.training.objectives.masked import masked_loss
     from dmax.training.optim import Optimizer
     from dmax.training.predictor import Predictor
@@ -79,7 +79,7 @@ def test_the_planned_memory_is_right_within_15_percent() -> None:
     )  # fmt: skip
     device = torch.device("cuda")
     layout = lay_out([Example((5,) * 512, (False,) * 128 + (True,) * 384)] * 16, 32, pad_token_id=0).to(device)
-    model = initialize(LLaDA2(config), generator_for(1)).to(device).train()
+    model = initialize(BlockDiffusionLM(config), generator_for(1)).to(device).train()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     predict = Predictor(model, torch.bfloat16)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from dmax.models import LLaDA2, save_model
-from dmax.models.llada2 import initialize
+from dmax.models import BlockDiffusionLM, save_model
+from dmax.models.transformer import initialize
 
 pytest.importorskip("httpx")
 
@@ -108,7 +108,7 @@ def test_smollm2_grades_and_counts_answers(smollm2: Any) -> None:
 def test_smollm2_measures_what_the_chain_leaves(
     smollm2: Any, tmp_path: Path, tiny_config: Any, word_tokenizer: Any, chat_template: str
 ) -> None:
-    model = initialize(LLaDA2(tiny_config(moe=False)), torch.Generator().manual_seed(0))
+    model = initialize(BlockDiffusionLM(tiny_config(moe=False)), torch.Generator().manual_seed(0))
     for folder, _ in smollm2.STAGES.values():
         save_model(model, tmp_path / folder, tokenizer=word_tokenizer(chat_template))
     rows = tmp_path / "gsm8k.jsonl"

@@ -14,22 +14,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmax import LLM, GenerationParams, LLaDA2, LLMEngine, ModelConfig
+from dmax import LLM, BlockDiffusionLM, EngineConfig, GenerationParams, LLMEngine, ModelConfig
 from dmax.engine import GenerationError, GenerationOutput
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 VOCAB, MASK, EOS, PAD = 48, 1, 2, 0
 BLOCK = 8
 
 
-def tiny_model() -> LLaDA2:
+def tiny_model() -> BlockDiffusionLM:
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, partial_rotary_factor=0.5, mask_token_id=MASK, eos_token_id=EOS,
         pad_token_id=PAD, initializer_range=0.2, num_experts=4, num_experts_per_tok=2, num_shared_experts=1,
         moe_intermediate_size=16, first_k_dense_replace=1, n_group=2, topk_group=1, max_position_embeddings=512,
     )  # fmt: skip
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(5))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(5))
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 2  # so that a fair share of the answers ends early
     return model
@@ -94,10 +94,9 @@ def test_answers_are_those_given_alone(
         asked.append((arrival, prompt, params))
     engine = LLMEngine(
         MODEL,
-        page_length=BLOCK,
-        kv_memory=pool_bytes(pages),
-        max_batch_size=max_batch_size,
-        prefill_tokens=prefill_tokens,
+        config=EngineConfig(
+            page_length=BLOCK, kv_memory=pool_bytes(pages), max_batch_size=max_batch_size, prefill_tokens=prefill_tokens
+        ),
     )
     engine._launches_ahead = launch_ahead
     answers: dict[str, GenerationOutput] = {}
@@ -130,7 +129,7 @@ def test_a_pool_too_small_for_all_interrupts_and_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(3)
     batch = [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in (3, 9, 17, 5, 12, 30)]
     params = GenerationParams(block_length=BLOCK, gen_length=64, threshold=0.9)
-    engine = LLMEngine(MODEL, page_length=BLOCK, kv_memory=pool_bytes(16), prefill_tokens=BLOCK)
+    engine = LLMEngine(MODEL, config=EngineConfig(page_length=BLOCK, kv_memory=pool_bytes(16), prefill_tokens=BLOCK))
     for index, prompt in enumerate(batch):
         engine.add_request(prompt, replace(params, seed=index), str(index))
     answers = {}
@@ -161,7 +160,7 @@ def test_every_decoder_draws_as_it_does_alone_whatever_its_neighbours_draw_from(
 
 
 def test_a_prompt_that_was_there_is_not_computed_again() -> None:
-    engine = LLMEngine(MODEL, page_length=BLOCK, kv_memory=pool_bytes(64))
+    engine = LLMEngine(MODEL, config=EngineConfig(page_length=BLOCK, kv_memory=pool_bytes(64)))
     prompt = [5, 6, 7] * 11
     params = GenerationParams(block_length=BLOCK, gen_length=16)
     outputs = []
@@ -172,7 +171,7 @@ def test_a_prompt_that_was_there_is_not_computed_again() -> None:
     stats = engine.stats()
     assert (stats.prefilled, stats.prefix_queries, stats.prefix_hits) == (32, 8, 4)
     assert essence(outputs[0]) == essence(outputs[1])
-    engine = LLMEngine(MODEL, page_length=BLOCK, kv_memory=pool_bytes(64), reuse_prefixes=False)
+    engine = LLMEngine(MODEL, config=EngineConfig(page_length=BLOCK, kv_memory=pool_bytes(64), reuse_prefixes=False))
     for _ in range(2):
         engine.add_request(prompt, params)
         while engine.has_requests():
@@ -181,7 +180,7 @@ def test_a_prompt_that_was_there_is_not_computed_again() -> None:
 
 
 def test_what_cannot_be_run_is_refused_at_once() -> None:
-    engine = LLMEngine(MODEL, page_length=BLOCK, kv_memory=pool_bytes(4))
+    engine = LLMEngine(MODEL, config=EngineConfig(page_length=BLOCK, kv_memory=pool_bytes(4)))
     with pytest.raises(GenerationError, match="takes 6 pages of the KV cache, and it has 4"):
         engine.add_request([5] * 10, GenerationParams(block_length=BLOCK, gen_length=32))
     with pytest.raises(GenerationError, match="use_cache"):
@@ -192,6 +191,6 @@ def test_what_cannot_be_run_is_refused_at_once() -> None:
     assert engine.abort("mine")
     assert not engine.abort("mine")
     with pytest.raises(GenerationError, match="one page of this model takes"):
-        LLMEngine(MODEL, kv_memory=100)
+        LLMEngine(MODEL, config=EngineConfig(kv_memory=100))
     with pytest.raises(GenerationError, match="max_batch_size is 0"):
-        LLMEngine(MODEL, max_batch_size=0)
+        LLMEngine(MODEL, config=EngineConfig(max_batch_size=0))

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmax import LLM, GenerationOutput, GenerationParams, LLaDA2, ModelConfig
+from dmax import LLM, BlockDiffusionLM, GenerationOutput, GenerationParams, ModelConfig
 from dmax.engine import GenerationError
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 VOCAB, MASK, EOS, PAD = 48, 1, 2, 0
 DECODERS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def tiny_llm(kind: str, max_batch_size: int = 32) -> LLM:
         num_key_value_heads=2, head_dim=16, partial_rotary_factor=0.5, mask_token_id=MASK, eos_token_id=EOS,
         pad_token_id=PAD, initializer_range=0.2, **(experts if kind == "moe" else {}),
     )  # fmt: skip
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(5))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(5))
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 2  # so that a fair share of the answers ends early
     return LLM(model, max_batch_size=max_batch_size)
@@ -132,7 +132,7 @@ def test_every_end_token_ends_an_answer(name: str, buffer_size: int) -> None:
     params = replace(decoder_params(name, gen_length=44, block_length=8, ignore_eos=True), buffer_size=buffer_size)
     [endless] = llm.generate([[5, 6, 7]], params)
     further = next(token for token in endless.token_ids if token not in (EOS, MASK))
-    model = LLaDA2(replace(llm.model.config, further_eos_token_ids=(further,)))
+    model = BlockDiffusionLM(replace(llm.model.config, further_eos_token_ids=(further,)))
     model.load_state_dict(llm.model.state_dict())
     for use_cache in (True, False):
         ending = replace(params, ignore_eos=False, use_cache=use_cache)

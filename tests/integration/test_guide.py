@@ -14,9 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from dmax.cli import app
-from dmax.models import LLaDA2, Tokenizer, load_config, save_model
+from dmax.models import BlockDiffusionLM, Tokenizer, load_config, save_model
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 pytest.importorskip("datasets")
 gguf = pytest.importorskip("gguf")
@@ -35,7 +35,7 @@ def models(tmp_path: Path, word_tokenizer: Callable[[str | None], Tokenizer], ch
     """The names in the guide -> tiny models that often end their answers."""
     generator, tokenizer = torch.Generator().manual_seed(4), word_tokenizer(chat_template)
     ids = {"mask_token_id": 1, "eos_token_id": EOS, "pad_token_id": 0}
-    sdar = initialize(LLaDA2(ModelConfig(family="sdar", **ids, **SIZES)), generator)
+    sdar = initialize(BlockDiffusionLM(ModelConfig(family="sdar", **ids, **SIZES)), generator)
     with torch.no_grad():
         sdar.lm_head.weight[EOS] *= 2.5
     save_model(sdar, tmp_path / "sdar", tokenizer=tokenizer)

@@ -11,7 +11,7 @@ import jsonschema_rs
 import pytest
 import tokenizers
 
-from dmax import LLM, GenerationOutput, GenerationParams, LLMEngine, Tokenizer
+from dmax import LLM, EngineConfig, GenerationOutput, GenerationParams, LLMEngine, Tokenizer
 from dmax.engine import GenerationError
 from dmax.engine.kv_cache import page_bytes
 
@@ -144,7 +144,7 @@ def test_an_answer_survives_preemption_and_shared_pages(llm: LLM) -> None:
     params = [GenerationParams(json_schema=POINT, gen_length=64, block_length=8, **one) for one in DECODERS[:5]]
     alone = [llm.generate([QUESTION], one)[0] for one in params]
     size = page_bytes(llm.model.config, 8, llm.model.dtype)
-    engine = LLMEngine(llm.model, llm.tokenizer, page_length=8, kv_memory=16 * size, max_batch_size=5)
+    engine = LLMEngine(llm.model, llm.tokenizer, EngineConfig(page_length=8, kv_memory=16 * size, max_batch_size=5))
     for at, one in enumerate(params):
         engine.add_request(QUESTION, one, str(at))
     final: dict[str, list[int]] = {str(at): [] for at in range(5)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,75 +17,96 @@ from dmax.cli._common.session import AUTO, check_placement, own_command, pick_de
 
 if TYPE_CHECKING:
     from dmax.engine.requirements import Workload
-    from dmax.models import LLaDA2
+    from dmax.models import BlockDiffusionLM
 
 
-def bench(
+@dataclass(frozen=True)
+class TimedModel:
+    """Which model is timed, and where."""
+
     shape: Annotated[
         str | None,
         typer.Option(
             help="This shape with random weights: llada2-mini, llada2-flash, llada2.2-mini, sdar-1.7b, sdar-4b, "
             "sdar-8b, fast-dllm-v2-1.5b or nano."
         ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Or a model: a folder, a Hugging Face id, nano or nano-base.")
-    ] = None,
-    layers: Annotated[int | None, typer.Option(help="Of the shape, only so many layers.")] = None,
+    ] = None
+    model: Annotated[str | None, typer.Option(help="Or a model: a folder, a Hugging Face id, nano or nano-base.")] = (
+        None
+    )
+    layers: Annotated[int | None, typer.Option(help="Of the shape, only so many layers.")] = None
     weights: Annotated[
         str | None,
         typer.Option(help="Of the shape, int8 or int4 instead of the dtype; embeddings and head then are int8."),
-    ] = None,
+    ] = None
     expert_capacity: Annotated[
         int | None, typer.Option(metavar="N", help="The most experts of a layer that a block may use.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")] = AUTO,
+    ] = None
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")] = AUTO
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 elsewhere.")
-    ] = AUTO,
-    batch: Annotated[int, typer.Option(help="Sequences decoded together.")] = 1,
-    context: Annotated[int, typer.Option(help="Positions before the block, whole blocks.")] = 1024,
+    ] = AUTO
+
+    def __post_init__(self) -> None:
+        if (self.shape is None) == (self.model is None):
+            raise CommandError("bench times one model: give --shape for random weights, or --model for a checkpoint.")
+        if self.layers is not None and self.shape is None:
+            raise CommandError("--layers cuts a shape; a model from --model is timed whole.")
+        if self.weights is not None:
+            choose("weights", self.weights, ("int8", "int4"))
+        if self.weights is not None and self.shape is None:
+            raise CommandError("--weights is for a --shape; a model from --model has its own.")
+        check_placement(self.device, self.dtype)
+
+    @property
+    def name(self) -> str:
+        """The shape or the model, as it was given."""
+        return str(self.shape or self.model)
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """Which passes are timed, and how many."""
+
+    batch: Annotated[int, typer.Option(help="Sequences decoded together.")] = 1
+    context: Annotated[int, typer.Option(help="Positions before the block, whole blocks.")] = 1024
     positions: Annotated[
         int | None,
         typer.Option(help="Positions a pass and sequence: a block, or two where it also stores the block before."),
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Passes timed.")] = 50,
-    tpf: Annotated[float, typer.Option(help="Tokens per forward for the rate in tokens per second.")] = 6.0,
-    seed: Annotated[int, typer.Option(help="Seed of random weights and prompts.")] = 0,
+    ] = None
+    repeats: Annotated[int, typer.Option(help="Passes timed.")] = 50
+    tpf: Annotated[float, typer.Option(help="Tokens per forward for the rate in tokens per second.")] = 6.0
+    seed: Annotated[int, typer.Option(help="Seed of random weights and prompts.")] = 0
+
+
+def bench(
+    timed: TimedModel,
+    passes: PassOptions,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ignore_memory: Annotated[
         bool, typer.Option("--ignore-memory", help="Time a model that does not fit into memory.")
     ] = False,
 ) -> None:
     """Time one pass of the engine, split it by part, and compare it with the machine's bandwidth and matmul peak."""
-    if (shape is None) == (model is None):
-        raise CommandError("bench times one model: give --shape for random weights, or --model for a checkpoint.")
-    if layers is not None and shape is None:
-        raise CommandError("--layers cuts a shape; a model from --model is timed whole.")
-    if weights is not None:
-        choose("weights", weights, ("int8", "int4"))
-    if weights is not None and shape is None:
-        raise CommandError("--weights is for a --shape; a model from --model has its own.")
-    check_placement(device, dtype)
     with status("Starting"), user_errors():
         from dmax.engine.requirements import Workload
         from dmax.environment import describe_process
         from dmax.measurement.bench import BenchOptions, describe_model
         from dmax.measurement.bench import bench as run
 
-        options = BenchOptions(batch, context, positions, repeats, tpf, seed)
+        options = BenchOptions(**vars(passes))
     with status("Timing"), user_errors():
-        workload = None if ignore_memory else Workload(batch, context + 2 * (positions or Workload.block_positions))
-        timed = _build(shape, model, layers, weights, device, dtype, seed, workload)
-        if expert_capacity is not None:
-            timed.limit_experts(expert_capacity)
+        held = passes.context + 2 * (passes.positions or Workload.block_positions)
+        model = _build(timed, passes.seed, None if ignore_memory else Workload(passes.batch, held))
+        if timed.expert_capacity is not None:
+            model.limit_experts(timed.expert_capacity)
         result = {
-            "what": "random weights, time per pass" if model is None else "time per pass",
-            "model": describe_model(str(shape or model), timed),
-            "layers": timed.config.num_hidden_layers,
-            "weights": weights,
-            "expert_capacity": timed.config.expert_capacity or None,
-            **_without_running_out(run, timed, options),
+            "what": "random weights, time per pass" if timed.model is None else "time per pass",
+            "model": describe_model(timed.name, model),
+            "layers": model.config.num_hidden_layers,
+            "weights": timed.weights,
+            "expert_capacity": model.config.expert_capacity or None,
+            **_without_running_out(run, model, options),
             "command": " ".join(own_command()),
             **describe_process(),
         }
@@ -94,16 +116,7 @@ def bench(
         _show(result)
 
 
-def _build(
-    shape: str | None,
-    model: str | None,
-    layers: int | None,
-    weights: str | None,
-    device_name: str,
-    dtype_name: str,
-    seed: int,
-    workload: Workload | None,
-) -> LLaDA2:
+def _build(timed: TimedModel, seed: int, workload: Workload | None) -> BlockDiffusionLM:
     """Make the model; where there is a workload, only if it fits with that into memory."""
     import torch
 
@@ -113,22 +126,21 @@ def _build(
     from dmax.models.checkpoint import usable_device
     from dmax.models.convert import Quantization
 
-    device = usable_device(pick_device(device_name))
-    dtype: torch.dtype | None = None if dtype_name == AUTO else getattr(torch, dtype_name)
+    device = usable_device(pick_device(timed.device))
+    dtype: torch.dtype | None = None if timed.dtype == AUTO else getattr(torch, timed.dtype)
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    check = None if workload is None else partial(check_memory, name=str(model or shape), load=workload)
-    if model is not None:
-        return load_model(model, device, dtype, mapped=True, check=check)
-    assert shape is not None
-    formats = None if weights is None else Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
+    check = None if workload is None else partial(check_memory, name=timed.name, load=workload)
+    if timed.model is not None:
+        return load_model(timed.model, device, dtype, mapped=True, check=check)
+    formats = None if timed.weights is None else Quantization(timed.weights, embeddings="int8")  # type: ignore[arg-type]
     return _without_running_out(
         random_model,
-        shape,
+        timed.shape,
         device=device,
         dtype=dtype or torch.bfloat16,
         seed=seed,
-        layers=layers,
+        layers=timed.layers,
         weights=formats,
         check=check,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,29 +16,57 @@ if TYPE_CHECKING:
     from dmax.models.convert import WeightError
 
 
-def convert(
-    source: Annotated[str, typer.Argument(help="A checkpoint folder, or a Hugging Face id.", show_default=False)],
-    destination: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the new checkpoint is to be like."""
+
     layout: Annotated[
         str | None,
         typer.Option(help="merged: one tensor for all experts of a layer; separate, as published: one each."),
-    ] = None,
+    ] = None
     quantize: Annotated[
         str | None,
         typer.Option(metavar="FORMAT", help="int8, fp8 (both with a scale an output channel) or int4."),
-    ] = None,
+    ] = None
     parts: Annotated[
         str, typer.Option(metavar="LIST", help="With --quantize: experts, dense (all other projections), or both.")
-    ] = "experts,dense",
+    ] = "experts,dense"
     group: Annotated[
         int, typer.Option(metavar="N", help="With int4: inputs that share scale and zero point, 32 or 64.")
-    ] = 64,
+    ] = 64
     method: Annotated[
         str, typer.Option(help="With int4: nearest; or search, for the scales of the smallest error, in more time.")
-    ] = "nearest",
+    ] = "nearest"
     embeddings: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="int8: embedding table and head, too.")
-    ] = None,
+        str | None,
+        typer.Option(metavar="FORMAT", help="int8: embedding table and head, too."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.layout is None and self.quantize is None and self.embeddings is None:
+            raise CommandError("There is nothing to convert: give --layout, --quantize or --embeddings.")
+        choose("layout", self.layout or "merged", ("merged", "separate"))
+        choose("quantize", self.quantize or "int8", ("int8", "fp8", "int4"))
+        choose("embeddings", self.embeddings or "int8", ("int8",))
+        choose("method", self.method, ("nearest", "search"))
+        for part in self.parts.split(","):
+            choose("parts", part, ("experts", "dense"))
+
+    def quantization(self) -> dict[str, Any]:
+        """Return what :class:`~dmax.models.convert.Quantization` takes."""
+        return {
+            "weights": self.quantize,
+            "parts": tuple(self.parts.split(",")),
+            "group": self.group,
+            "method": self.method,
+            "embeddings": self.embeddings,
+        }
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint folder, or a Hugging Face id.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    target: TargetOptions,
     errors: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the relative error of every quantised weight.")
     ] = None,
@@ -49,29 +78,15 @@ def convert(
 
     The same command goes on where an interrupted one stopped.
     """
-    if layout is None and quantize is None and embeddings is None:
-        raise CommandError("There is nothing to convert: give --layout, --quantize or --embeddings.")
-    choose("layout", layout or "merged", ("merged", "separate"))
-    choose("quantize", quantize or "int8", ("int8", "fp8", "int4"))
-    choose("embeddings", embeddings or "int8", ("int8",))
-    choose("method", method, ("nearest", "search"))
-    for part in parts.split(","):
-        choose("parts", part, ("experts", "dense"))
     from dmax.models.convert import Quantization, convert_checkpoint, errors_by_layer
 
-    arguments: dict[str, Any] = {
-        "weights": quantize,
-        "parts": tuple(parts.split(",")),
-        "group": group,
-        "method": method,
-        "embeddings": embeddings,
-    }
+    arguments = target.quantization()
     try:
         with user_errors(), bytes_done("Converting") as show:
             found = convert_checkpoint(
                 source,
                 destination,
-                layout,  # type: ignore[arg-type]  # chosen above, as are the others
+                target.layout,  # type: ignore[arg-type]  # chosen above, as are the others
                 quantization=Quantization(**arguments),
                 progress=show,
                 ignore_memory=ignore_memory,

@@ -109,21 +109,20 @@ def distill(
     """
     prompts = _prompts(asking, decoding)
     with evaluation_errors():
+        from dmax.distillation import DistillationSettings
         from dmax.distillation import distill as run
 
         with resumable(out), _progress_bar() as show:
-            manifest = run(
-                prompts,
-                _workers(model, decoding, work),
-                out,
+            workers = _workers(model, decoding, work)
+            settings = DistillationSettings(
                 generator=_generator(model, decoding),
                 gen_length=decoding.gen_length or prompts.source.gen_length,
                 seed=decoding.seed,
                 checked=asking.check,
                 shard_size=work.shard_size,
                 command=own_command(),
-                on_progress=show,
             )
+            manifest = run(prompts, workers, out, settings, on_progress=show)
     if manifest is None:
         note(f"This process is done; the last one writes {out / 'train.jsonl'}.")
     else:

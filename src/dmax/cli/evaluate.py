@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from dmax.cli._common.asking import AskingOptions, evaluation_errors, load_tasks, local_answerer, progress_bars
 from dmax.cli._common.decoding import DecodingOptions
 from dmax.cli._common.errors import CommandError, note, resumable
-from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.options import ModelOptions, in_panel
 from dmax.cli._common.session import decoder_of, own_command
 
 if TYPE_CHECKING:
@@ -22,80 +22,82 @@ if TYPE_CHECKING:
     from dmax.evaluation.runner import TaskData
     from dmax.evaluation.tasks import Task
 
-_SERVER = "A model that is served"
+_of_server = in_panel("A model that is served")
 _FAILURES = 8
 """Answers of a server that may fail in a row."""
 
 
-def evaluate(
-    model: ModelOptions,
-    asking: AskingOptions,
-    decoding: DecodingOptions,
+@dataclass(frozen=True)
+class ServedOptions:
+    """Which server is measured in place of a model that is loaded here."""
+
+    base_url: Annotated[
+        str | None,
+        _of_server(help="Measure a server instead, such as http://localhost:8000/v1."),
+    ] = None
+    api_key: Annotated[str | None, _of_server(envvar="OPENAI_API_KEY", help="Its key.")] = None
+    timeout: Annotated[float, _of_server(min=1, help="Seconds that it may take for one answer.")] = 600.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run does with rows, and with a folder that has some already."""
+
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the results; the same command goes on with what is there."),
-    ] = None,
+    ] = None
     describe: Annotated[
         str | None, typer.Option(metavar="TASK", help="Show a task's prompt and grading, and stop.")
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(help="Measure a server instead, such as http://localhost:8000/v1.", rich_help_panel=_SERVER),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Its key.", rich_help_panel=_SERVER)
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that it may take for one answer.", rich_help_panel=_SERVER)
-    ] = 600.0,
+    ] = None
     samples: Annotated[
         int, typer.Option(min=1, metavar="K", help="Answers a row, drawn apart (--temperature); gives pass@k.")
-    ] = 1,
+    ] = 1
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed/--keep-failed", help="Ask rows that failed again when a run goes on.")
-    ] = True,
+    ] = True
     unprotected: Annotated[
         bool, typer.Option("--unprotected", help="Run programs even where no sandbox keeps them from your files.")
-    ] = False,
-    regrade: Annotated[
-        bool, typer.Option("--regrade", help="Grade the stored answers of --out again; no model.")
-    ] = False,
+    ] = False
+    regrade: Annotated[bool, typer.Option("--regrade", help="Grade the stored answers of --out again; no model.")] = (
+        False
+    )
+
+
+def evaluate(
+    model: ModelOptions, asking: AskingOptions, decoding: DecodingOptions, served: ServedOptions, run: RunOptions
 ) -> None:
     """Measure accuracy and tokens per forward on benchmarks.
 
     Writes results.json and every answer into a folder, and prints a table.
     """
-    if describe is not None:
-        _describe(describe)
+    if run.describe is not None:
+        _describe(run.describe)
         return
-    temperature = decoding.values["temperature"]
-    if samples > 1 and not temperature:
-        raise CommandError(f"--samples {samples} needs answers that differ; give a --temperature above 0.")
-    tasks = [replace(data, samples=samples) for data in load_tasks(asking, decoding)]
-    tasks = _sandboxed(tasks, unprotected=unprotected)
-    fields_given = _request_fields(decoding)
-    folder = Path("runs") / "eval" / _run_name(model, decoding, base_url, fields_given) if out is None else out
+    if run.samples > 1 and not decoding.values["temperature"]:
+        raise CommandError(f"--samples {run.samples} needs answers that differ; give a --temperature above 0.")
+    tasks = [replace(data, samples=run.samples) for data in load_tasks(asking, decoding)]
+    tasks = _sandboxed(tasks, unprotected=run.unprotected)
+    folder = Path("runs") / "eval" / _run_name(model, decoding, served) if run.out is None else run.out
     with evaluation_errors():
-        from dmax.evaluation.runner import evaluate as run
+        from dmax.evaluation.runner import RunSettings
+        from dmax.evaluation.runner import evaluate as answer_and_grade
 
-        if regrade:
+        if run.regrade:
             _regrade(tasks, folder)
             return
-        if base_url is None:
+        if served.base_url is None:
             answerer: Answerer = local_answerer(model, decoding, asking.batch_size)
         else:
-            answerer = _server(base_url, api_key, model, temperature, fields_given, asking.batch_size, timeout)
+            answerer = _server(served, model, decoding, asking.batch_size)
+        settings = RunSettings(
+            seed=decoding.values["seed"],
+            command=own_command(),
+            retry_failed=run.retry_failed,
+            most_failures=None if served.base_url is None else _FAILURES,
+        )
         with resumable(folder), progress_bars() as show:
-            results = run(
-                tasks,
-                answerer,
-                folder,
-                seed=decoding.values["seed"],
-                command=own_command(),
-                retry_failed=retry_failed,
-                most_failures=None if base_url is None else _FAILURES,
-                on_progress=show,
-            )
+            results = answer_and_grade(tasks, answerer, folder, settings, on_progress=show)
     if results is None:
         note(f"This process is done; the last one writes {folder / 'results.json'}.")
     else:
@@ -146,25 +148,18 @@ def _regrade(tasks: list[TaskData], folder: Path) -> None:
         _show(results, folder)
 
 
-def _server(
-    base_url: str,
-    api_key: str | None,
-    model: ModelOptions,
-    temperature: float,
-    fields_given: dict[str, Any],
-    concurrency: int,
-    timeout: float,
-) -> Answerer:
+def _server(served: ServedOptions, model: ModelOptions, decoding: DecodingOptions, concurrency: int) -> Answerer:
     from dmax.evaluation.answerers import RemoteAnswerer
 
+    assert served.base_url is not None
     answerer = RemoteAnswerer(
-        base_url,
+        served.base_url,
         model.model,
-        api_key=api_key,
+        api_key=served.api_key,
         concurrency=concurrency,
-        temperature=temperature,
-        extra=fields_given,
-        timeout=timeout,
+        temperature=decoding.values["temperature"],
+        extra=_request_fields(decoding),
+        timeout=served.timeout,
     )
     answerer.check()
     return answerer
@@ -182,13 +177,11 @@ def _request_fields(decoding: DecodingOptions) -> dict[str, Any]:
     return given | ({"decoder_options": dict(decoding.further)} if decoding.further else {})
 
 
-def _run_name(
-    model: ModelOptions, decoding: DecodingOptions, base_url: str | None, fields_given: dict[str, Any]
-) -> str:
-    served = base_url and "decoder" not in fields_given
-    decoder = "as-served" if served else decoder_of(model.model, decoding)
+def _run_name(model: ModelOptions, decoding: DecodingOptions, served: ServedOptions) -> str:
+    servers_choice = served.base_url and "decoder" not in _request_fields(decoding)
+    decoder = "as-served" if servers_choice else decoder_of(model.model, decoding)
     threshold = "" if decoding.threshold is None else f"-{decoding.threshold:g}"
-    return f"{'served-' if base_url else ''}{Path(model.model).name or 'model'}-{decoder}{threshold}"
+    return f"{'served-' if served.base_url else ''}{Path(model.model).name or 'model'}-{decoder}{threshold}"
 
 
 def _describe(name: str) -> None:

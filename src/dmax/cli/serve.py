@@ -3,131 +3,141 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
-from typing import Annotated
-
-import typer
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 from dmax.cli._common.errors import CommandError, needs_extra, note, user_errors
-from dmax.cli._common.options import ModelOptions
+from dmax.cli._common.options import ModelOptions, in_panel
 from dmax.cli._common.session import load_llm
 
-_SERVER = "Server"
-_ENGINE = "Engine"
+if TYPE_CHECKING:
+    from dmax.engine import LLM, LLMEngine
+    from dmax.serving.settings import ServerSettings
+
+_of_server = in_panel("Server")
+_of_engine = in_panel("Engine")
 
 
-def serve(
-    model: ModelOptions,
-    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_SERVER)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_SERVER)] = 8000,
-    model_name: Annotated[
-        str | None, typer.Option(help="What clients call the model; as --model if not given.", rich_help_panel=_SERVER)
-    ] = None,
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where a server listens, and what it grants its clients."""
+
+    host: Annotated[str, _of_server(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _of_server(min=0, max=65535, help="0 takes a free one.")] = 8000
+    model_name: Annotated[str | None, _of_server(help="What clients call the model; as --model if not given.")] = None
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
-            envvar="DMAX_API_KEY", help="Accept only requests with this key. Repeatable.", rich_help_panel=_SERVER
-        ),
-    ] = None,
+        _of_server(envvar="DMAX_API_KEY", help="Accept only requests with this key. Repeatable."),
+    ] = None
     cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Let pages of this origin ask. Repeatable; none by default.", rich_help_panel=_SERVER),
-    ] = None,
-    max_queue: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; further ones get 429.", rich_help_panel=_SERVER)
-    ] = 256,
-    max_gen_length: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an answer.", rich_help_panel=_SERVER)
-    ] = 2048,
+        list[str] | None, _of_server(help="Let pages of this origin ask. Repeatable; none by default.")
+    ] = None
+    max_queue: Annotated[int, _of_server(min=1, help="Requests that may wait; further ones get 429.")] = 256
+    max_gen_length: Annotated[int, _of_server(min=1, help="Most tokens of an answer.")] = 2048
     max_positions_in_flight: Annotated[
-        int,
-        typer.Option(min=1, help="Most of block length times blocks in flight of a request.", rich_help_panel=_SERVER),
-    ] = 128,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", rich_help_panel=_SERVER)] = 600.0,
+        int, _of_server(min=1, help="Most of block length times blocks in flight of a request.")
+    ] = 128
+    timeout: Annotated[float, _of_server(help="Seconds that a request may take.")] = 600.0
     drain_timeout: Annotated[
-        float,
-        typer.Option(help="Seconds that answers under way get when the server is to end.", rich_help_panel=_SERVER),
-    ] = 60.0,
-    log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Put prompts into the log.", rich_help_panel=_SERVER)
-    ] = False,
+        float, _of_server(help="Seconds that answers under way get when the server is to end.")
+    ] = 60.0
+    log_prompts: Annotated[bool, _of_server("--log-prompts", help="Put prompts into the log.")] = False
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("--timeout", self.timeout), ("--drain-timeout", self.drain_timeout)):
+            if not seconds > 0:
+                raise CommandError(f"{name} is {seconds:g}; it must be more than 0 seconds.")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How many requests are decoded together, and with what memory."""
+
     block_length: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Tokens denoised together, unless a request says; as in the model's training if not given.",
-            rich_help_panel=_ENGINE,
+        _of_engine(
+            min=1, help="Tokens denoised together, unless a request says; as in the model's training if not given."
         ),
-    ] = None,
-    max_batch_size: Annotated[
-        int, typer.Option(min=1, help="Requests decoded together.", rich_help_panel=_ENGINE)
-    ] = 32,
-    kv_memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory of the KV cache, such as 512M.", rich_help_panel=_ENGINE)
-    ] = "1G",
-    prefill_tokens: Annotated[
-        int, typer.Option(min=1, help="Prompt positions beside a decoding pass.", rich_help_panel=_ENGINE)
-    ] = 512,
+    ] = None
+    max_batch_size: Annotated[int, _of_engine(min=1, help="Requests decoded together.")] = 32
+    kv_memory: Annotated[str, _of_engine(metavar="SIZE", help="Memory of the KV cache, such as 512M.")] = "1G"
+    prefill_tokens: Annotated[int, _of_engine(min=1, help="Prompt positions beside a decoding pass.")] = 512
     capture_graphs: Annotated[
         bool,
-        typer.Option(
-            "--capture-graphs",
-            help="On a GPU, capture all forwards before the first request.",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = False,
-) -> None:
+        _of_engine("--capture-graphs", help="On a GPU, capture all forwards before the first request."),
+    ] = False
+
+
+def serve(model: ModelOptions, server: ServerOptions, engine: EngineOptions) -> None:
     """Serve a model over HTTP: /v1/chat/completions, /v1/completions, /metrics, and a page at /."""
-    for name, seconds in (("--timeout", timeout), ("--drain-timeout", drain_timeout)):
-        if not seconds > 0:
-            raise CommandError(f"{name} is {seconds:g}; it must be more than 0 seconds.")
     with needs_extra("serve", "serving"):
         from dmax.serving.access import log_to_stderr
         from dmax.serving.app import create_app
         from dmax.serving.server import Server
-        from dmax.serving.settings import ServerSettings, gen_lengths, parse_keys, parse_kv_memory
+        from dmax.serving.settings import parse_kv_memory
     with user_errors():
-        memory = parse_kv_memory(kv_memory)
-        settings = ServerSettings(
-            model_name=model.model if model_name is None else model_name,
-            api_keys=parse_keys(api_key or ()),
-            max_queue=max_queue,
-            block_length=block_length or 1,  # the model's own is known once it is loaded
-            max_positions_in_flight=max_positions_in_flight,
-            timeout=timeout,
-            cors_origins=tuple(cors_origin or ()),
-            log_prompts=log_prompts,
-        )
-    listener = _listen(host, port)
-    llm = load_llm(model, sequences=max_batch_size, cache=memory)
+        memory = parse_kv_memory(engine.kv_memory)
+        settings = _settings(model, server, engine)
+    listener = _listen(server.host, server.port)
+    llm = load_llm(model, sequences=engine.max_batch_size, cache=memory)
     if llm.tokenizer is None:
         raise CommandError(
             f"{model.model} has no tokenizer, so it cannot be served; give a folder with tokenizer.json."
         )
-    block_length = block_length or llm.model.config.usual_block_length
-    lengths = gen_lengths(max_gen_length, llm.model.config.max_position_embeddings)
     with user_errors():
-        from dmax.engine import LLMEngine
-
-        engine = LLMEngine(
-            llm.model,
-            llm.tokenizer,
-            block_length=block_length,
-            kv_memory=memory,
-            max_batch_size=max_batch_size,
-            prefill_tokens=prefill_tokens,
-            capture_graphs=capture_graphs,
-        )
-        settings = replace(
-            settings,
-            block_length=block_length,
-            max_gen_length=lengths["max_gen_length"],
-            default_gen_length=lengths["default_gen_length"],
-        )
+        running = _engine(llm, engine, memory)
+        settings = _suited(settings, llm, engine, server)
     log_to_stderr()
     port = listener.getsockname()[1]
-    note(f"{settings.model_name} at http://{host}:{port}/ (API under /v1); Ctrl-C stops it.")
-    Server(create_app(engine, llm.tokenizer, settings), drain_timeout).run(sockets=[listener])
+    note(f"{settings.model_name} at http://{server.host}:{port}/ (API under /v1); Ctrl-C stops it.")
+    Server(create_app(running, llm.tokenizer, settings), server.drain_timeout).run(sockets=[listener])
+
+
+def _settings(model: ModelOptions, server: ServerOptions, engine: EngineOptions) -> ServerSettings:
+    """Check what can be checked before the model is loaded.
+
+    Raises:
+        SettingsError: a key is none, or the block length exceeds the positions in flight.
+    """
+    from dmax.serving.settings import ServerSettings, parse_keys
+
+    return ServerSettings(
+        model_name=model.model if server.model_name is None else server.model_name,
+        api_keys=parse_keys(server.api_key or ()),
+        max_queue=server.max_queue,
+        block_length=engine.block_length or 1,  # the model's own is known once it is loaded
+        max_positions_in_flight=server.max_positions_in_flight,
+        timeout=server.timeout,
+        cors_origins=tuple(server.cors_origin or ()),
+        log_prompts=server.log_prompts,
+    )
+
+
+def _suited(settings: ServerSettings, llm: LLM, engine: EngineOptions, server: ServerOptions) -> ServerSettings:
+    """Return the settings with the block length and the lengths of answers that suit the loaded model."""
+    from dmax.serving.settings import gen_lengths
+
+    config = llm.model.config
+    lengths = gen_lengths(server.max_gen_length, config.max_position_embeddings)
+    return replace(
+        settings,
+        block_length=engine.block_length or config.usual_block_length,
+        max_gen_length=lengths["max_gen_length"],
+        default_gen_length=lengths["default_gen_length"],
+    )
+
+
+def _engine(llm: LLM, options: EngineOptions, memory: int) -> LLMEngine:
+    from dmax.engine import EngineConfig, LLMEngine
+
+    config = EngineConfig(
+        block_length=options.block_length,
+        kv_memory=memory,
+        max_batch_size=options.max_batch_size,
+        prefill_tokens=options.prefill_tokens,
+        capture_graphs=options.capture_graphs,
+    )
+    return LLMEngine(llm.model, llm.tokenizer, config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

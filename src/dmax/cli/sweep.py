@@ -120,11 +120,12 @@ class _Points:
         self._answerer: LocalAnswerer | None = None
 
     def __call__(self, setting: Setting, folder: Path) -> None:
-        from dmax.evaluation.runner import evaluate
+        from dmax.evaluation.runner import RunSettings, evaluate
 
         decoding = self._decoding.but(decoder=setting.decoder, threshold=setting.threshold)
         if self._answerer is None or self._answerer.name != setting.model:
             self._answerer = local_answerer(replace(self._model, model=setting.model), decoding, self._batch_size)
         self._answerer.params = decoding_rule(decoding).params
         with progress_bars() as show:
-            evaluate(self._tasks, self._answerer, folder, seed=decoding.seed, command=own_command(), on_progress=show)
+            run = RunSettings(decoding.seed, own_command())
+            evaluate(self._tasks, self._answerer, folder, run, on_progress=show)

@@ -15,15 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.drawing import Nucleus
-from dmax.decoding.entropy_bounded import EntropyBoundedDecoder, entropy
-from dmax.decoding.prediction import DecidingDecoder, Prediction, predict
+from dmax.decoding.prediction import DecidingDecoder, Prediction, entropy, predict
 
 
 class Constraint(Protocol):
@@ -51,7 +50,7 @@ class Constraint(Protocol):
 class ConstrainedDecoder:
     """A decoder of this package whose rows are under constraints. Rows that have none belong into another batch."""
 
-    decoder: DecidingDecoder | EntropyBoundedDecoder
+    decoder: DecidingDecoder
     constraints: Sequence[Constraint]
     """Of every row."""
     nuclei: Sequence[Nucleus]
@@ -85,9 +84,9 @@ class ConstrainedDecoder:
                 self._look(logits, noise, state, found, here, offset)
                 goes_on = dict.fromkeys(here, True)
                 if any(masked[row][offset] for row in here):
-                    promoted_B = self._decide(found, state).promoted[:, offset].tolist()
+                    promoted_B = self.decoder.decide(found, state).promoted[:, offset].tolist()
                     goes_on = {row: promoted_B[row] or not masked[row][offset] for row in here}
-                for row, token_id in zip(here, found.prediction.tokens[here, offset].tolist(), strict=True):
+                for row, token_id in zip(here, found.tokens[here, offset].tolist(), strict=True):
                     if goes_on[row] and self.constraints[row].take(token_id):
                         taken[row] += 1
                     else:
@@ -95,30 +94,27 @@ class ConstrainedDecoder:
         finally:
             for constraint, count in zip(self.constraints, taken, strict=True):
                 constraint.back(count)
-        return self._decide(found, state)
+        return self.decoder.decide(found, state)
 
-    def _decide(self, found: _Found, state: BlockState) -> StepResult:
-        if isinstance(self.decoder, EntropyBoundedDecoder):
-            return self.decoder.decide(found.prediction, found.entropy_BL, state)
-        return self.decoder.decide(found.prediction, state)
-
-    def _nothing_found(self, state: BlockState) -> _Found:
+    def _nothing_found(self, state: BlockState) -> Prediction:
+        """Return a prediction without confidence; where entropy is read, it is infinite."""
         width = getattr(self.decoder, "num_candidates", 1)
         shape, device = state.tokens.shape, state.tokens.device
-        prediction = Prediction(
+        confidence_BL = torch.zeros(shape, dtype=torch.float32, device=device)
+        return Prediction(
             state.tokens.clone(),
-            torch.zeros(shape, dtype=torch.float32, device=device),
+            confidence_BL,
             state.tokens[..., None].repeat(1, 1, width),
             torch.zeros(*shape, width, dtype=torch.float32, device=device),
+            torch.full_like(confidence_BL, math.inf) if self.decoder.reads_entropy else None,
         )
-        return _Found(prediction, torch.full(shape, math.inf, dtype=torch.float32, device=device))
 
     def _look(
         self,
         logits_BLV: Tensor,
         noise_BLV: Tensor | None,
         state: BlockState,
-        found: _Found,
+        found: Prediction,
         rows: list[int],
         offset: int,
     ) -> None:
@@ -140,11 +136,11 @@ class ConstrainedDecoder:
             state.mask_token_id,
             temperature=self.temperature,
             noise=noise_N1V,
-            top_k=found.prediction.candidates.shape[-1],
+            top_k=found.candidates.shape[-1],
         )
-        found.put(here, state.masked, rows_N, offset)
-        if isinstance(self.decoder, EntropyBoundedDecoder):
-            found.put_entropy(entropy(scores_NV, state.mask_token_id), state.masked, rows_N, offset)
+        if self.decoder.reads_entropy:
+            here = here._replace(entropy=entropy(scores_NV, state.mask_token_id)[:, None])
+        _put(here, found, state.masked, rows_N, offset)
 
     def _allowed(self, rows: list[int], tokens_N: Tensor, masked_N: Tensor) -> Tensor:
         """Return ``(N, V)`` bool, everything where nothing is allowed: :meth:`Constraint.take` refuses it then."""
@@ -158,27 +154,20 @@ class ConstrainedDecoder:
         return torch.where(masked_N[:, None], allowed_NV, own_NV)
 
 
-class _Found(NamedTuple):
-    """What a walk has found so far; masks are no surer than the least sure one before them."""
+def _put(here: Prediction, found: Prediction, masked_BL: Tensor, rows_N: Tensor, offset: int) -> None:
+    """Write what the model says at one position of some rows, in which each of N has one position, into ``found``.
 
-    prediction: Prediction
-    entropy_BL: Tensor
-    """Float32; infinite where no walk has been."""
-
-    def put(self, here: Prediction, masked_BL: Tensor, rows_N: Tensor, offset: int) -> None:
-        """Take what the model says at one position of some rows, in which each of N has one position."""
-        confidence_N = here.confidence[:, 0]
-        if offset:
-            least_B = torch.where(masked_BL, self.prediction.confidence, 1.0)[:, :offset].amin(-1)
-            least_N = confidence_N.minimum(least_B.index_select(0, rows_N))
-            confidence_N = torch.where(masked_BL[rows_N, offset], least_N, confidence_N)
-        for kept, value in zip(self.prediction, here._replace(confidence=confidence_N[:, None]), strict=True):
+    Masks are no surer than the least sure one before them.
+    """
+    if offset:
+        masked_N1 = masked_BL[rows_N, offset, None]
+        least_B1 = torch.where(masked_BL, found.confidence, 1.0)[:, :offset].amin(-1, keepdim=True)
+        least_N1 = here.confidence.minimum(least_B1.index_select(0, rows_N))
+        here = here._replace(confidence=torch.where(masked_N1, least_N1, here.confidence))
+        if here.entropy is not None and found.entropy is not None:
+            most_B1 = torch.where(masked_BL, found.entropy, 0.0)[:, :offset].amax(-1, keepdim=True)
+            most_N1 = here.entropy.maximum(most_B1.index_select(0, rows_N))
+            here = here._replace(entropy=torch.where(masked_N1, most_N1, here.entropy))
+    for kept, value in zip(found, here, strict=True):
+        if kept is not None and value is not None:
             kept[:, offset].index_copy_(0, rows_N, value[:, 0])
-
-    def put_entropy(self, entropy_N: Tensor, masked_BL: Tensor, rows_N: Tensor, offset: int) -> None:
-        """Take the entropy at one position of some rows."""
-        if offset:
-            most_B = torch.where(masked_BL, self.entropy_BL, 0.0)[:, :offset].amax(-1)
-            most_N = entropy_N.maximum(most_B.index_select(0, rows_N))
-            entropy_N = torch.where(masked_BL[rows_N, offset], most_N, entropy_N)
-        self.entropy_BL[:, offset].index_copy_(0, rows_N, entropy_N)

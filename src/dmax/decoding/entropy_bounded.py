@@ -16,7 +16,7 @@ from dmax.decoding import options
 from dmax.decoding.base import BlockState, StepResult
 from dmax.decoding.commit import commit_masks
 from dmax.decoding.options import check_options
-from dmax.decoding.prediction import Prediction, predict
+from dmax.decoding.prediction import Prediction, entropy, predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class EntropyBoundedDecoder:
 
     name: ClassVar[str] = "entropy-bounded"
     multi_block: ClassVar[bool] = True
+    reads_entropy: ClassVar[bool] = True
     threshold: float = options.probability(0.1, "Summed entropy in nats below which masks become tokens.")
     temperature: float = options.temperature()
 
@@ -38,19 +39,13 @@ class EntropyBoundedDecoder:
     def step(self, logits: Tensor, state: BlockState, noise: Tensor | None = None) -> StepResult:
         """Apply one pass; see :meth:`Decoder.step`."""
         prediction = predict(logits, state.mask_token_id, temperature=self.temperature, noise=noise)
-        return self.decide(prediction, entropy(logits, state.mask_token_id), state)
+        return self.decide(prediction._replace(entropy=entropy(logits, state.mask_token_id)), state)
 
-    def decide(self, prediction: Prediction, entropy_BL: Tensor, state: BlockState) -> StepResult:
+    def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
         """Apply one pass to what the model says about the block, and to how uncertain it is of each position."""
-        entropy_BL = torch.where(state.masked, entropy_BL, math.inf)
+        assert prediction.entropy is not None
+        entropy_BL = torch.where(state.masked, prediction.entropy, math.inf)
         sorted_BL, order_BL = entropy_BL.sort(dim=-1, stable=True)
         due_BL = sorted_BL.cumsum(-1) < self.threshold
         due_BL[:, 0] |= True if state.fallback is None else state.fallback
         return commit_masks(state, prediction, state.masked & torch.zeros_like(due_BL).scatter(-1, order_BL, due_BL))
-
-
-def entropy(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Compute the entropy of the distribution over all tokens but the mask: ``(B, L, V)`` -> ``(B, L)`` float32."""
-    logits_BLV = logits.to(torch.float32, copy=True)
-    logits_BLV.select(-1, mask_token_id).fill_(-math.inf)
-    return torch.special.entr(logits_BLV.softmax(-1)).sum(-1)

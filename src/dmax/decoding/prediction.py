@@ -27,10 +27,17 @@ class Prediction(NamedTuple):
     """``(B, L, k)`` int64, the most probable tokens, best first."""
     probabilities: Tensor
     """``(B, L, k)`` float32, theirs."""
+    entropy: Tensor | None = None
+    """``(B, L)`` float32, in nats, for a decoder that reads it (:attr:`DecidingDecoder.reads_entropy`)."""
 
 
 class DecidingDecoder(Decoder, Protocol):
     """A decoder whose rule can be applied to a :class:`Prediction` that is made elsewhere, such as by a kernel."""
+
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether :meth:`decide` needs :attr:`Prediction.entropy`."""
+        ...
 
     def decide(self, prediction: Prediction, state: BlockState) -> StepResult:
         """Apply one pass to what the model says about the block."""
@@ -41,6 +48,7 @@ class PredictedDecoder(ABC):
     """A decoder that needs no more of the logits than a :class:`Prediction`; its rule is :meth:`decide`."""
 
     name: ClassVar[str]
+    reads_entropy: ClassVar[bool] = False
     temperature: float
 
     def __post_init__(self) -> None:
@@ -113,6 +121,13 @@ def most_probable(logits: Tensor, mask_token_id: int, top_k: int = 1) -> tuple[T
     if top_k == 1:
         return best[0].indices, best[0].values
     return torch.cat([found.indices for found in best], -1), torch.cat([found.values for found in best], -1)
+
+
+def entropy(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Compute the entropy of the distribution over all tokens but the mask: ``(B, L, V)`` -> ``(B, L)`` float32."""
+    logits_BLV = logits.to(torch.float32, copy=True)
+    logits_BLV.select(-1, mask_token_id).fill_(-math.inf)
+    return torch.special.entr(logits_BLV.softmax(-1)).sum(-1)
 
 
 def rank_by_confidence(confidence: Tensor, among: Tensor) -> Tensor:

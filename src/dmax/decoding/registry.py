@@ -133,7 +133,7 @@ def is_built_in(decoder: Decoder) -> bool:
     return type(decoder) in BUILT_IN.values()
 
 
-def decides(decoder: Decoder) -> TypeGuard[DecidingDecoder | EntropyBoundedDecoder]:
+def decides(decoder: Decoder) -> TypeGuard[DecidingDecoder]:
     """Tell whether a decoder is one of this package's own, all of which have ``decide``."""
     return is_built_in(decoder)
 

@@ -28,6 +28,7 @@ class RemaskDecoder:
     """
 
     name: ClassVar[str] = "remask"
+    reads_entropy: ClassVar[bool] = False
     threshold: float = options.probability(0.95, "Confidence above which a mask becomes a token.")
     remask_threshold: float = options.probability(0.3, "Probability of a token below which it becomes a mask again.")
     max_remasks: int = options.whole(1, "Most times that a position becomes a mask again.", minimum=0, maximum=16)

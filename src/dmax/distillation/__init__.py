@@ -2,12 +2,13 @@
 
 from dmax.distillation.job import Job, Shard, Workers
 from dmax.distillation.prompts import Prompts, load_prompts
-from dmax.distillation.run import DistillationError, distill
+from dmax.distillation.run import DistillationError, DistillationSettings, distill
 from dmax.distillation.sources import GradedSource, PromptSource, find_source
 from dmax.distillation.workers import InProcess, RayActors
 
 __all__ = [
     "DistillationError",
+    "DistillationSettings",
     "GradedSource",
     "InProcess",
     "Job",

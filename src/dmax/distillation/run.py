@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,51 @@ class Standing:
     kept: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings:
+    """Who answers, and how a run draws, checks and is shared out.
+
+    Raises:
+        DistillationError: the shard size is below 1.
+    """
+
+    generator: Mapping[str, Any]
+    """``model`` (with ``name`` and ``hash``), ``decoder`` and ``params``, as ``Answerer.describe`` has it."""
+    gen_length: int
+    """Most tokens of an answer."""
+    seed: int = 0
+    """Row i draws with ``seed + i``, where answers are drawn."""
+    checked: bool = False
+    """Whether answers are dropped that the prompts' source grades as wrong."""
+    shard_size: int = SHARD_SIZE
+    """Prompts that are answered, written and, after an interruption, answered again together."""
+    command: Sequence[str] = ()
+    """Written into the manifest."""
+    share: Share = field(default_factory=Share.from_environment)
+    """The shards of this process; by default as the environment says."""
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise DistillationError(f"the shard size is {self.shard_size}; it must be at least 1.")
+
+    def identity(self, prompts: Prompts) -> dict[str, Any]:
+        """Return what must be the same for two runs on these prompts to be one."""
+        return {
+            **self.generator,
+            "gen_length": self.gen_length,
+            "seed": self.seed,
+            "checked": self.checked,
+            "shard_size": self.shard_size,
+            "prompts": {"source": prompts.source.name, "version": prompts.source.version, "rows": prompts.digest},
+        }
+
+
 def distill(
     prompts: Prompts,
     workers: Workers,
     folder: Path,
+    run: DistillationSettings,
     *,
-    generator: Mapping[str, Any],
-    gen_length: int,
-    seed: int = 0,
-    checked: bool = False,
-    shard_size: int = SHARD_SIZE,
-    command: Sequence[str] = (),
-    share: Share | None = None,
     on_progress: Callable[[Standing], None] = lambda standing: None,
 ) -> dict[str, Any] | None:
     """Answer the prompts that the folder does not hold yet, and write the training set.
@@ -64,13 +97,7 @@ def distill(
         prompts: what is asked.
         workers: who answers.
         folder: made if need be; one that holds the same run is taken up where it stopped.
-        generator: ``model`` (with ``name`` and ``hash``), ``decoder`` and ``params``, as ``Answerer.describe`` has it.
-        gen_length: most tokens of an answer.
-        seed: row i draws with ``seed + i``, where answers are drawn.
-        checked: drop what the prompts' source grades as wrong.
-        shard_size: prompts that are answered, written and, after an interruption, answered again together.
-        command: written into the manifest.
-        share: the shards of this process; by default as the environment says.
+        run: who answers, lengths, seed and shards.
         on_progress: called at the start and after every shard.
 
     Returns:
@@ -80,32 +107,22 @@ def distill(
         DistillationError: answers cannot be graded, or a shard was damaged or made with other weights.
         RunFolderError: the folder belongs to another run.
     """
-    if shard_size < 1:
-        raise DistillationError(f"the shard size is {shard_size}; it must be at least 1.")
-    if checked and not isinstance(prompts.source, GradedSource):
+    if run.checked and not isinstance(prompts.source, GradedSource):
         raise DistillationError("plain prompts have no right answer to check against; name a task that grades them.")
-    share = Share.from_environment() if share is None else share
-    settings = {
-        **generator,
-        "gen_length": gen_length,
-        "seed": seed,
-        "checked": checked,
-        "shard_size": shard_size,
-        "prompts": {"source": prompts.source.name, "version": prompts.source.version, "rows": prompts.digest},
-    }
+    settings = run.identity(prompts)
     claim(folder, json.loads(json.dumps(settings)))  # as it will be read back
     (folder / SHARDS).mkdir(exist_ok=True)
-    starts = range(0, len(prompts.items), shard_size)
-    shards = [Shard(number, prompts.items[start : start + shard_size]) for number, start in enumerate(starts)]
-    job = Job(prompts.source, gen_length, seed, checked)
-    _answer_missing(job, workers, folder, shards, share, on_progress)
+    starts = range(0, len(prompts.items), run.shard_size)
+    shards = [Shard(number, prompts.items[start : start + run.shard_size]) for number, start in enumerate(starts)]
+    job = Job(prompts.source, run.gen_length, run.seed, run.checked)
+    _answer_missing(job, workers, folder, shards, run.share, on_progress)
     if not all(_shard_file(folder, shard.number).exists() for shard in shards):
         return None
     counts, output = _join(folder, shards, settings)
     manifest = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
+        "command": list(run.command),
         **describe_process(),
         **settings,
         "prompts": {**settings["prompts"], "data": prompts.origin},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dmax.engine.config import EngineConfig
 from dmax.engine.outputs import EngineStats, GenerationOutput, NumericalError, PassRecord, RequestUpdate
 from dmax.engine.params import GenerationError, GenerationParams
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "EngineConfig",
     "EngineStats",
     "GenerationError",
     "GenerationOutput",

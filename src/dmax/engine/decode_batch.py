@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import groupby, islice
 
 import torch
 from torch import Tensor
 
 from dmax.decoding import BlockState, BlockView, Decoder, StepResult
-from dmax.decoding.constrained import ConstrainedDecoder
 from dmax.decoding.contract import ContractError, tokens_or_none
-from dmax.decoding.registry import decides, is_built_in
+from dmax.decoding.registry import is_built_in
 from dmax.engine.backends import Backend, Decided, PassInput
 from dmax.engine.block_states import join_rows, select_rows
-from dmax.engine.logprobs import token_logprobs
-from dmax.engine.outputs import PassRecord, RequestUpdate, TokenLogprob, nan_logits
+from dmax.engine.outputs import PassRecord, RequestUpdate, nan_logits
+from dmax.engine.progress import close_blocks, pass_record, rule_for, shut_out
 from dmax.engine.sequence import Sequence
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 _INFINITY, _ALL_BUT_SIGN = 0x7F800000, 0x7FFFFFFF
 """Bits of float32; those of NaN, the sign apart, are above those of infinity."""
@@ -64,7 +63,7 @@ class DecodeBatch:
         block_length: of all sequences.
     """
 
-    def __init__(self, model: LLaDA2, backend: Backend, decoder: Decoder, block_length: int) -> None:
+    def __init__(self, model: BlockDiffusionLM, backend: Backend, decoder: Decoder, block_length: int) -> None:
         self.decoder = decoder
         self.block_length = block_length
         self.sequences: list[Sequence] = []
@@ -188,7 +187,8 @@ class DecodeBatch:
             ContractError: the decoder gave no result of a pass; a third-party one may raise anything, too.
         """
         blocks = self._current().with_fallback(self._fallback())
-        decided = self._backend.decide(self._rule(), hidden_BLD, blocks, self._gumbel_noise)
+        rule = rule_for(self.decoder, [block.sequence for block in self._open])
+        decided = self._backend.decide(rule, hidden_BLD, blocks, self._gumbel_noise)
         self._hidden_BLD = hidden_BLD
         result = decided.result
         parts = [decided.for_host_BW] if decided.for_host_BW is not None else self._for_host(result)
@@ -196,14 +196,6 @@ class DecodeBatch:
         if any(self._recorded):
             parts += [result.promoted, result.confidence.view(torch.int32)]
         return decided, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-    def _rule(self) -> Decoder:
-        """Put the decoder under the constraints of the sequences, if they have any, as all of a batch do then."""
-        constraints = [block.sequence.constraint for block in self._open if block.sequence.constraint is not None]
-        if not constraints:
-            return self.decoder
-        assert len(constraints) == len(self._open) and decides(self.decoder)
-        return ConstrainedDecoder(self.decoder, constraints, [block.sequence.params.nucleus() for block in self._open])
 
     def _for_host(self, result: StepResult) -> list[Tensor]:
         vocab_size = self._model.config.vocab_size
@@ -229,9 +221,7 @@ class DecodeBatch:
             noise_LV.exponential_(generator=block.sequence.generator)
         noise_BLV.log_().neg_()
         for block, noise_LV, logits_LV in zip(self._open, noise_BLV, logits_BLV, strict=True):
-            nucleus = block.sequence.params.nucleus()
-            if not nucleus.is_everything and block.sequence.constraint is None:
-                nucleus.shut_out(noise_LV, logits_LV, self.decoder.temperature, self._model.config.mask_token_id)
+            shut_out(block.sequence, noise_LV, logits_LV, self._model.config.mask_token_id)
         return noise_BLV
 
     def take(self, decided: Decided, on_host_BW: Tensor) -> list[RequestUpdate]:
@@ -308,14 +298,9 @@ class DecodeBatch:
             sequence.revise(revisions)
         final = sequence.blocks_rule.final(views)
         made = [replace(record, final=index < final) for index, record in enumerate(records) if record is not None]
-        final_ids: list[int] = []
-        logprobs: list[TokenLogprob] = []
-        for index, host_row in enumerate(host_rows[:final]):
-            if sequence.ending is None:
-                of_block = self._logprobs(sequence, own.start + index, host_row[sequence.first_active : length])
-                closed = sequence.close_block(host_row[:length], of_block)
-                final_ids += closed
-                logprobs += of_block[: len(closed)]
+        tokens = [host_row[:length] for host_row in host_rows[:final]]
+        answer_logits = partial(self._answer_logits, own.start)
+        final_ids, logprobs = close_blocks(sequence, tokens, answer_logits, config.mask_token_id)
         after = list(zip(moved, range(len(moved)), strict=True))[final:]
         end = sequence.block_start + len(after) * self.block_length
         if not after or (sequence.blocks_rule.may_start_next(views[final:]) and end < sequence.furthest_end):
@@ -323,14 +308,18 @@ class DecodeBatch:
         sequence.open(len(after))
         return sequence.update(final_ids, made, logprobs), after
 
-    def _logprobs(self, sequence: Sequence, place: int, token_ids: list[int]) -> list[TokenLogprob]:
-        """Compute those of the answer tokens of a block that is final, if its sequence asks for them."""
-        if sequence.params.logprobs is None:
-            return []
+    def _answer_logits(self, first: int, place: int, count: int) -> Tensor:
+        """Compute those of the last ``count`` positions of a block: ``(count, V)``.
+
+        Args:
+            first: row of the first block in flight of its sequence.
+            place: of the block among them.
+            count: of positions.
+        """
         assert self._hidden_BLD is not None
         # Block by block, so that nothing depends on the others.
-        logits_LV = self._backend.modules.head(self._hidden_BLD[place : place + 1])[0, -len(token_ids) :]
-        return token_logprobs(logits_LV, token_ids, sequence.params.logprobs, self._model.config.mask_token_id)
+        row = first + place
+        return self._backend.modules.head(self._hidden_BLD[row : row + 1])[0, -count:]
 
     def _rearrange(self, blocks: PassInput, opened: list[_OpenBlock], sources: list[int]) -> None:
         """Take the rows that go on, and fresh blocks of masks where blocks begin; those are all answer."""
@@ -361,22 +350,8 @@ class DecodeBatch:
             part.tolist() for part in (tokens_BL, revised_BL, promoted_BL, confidence_BL)
         )
         return [
-            PassRecord(
-                pass_number=block.sequence.passes,
-                block=block.start // length,
-                start=block.start,
-                tokens=tokens[place],
-                confidence=confidence[place],
-                promoted=_offsets(promoted[place]),
-                revised=_offsets(revised[place]),
-                active=list(range(block.first_active, length)),
-                final=False,
-            )
+            pass_record(block.sequence, block.start, tokens[place], confidence[place], promoted[place], revised[place])
             if asked
             else None
             for place, (block, asked) in enumerate(zip(self._open, wanted, strict=True))
         ]
-
-
-def _offsets(flags: list[int]) -> list[int]:
-    return [offset for offset, flag in enumerate(flags) if flag]

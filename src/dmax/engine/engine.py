@@ -13,6 +13,7 @@ from uuid import uuid4
 import torch
 
 from dmax.engine.backends import Backend, choose_backend
+from dmax.engine.config import EngineConfig
 from dmax.engine.kv_cache import page_bytes, page_length_for
 from dmax.engine.model_runner import ModelRunner
 from dmax.engine.outputs import EngineStats, RequestUpdate
@@ -22,9 +23,10 @@ from dmax.engine.requests import Prompt, RequestReader, output_of
 from dmax.engine.scheduler import Scheduler
 from dmax.engine.sequence import Sequence
 from dmax.engine.span import Span
-from dmax.models import LLaDA2, Tokenizer
+from dmax.models import BlockDiffusionLM, Tokenizer
 
 _DEFAULTS = GenerationParams()
+_CONFIG = EngineConfig()
 
 
 class LLMEngine:
@@ -35,71 +37,54 @@ class LLMEngine:
     Args:
         model: put into eval mode and otherwise used as it is.
         tokenizer: for prompts and answers in text.
-        block_length: that most requests have; by default the page length if that is given, else the model's.
-        page_length: positions of a page of the KV cache, by default whole blocks. Requests whose block length divides
-            it share the pages of prompts that begin alike.
-        kv_memory: bytes of the KV cache.
-        pages: its size in pages, where that is known; ``kv_memory`` does not count then.
-        max_batch_size: most requests that run together; further ones wait.
-        prefill_tokens: most prompt positions that one step carries while answers are decoded.
-        reuse_prefixes: whether pages are shared.
-        record_passes: whether updates carry a :class:`PassRecord` for every pass of every request.
-        capture_graphs: on a GPU, whether the forwards of every size over blocks of ``block_length`` are captured as
-            CUDA graphs now. The engine is ready later, and no request waits for a capture. Elsewhere nothing changes.
+        config: sizes and switches.
         backend: computes the passes; no other engine uses it meanwhile. Chosen for the model by default.
-        launch_ahead: whether passes are launched before the host has seen the last one; by default on a GPU.
         reader: of requests for this model, which others may use, too; one of its own by default.
 
     Raises:
-        GenerationError: the memory does not suffice for a single page, or a limit is below 1.
+        GenerationError: the memory does not suffice for a single page.
     """
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         tokenizer: Tokenizer | None = None,
+        config: EngineConfig = _CONFIG,
         *,
-        block_length: int | None = None,
-        page_length: int | None = None,
-        kv_memory: int = 2**30,
-        pages: int | None = None,
-        max_batch_size: int = 32,
-        prefill_tokens: int = 512,
-        reuse_prefixes: bool = True,
-        record_passes: bool = False,
-        capture_graphs: bool = False,
         backend: Backend | None = None,
-        launch_ahead: bool | None = None,
         reader: RequestReader | None = None,
     ) -> None:
-        block_length = block_length or page_length or model.config.usual_block_length
-        page_length = page_length_for(block_length) if page_length is None else page_length
-        limits = {"page_length": page_length, "max_batch_size": max_batch_size, "prefill_tokens": prefill_tokens}
-        for name, value in limits.items():
-            if value < 1:
-                raise GenerationError(f"{name} is {value}; it must be at least 1.")
+        block_length = config.block_length or config.page_length or model.config.usual_block_length
+        page_length = config.page_length or page_length_for(block_length)
+        pages = config.pages
         if pages is None:
             size = page_bytes(model.config, page_length, model.dtype)
-            pages = kv_memory // size
+            pages = config.kv_memory // size
             if not pages:
-                raise GenerationError(f"kv_memory is {kv_memory} bytes; one page of this model takes {size}.")
+                raise GenerationError(f"kv_memory is {config.kv_memory} bytes; one page of this model takes {size}.")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.page_length = page_length
         self._pool = PagePool(pages)
         self._scheduler = Scheduler(
-            self._pool, page_length, max_batch_size, prefill_tokens, reuse_prefixes, model.config.shift_logits
+            self._pool,
+            page_length,
+            config.max_batch_size,
+            config.prefill_tokens,
+            config.reuse_prefixes,
+            model.config.shift_logits,
         )
         self._backend = backend or choose_backend(model)
-        self._backend.open(pages, page_length, max_batch_size)
+        self._backend.open(pages, page_length, config.max_batch_size)
         self._counters = EngineStats(backend=self._backend.name, pages=pages)
         self._runner = ModelRunner(
-            model, self._backend, page_length, record_passes=record_passes, counters=self._counters
+            model, self._backend, page_length, record_passes=config.record_passes, counters=self._counters
         )
-        self._launches_ahead = model.device.type == "cuda" if launch_ahead is None else launch_ahead
+        on_gpu = model.device.type == "cuda"
+        self._launches_ahead = on_gpu if config.launch_ahead is None else config.launch_ahead
         self.reader = RequestReader(model.config, tokenizer) if reader is None else reader
         self._sequences: dict[str, Sequence] = {}
-        if capture_graphs:
+        if config.capture_graphs:
             self._backend.warm_up(block_length)
 
     def add_request(self, prompt: Prompt, params: GenerationParams = _DEFAULTS, request_id: str | None = None) -> str:

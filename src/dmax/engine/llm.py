@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dmax.engine.backends import Backend, choose_backend
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import GenerationOutput, PassRecord
 from dmax.engine.params import GenerationError, GenerationParams
@@ -22,7 +23,7 @@ from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.sequence import Sequence
 from dmax.engine.uncached import decode_uncached
 from dmax.machine import multiplies_bfloat16
-from dmax.models import LLaDA2, Tokenizer, load_model, load_tokenizer
+from dmax.models import BlockDiffusionLM, Tokenizer, load_model, load_tokenizer
 from dmax.models.memory import DoesNotFit
 
 OnPass = Callable[[int, PassRecord], None]
@@ -53,7 +54,7 @@ class LLM:
 
     def __init__(
         self,
-        model: LLaDA2 | str | Path,
+        model: BlockDiffusionLM | str | Path,
         tokenizer: Tokenizer | None = None,
         *,
         device: str | torch.device | None = None,
@@ -64,7 +65,7 @@ class LLM:
     ) -> None:
         if max_batch_size < 1:
             raise GenerationError(f"max_batch_size is {max_batch_size}; it must be at least 1.")
-        if isinstance(model, LLaDA2):
+        if isinstance(model, BlockDiffusionLM):
             if device is not None or dtype is not None:
                 raise GenerationError(
                     "device and dtype are for checkpoints that are loaded here; move a loaded model with its own .to()."
@@ -90,8 +91,8 @@ class LLM:
         model: str | Path,
         device: torch.device,
         dtype: torch.dtype | None,
-        check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None,
-    ) -> LLaDA2:
+        check: Callable[[BlockDiffusionLM, torch.dtype, torch.device], object] | None,
+    ) -> BlockDiffusionLM:
         """Load a checkpoint, in float32 in place of bfloat16 where the processor has no products in it."""
         if dtype == torch.bfloat16 and device.type == "cpu" and check is not None and not multiplies_bfloat16():
             with suppress(DoesNotFit):  # in bfloat16 it may
@@ -156,11 +157,13 @@ class LLM:
         engine = LLMEngine(
             self.model,
             self.tokenizer,
-            page_length=page_length,
-            pages=sum(needs[:slots]),
-            max_batch_size=slots,
-            prefill_tokens=IDLE_PREFILL_TOKENS,
-            record_passes=on_pass is not None,
+            EngineConfig(
+                page_length=page_length,
+                pages=sum(needs[:slots]),
+                max_batch_size=slots,
+                prefill_tokens=IDLE_PREFILL_TOKENS,
+                record_passes=on_pass is not None,
+            ),
             backend=backend,
             reader=self._reader,
         )

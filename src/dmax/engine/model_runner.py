@@ -22,7 +22,7 @@ from dmax.engine.decode_batch import DecodeBatch
 from dmax.engine.outputs import EngineStats, RequestUpdate
 from dmax.engine.sequence import Sequence
 from dmax.engine.span import Span
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 
 class _Arriving:
@@ -71,7 +71,7 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: LLaDA2, backend: Backend, page_length: int, *, record_passes: bool, counters: EngineStats
+        self, model: BlockDiffusionLM, backend: Backend, page_length: int, *, record_passes: bool, counters: EngineStats
     ) -> None:
         self._model = model
         self._backend = backend

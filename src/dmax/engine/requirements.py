@@ -16,11 +16,11 @@ from dmax.kernels.cpu.quantized import reads
 from dmax.models.checkpoint import load_config
 from dmax.models.config import ModelConfig
 from dmax.models.convert import Quantization
-from dmax.models.llada2 import LLaDA2
 from dmax.models.memory import available_memory, gib, refuse
 from dmax.models.names import is_stack
 from dmax.models.quantized import STORED_AS, hold_quantized
 from dmax.models.source import CONFIG_FILE, EMBEDDED_MODELS, CheckpointError, read_json, resolve
+from dmax.models.transformer import BlockDiffusionLM
 
 _FLOAT = 4
 FORMATS: dict[str, Quantization] = {
@@ -44,7 +44,7 @@ class Workload:
     """Positions of a sequence that have logits in a pass."""
 
 
-def memory_needed(model: LLaDA2, dtype: torch.dtype, device: torch.device, load: Workload) -> dict[str, int]:
+def memory_needed(model: BlockDiffusionLM, dtype: torch.dtype, device: torch.device, load: Workload) -> dict[str, int]:
     """Add up the bytes that answering needs, by what they are for.
 
     Args:
@@ -83,7 +83,7 @@ class _Matrix(NamedTuple):
         return self.dtype in STORED_AS.values()
 
 
-def _matrices(model: LLaDA2) -> list[_Matrix]:
+def _matrices(model: BlockDiffusionLM) -> list[_Matrix]:
     return [
         _Matrix(
             name, tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1), tensor.dtype, *tensor.shape[-2:]
@@ -93,12 +93,12 @@ def _matrices(model: LLaDA2) -> list[_Matrix]:
     ]
 
 
-def _packed(model: LLaDA2, dtype: torch.dtype) -> int:
+def _packed(model: BlockDiffusionLM, dtype: torch.dtype) -> int:
     """Count the copies of small weights that a CPU multiplies with."""
     return sum(each.numbers * dtype.itemsize for each in _matrices(model) if each.numbers <= MOST_WEIGHTS)
 
 
-def widens(model: LLaDA2, device: torch.device) -> bool:
+def widens(model: BlockDiffusionLM, device: torch.device) -> bool:
     """Tell whether a device has no kernel for some quantised weights, so that every pass widens them.
 
     A CPU has more of them once `dmax compile` has been run.
@@ -116,7 +116,7 @@ def _is_widened(matrix: _Matrix, dtype: torch.dtype, device: torch.device) -> bo
     return matrix.dtype != STORED_AS["int8"] or is_stack(matrix.name)
 
 
-def _widened(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> int:
+def _widened(model: BlockDiffusionLM, dtype: torch.dtype, device: torch.device) -> int:
     """Find the largest weights that are widened, by way of float32; on a CPU gates, ups and downs of one expert."""
     largest = 0
     for each in _matrices(model):
@@ -153,12 +153,14 @@ def formats_needed(
     return found
 
 
-def _by_shape(config: ModelConfig) -> LLaDA2:
+def _by_shape(config: ModelConfig) -> BlockDiffusionLM:
     with torch.device("meta"):
-        return LLaDA2(config)
+        return BlockDiffusionLM(config)
 
 
-def check_memory(model: LLaDA2, dtype: torch.dtype, device: torch.device, *, name: str, load: Workload) -> None:
+def check_memory(
+    model: BlockDiffusionLM, dtype: torch.dtype, device: torch.device, *, name: str, load: Workload
+) -> None:
     """Refuse to load a model that does not fit.
 
     Args:
@@ -196,7 +198,7 @@ def check_before_fetching(
 
 
 def _mends(
-    name: str, model: LLaDA2, dtype: torch.dtype, device: torch.device, load: Workload, available: int
+    name: str, model: BlockDiffusionLM, dtype: torch.dtype, device: torch.device, load: Workload, available: int
 ) -> str:  # fmt: skip
     options: dict[str, int] = {}
     is_quantized = any(each.is_quantized for each in _matrices(model))

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, ReferencePass, StepResult, decode
-from dmax.decoding.constrained import ConstrainedDecoder
 from dmax.decoding.contract import ContractError, check_result, tokens_or_none
 from dmax.decoding.reference import gumbel_noise
 from dmax.decoding.registry import decides
-from dmax.engine.logprobs import token_logprobs
 from dmax.engine.outputs import PassRecord, nan_logits
+from dmax.engine.progress import close_blocks, pass_record, rule_for, shut_out
 from dmax.engine.sequence import Sequence
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class _CheckedDecoder:
         return result
 
 
-def decode_uncached(model: LLaDA2, sequence: Sequence) -> Iterator[PassRecord]:
+def decode_uncached(model: BlockDiffusionLM, sequence: Sequence) -> Iterator[PassRecord]:
     """Decode a sequence to its end, recomputing everything in every pass.
 
     Yields:
@@ -93,20 +92,16 @@ def _rule(sequence: Sequence, vocab_size: int) -> Decoder:
     """Put the decoder of a sequence under its constraint if it has one, and check a third-party one."""
     if not decides(sequence.decoder):
         return _CheckedDecoder(sequence.decoder, vocab_size)
-    if sequence.constraint is None:
-        return sequence.decoder
-    return ConstrainedDecoder(sequence.decoder, [sequence.constraint], [sequence.params.nucleus()])
+    return rule_for(sequence.decoder, [sequence])
 
 
-def _noise(sequence: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
+def _noise(sequence: Sequence, model: BlockDiffusionLM) -> Callable[[Tensor], Tensor]:
     """Return what draws the noise of a pass, minus infinity for tokens that the sequence may not draw."""
     draw = gumbel_noise(torch.Generator(model.device).manual_seed(sequence.params.seed))
-    nucleus = sequence.params.nucleus()
 
     def noise(logits_1LV: Tensor) -> Tensor:
         noise_1LV = draw(logits_1LV)
-        if not nucleus.is_everything and sequence.constraint is None:
-            nucleus.shut_out(noise_1LV[0], logits_1LV[0], sequence.decoder.temperature, model.config.mask_token_id)
+        shut_out(sequence, noise_1LV[0], logits_1LV[0], model.config.mask_token_id)
         return noise_1LV
 
     return noise
@@ -115,33 +110,22 @@ def _noise(sequence: Sequence, model: LLaDA2) -> Callable[[Tensor], Tensor]:
 def _take(sequence: Sequence, done: ReferencePass, logits_NV: Tensor, mask_token_id: int) -> list[PassRecord]:
     """Bring a sequence up to date with a pass over N positions, and return its records."""
     sequence.begin_pass()
-    records = [_record(sequence, done.start, index, result) for index, result in enumerate(done.results)]
-    records = [replace(record, final=index < done.final) for index, record in enumerate(records)]
+    length = sequence.block_length
+    records = [
+        replace(_record(sequence, done.start + index * length, result), final=index < done.final)
+        for index, result in enumerate(done.results)
+    ]
     sequence.revise(sum(len(record.revised) for record in records))
+
+    def answer_logits(place: int, count: int) -> Tensor:
+        return logits_NV[(place + 1) * length - count : (place + 1) * length]
+
+    close_blocks(sequence, [record.tokens for record in records[: done.final]], answer_logits, mask_token_id)
     sequence.update([], records)
-    for record, logits_LV in zip(records[: done.final], logits_NV.split(sequence.block_length), strict=False):
-        if sequence.ending is None:
-            token_ids, top = record.tokens[sequence.first_active :], sequence.params.logprobs
-            own_LV = logits_LV[sequence.first_active :]
-            of_block = None if top is None else token_logprobs(own_LV, token_ids, top, mask_token_id)
-            sequence.close_block(record.tokens, of_block)
     return records
 
 
-def _record(sequence: Sequence, first: int, index: int, result: StepResult) -> PassRecord:
-    length = sequence.block_length
-    return PassRecord(
-        pass_number=sequence.passes,
-        block=first // length + index,
-        start=first + index * length,
-        tokens=result.state.tokens[0].tolist(),
-        confidence=result.confidence[0].tolist(),
-        promoted=_offsets(result.promoted),
-        revised=_offsets(result.revised),
-        active=_offsets(result.state.active),
-        final=False,
-    )
-
-
-def _offsets(flags_1L: Tensor) -> list[int]:
-    return flags_1L[0].nonzero().flatten().tolist()
+def _record(sequence: Sequence, start: int, result: StepResult) -> PassRecord:
+    rows = (result.state.tokens, result.confidence, result.promoted, result.revised)
+    tokens, confidence, promoted, revised = (row_1L[0].tolist() for row_1L in rows)
+    return pass_record(sequence, start, tokens, confidence, promoted, revised)

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -92,16 +92,28 @@ class Standing:
     """Mean over the answers so far."""
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run draws, what it does with failures, and what its results quote."""
+
+    seed: int
+    """Of the draws where answers are drawn (sample i draws with ``seed + i``), and of the bootstrap."""
+    command: Sequence[str]
+    """Written into the results."""
+    share: Share = field(default_factory=Share.from_environment)
+    """The rows of this process; by default as the environment says."""
+    retry_failed: bool = True
+    """Whether rows that the folder holds without an answer are asked again."""
+    most_failures: int | None = None
+    """Answers that may fail in a row; one more stops the run. None for any number."""
+
+
 def evaluate(
     tasks: Sequence[TaskData],
     answerer: Answerer,
     folder: Path,
+    run: RunSettings,
     *,
-    seed: int,
-    command: Sequence[str],
-    share: Share | None = None,
-    retry_failed: bool = True,
-    most_failures: int | None = None,
     on_progress: Callable[[Standing], None] = lambda standing: None,
 ) -> dict[str, Any] | None:
     """Answer and grade what the folder does not hold yet.
@@ -110,11 +122,7 @@ def evaluate(
         tasks: what to ask.
         answerer: who answers.
         folder: made if need be; one that holds the same run is taken up where it stopped.
-        seed: of the draws where answers are drawn (sample i draws with ``seed + i``), and of the bootstrap.
-        command: written into the results.
-        share: the rows of this process; by default as the environment says.
-        retry_failed: whether rows that the folder holds without an answer are asked again.
-        most_failures: answers that may fail in a row; one more stops the run. None for any number.
+        run: seed, share of this process, and how many answers may fail.
         on_progress: called after every batch.
 
     Returns:
@@ -128,28 +136,27 @@ def evaluate(
     for data in tasks:
         if isinstance(data.task, ProgrammingTask) and not data.task.unprotected:
             require_protection()
-    share = Share.from_environment() if share is None else share
-    description = answerer.describe()
+    description, world = answerer.describe(), run.share.world
     settings = {
         **description,
-        "seed": seed,
-        "processes": share.world,
+        "seed": run.seed,
+        "processes": world,
         "batch_size": answerer.batch_size,
         "tasks": {data.task.name: data.identity for data in tasks},
     }
     claim(folder, settings)
-    runs = [_TaskRun(data, answerer, folder, share, seed, retry_failed=retry_failed) for data in tasks]
-    patience = _Patience(most_failures, folder)
+    parts = [_TaskRun(data, answerer, folder, run) for data in tasks]
+    patience = _Patience(run.most_failures, folder)
     # Not among the settings: a run may go on where kernels are compiled, or are not.
-    session = {"command": list(command), **describe_process(), "backend": answerer.backend}
-    if any(run.todo for run in runs):
+    session = {"command": list(run.command), **describe_process(), "backend": answerer.backend}
+    if any(part.todo for part in parts):
         with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as file:
             file.write(_line({"started": _now(), **session}))
-    elif (folder / RESULTS_FILE).exists() and not any(run.in_parts for run in runs):
+    elif (folder / RESULTS_FILE).exists() and not any(part.in_parts for part in parts):
         return read_results(folder)
-    for run in runs:
-        run.run(on_progress, patience)
-    if not all(_join_parts(folder, data, share.world) for data in tasks):
+    for part in parts:
+        part.run(on_progress, patience)
+    if not all(_join_parts(folder, data, world) for data in tasks):
         return None
     sessions = [json.loads(line) for line in (folder / SESSIONS_FILE).read_bytes().split(b"\n") if line]
     results = {
@@ -158,13 +165,13 @@ def evaluate(
         **session,
         "sessions": sessions,
         **description,
-        "seed": seed,
+        "seed": run.seed,
         "tasks": {
             data.task.name: {
                 "version": data.task.version,
                 "gen_length": data.gen_length,
                 "data": {**data.source, "rows": len(data.rows), "digest": data.digest},
-                "metrics": task_metrics(folder, data, answerer.batch_size, share.world, seed),
+                "metrics": task_metrics(folder, data, answerer.batch_size, world, run.seed),
             }
             for data in tasks
         },
@@ -195,16 +202,15 @@ class _Patience:
 class _TaskRun:
     """One process's rows of one task."""
 
-    def __init__(
-        self, data: TaskData, answerer: Answerer, folder: Path, share: Share, seed: int, *, retry_failed: bool
-    ) -> None:
+    def __init__(self, data: TaskData, answerer: Answerer, folder: Path, run: RunSettings) -> None:
+        share = run.share
         self.data = data
         self.answerer = answerer
-        self.seed = seed
+        self.seed = run.seed
         self.mine = range(share.rank, data.total, share.world)
         self.path = _part(folder, data.task.name, share)
         held = read_samples(self.path) if self.path.exists() else read_samples(_whole(folder, data.task.name))
-        again = retry_failed and any(map(_failed, held))
+        again = run.retry_failed and any(map(_failed, held))
         self.samples = [s for s in held if s["index"] in self.mine and not (again and _failed(s))]
         done = {sample["index"] for sample in self.samples}
         self.todo = [index for index in self.mine if index not in done]

@@ -11,8 +11,8 @@ from dmax.evaluation.grading import boxed, final_number, same_number
 from dmax.evaluation.run_folder import write_whole
 from dmax.evaluation.tasks.numeric import GsmSymbolic
 from dmax.evaluation.word_problems import fresh_problems
-from dmax.models.llada2 import LLaDA2
 from dmax.models.tokenizer import Tokenizer
+from dmax.models.transformer import BlockDiffusionLM
 from dmax.training.setup import HeldOut
 from dmax.training.trainer import Validate
 
@@ -35,7 +35,7 @@ def validator(tokenizer: Tokenizer, own: HeldOut | None, answers: Path) -> Valid
         answers: file for prompts, references, answers and whether they are right, of the last call.
     """
 
-    def validate(model: LLaDA2, count: int, block_length: int, decoder: str) -> dict[str, float]:
+    def validate(model: BlockDiffusionLM, count: int, block_length: int, decoder: str) -> dict[str, float]:
         asked = _word_problems(tokenizer, count) if own is None else _rows_of(own, tokenizer, count, block_length)
         limit = model.config.max_position_embeddings
         params = [

@@ -72,7 +72,7 @@ def run_experts(
     other = shared or routed
     sizes = {"E": num_experts, "A": per_token, "X": num_shared, "D": hidden, "F": width}
     scaled = {"SCALED": routed.gate_scale is not None, "SHARED_SCALED": other.gate_scale is not None}
-    lists = (routing.loads_E, routing.slots_EN, num_tokens)
+    lists = (routing.loads_E, routing.assignments_EN, num_tokens)
     experts = num_shared + num_experts
     _gate_up[_grid(experts, width, num_tokens, first)](
         x_ND, inner, routed.gate, routed.up, routed.gate_scale, routed.up_scale,
@@ -95,12 +95,12 @@ def _grid(experts: int, rows: int, num_tokens: int, tile: Tile) -> tuple[int, in
 
 
 @triton.jit
-def _rows_of(place, expert, load, slots_ptr, num_tokens, A: tl.constexpr, X: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Load BLOCK_M tokens of a routed expert, from ``place`` in its list: slots, rows, and which of them exist."""
+def _rows_of(place, expert, load, assignments_ptr, num_tokens, A: tl.constexpr, X: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Load BLOCK_M tokens of a routed expert, from ``place`` in its list: assignments, rows, and which exist."""
     place_M = place + tl.arange(0, BLOCK_M)
     has_M = place_M < load
-    slot_M = tl.load(slots_ptr + expert.to(tl.int64) * num_tokens + place_M, mask=has_M, other=0)
-    return slot_M, slot_M // A * (A + X) + slot_M % A, has_M
+    assignment_M = tl.load(assignments_ptr + expert.to(tl.int64) * num_tokens + place_M, mask=has_M, other=0)
+    return assignment_M, assignment_M // A * (A + X) + assignment_M % A, has_M
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def _gate_up_tile(
 @triton.jit
 def _gate_up(
     x_ptr, inner_ptr, gate_ptr, up_ptr, gate_scale_ptr, up_scale_ptr,
-    shared_gate_ptr, shared_up_ptr, shared_gate_scale_ptr, shared_up_scale_ptr, loads_ptr, slots_ptr, num_tokens,
+    shared_gate_ptr, shared_up_ptr, shared_gate_scale_ptr, shared_up_scale_ptr, loads_ptr, assignments_ptr, num_tokens,
     E: tl.constexpr, A: tl.constexpr, X: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
     SCALED: tl.constexpr, SHARED_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS_FIRST: tl.constexpr,
@@ -196,10 +196,10 @@ def _gate_up(
             up_scale_ptr += at
         place = first
         while place < load:
-            slot_M, row_M, has_M = _rows_of(place, expert, load, slots_ptr, num_tokens, A, X, BLOCK_M)
+            assignment_M, row_M, has_M = _rows_of(place, expert, load, assignments_ptr, num_tokens, A, X, BLOCK_M)
             _gate_up_tile(
                 x_ptr, inner_ptr, gate_ptr + at * D, up_ptr + at * D, gate_scale_ptr, up_scale_ptr,
-                slot_M // A, row_M, has_M, strip, D, F, SCALED, BLOCK_M, BLOCK_W, BLOCK_K, TOKENS_FIRST,
+                assignment_M // A, row_M, has_M, strip, D, F, SCALED, BLOCK_M, BLOCK_W, BLOCK_K, TOKENS_FIRST,
             )  # fmt: skip
             place += step
 
@@ -238,7 +238,7 @@ def _down_tile(
 @triton.jit
 def _down(
     inner_ptr, outer_ptr, weights_ptr, down_ptr, down_scale_ptr, shared_down_ptr, shared_down_scale_ptr,
-    loads_ptr, slots_ptr, num_tokens, shared_row_stride, shared_expert_stride,
+    loads_ptr, assignments_ptr, num_tokens, shared_row_stride, shared_expert_stride,
     E: tl.constexpr, A: tl.constexpr, X: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
     SCALED: tl.constexpr, SHARED_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS_FIRST: tl.constexpr,
@@ -268,10 +268,10 @@ def _down(
             down_scale_ptr += at
         place = first
         while place < load:
-            slot_M, row_M, has_M = _rows_of(place, expert, load, slots_ptr, num_tokens, A, X, BLOCK_M)
+            assignment_M, row_M, has_M = _rows_of(place, expert, load, assignments_ptr, num_tokens, A, X, BLOCK_M)
             _down_tile(
-                inner_ptr, outer_ptr, down_ptr + at * F, down_scale_ptr, row_M, tl.load(weights_ptr + slot_M), has_M,
-                strip, F, D, F, SCALED, BLOCK_M, BLOCK_W, BLOCK_K, TOKENS_FIRST,
+                inner_ptr, outer_ptr, down_ptr + at * F, down_scale_ptr, row_M, tl.load(weights_ptr + assignment_M),
+                has_M, strip, F, D, F, SCALED, BLOCK_M, BLOCK_W, BLOCK_K, TOKENS_FIRST,
             )  # fmt: skip
             place += step
 

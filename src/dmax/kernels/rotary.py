@@ -1,7 +1,7 @@
 """Query and key norms, partial rotary embedding, and the way of keys and values into the cache, in one kernel.
 
 Shape suffixes: N tokens, H query heads, K key/value heads, J all heads (H + 2 K), C head channels, R rotary channels,
-S slots of a cache.
+S positions of a cache.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 
-class CacheSlots(NamedTuple):
-    """Where a layer keeps keys and values, and which slots the tokens of a call fill."""
+class LayerCache(NamedTuple):
+    """Where a layer keeps keys and values, and which of its positions the tokens of a call fill."""
 
     keys_KSC: Tensor
-    """Channels contiguous; heads and slots at any distance."""
+    """Channels contiguous; heads and positions at any distance."""
     values_KSC: Tensor
     """Laid out as the keys."""
     writes_N: Tensor
@@ -32,7 +32,7 @@ def normalize_and_rotate(
     sin_NR: Tensor,
     num_heads: int,
     eps: float,
-    cache: CacheSlots | None = None,
+    cache: LayerCache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Norm and rotate the query and key heads of the fused projection; write keys and values where a cache is given.
 
@@ -92,7 +92,7 @@ def _rotated(
 @triton.jit
 def _normalize_and_rotate(
     qkv_ptr, q_ptr, k_ptr, query_weight_ptr, key_weight_ptr, cos_ptr, sin_ptr, eps,
-    keys_ptr, values_ptr, writes_ptr, cache_head_stride, cache_slot_stride,
+    keys_ptr, values_ptr, writes_ptr, cache_head_stride, cache_position_stride,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
     NORM: tl.constexpr, CACHE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -111,12 +111,12 @@ def _normalize_and_rotate(
         k_C = _rotated(x_ptr, key_weight_ptr, cos_ptr, sin_ptr, eps, C, R, NORM, BLOCK_C).to(k_ptr.dtype.element_ty)
         tl.store(k_ptr + (token * K + head - H) * C + c_C, k_C, mask=has_C)
         if CACHE:
-            slot = tl.load(writes_ptr + token)
-            offset = (head - H).to(tl.int64) * cache_head_stride + slot * cache_slot_stride
+            position = tl.load(writes_ptr + token)
+            offset = (head - H).to(tl.int64) * cache_head_stride + position * cache_position_stride
             tl.store(keys_ptr + offset + c_C, k_C, mask=has_C)
     else:
         if CACHE:
-            slot = tl.load(writes_ptr + token)
-            offset = (head - H - K).to(tl.int64) * cache_head_stride + slot * cache_slot_stride
+            position = tl.load(writes_ptr + token)
+            offset = (head - H - K).to(tl.int64) * cache_head_stride + position * cache_position_stride
             v_C = tl.load(x_ptr + c_C, mask=has_C)
             tl.store(values_ptr + offset + c_C, v_C, mask=has_C)

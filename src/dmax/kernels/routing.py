@@ -31,9 +31,9 @@ class Routing:
     """float32."""
     loads_E: Tensor
     """int32, how many tokens chose each expert."""
-    slots_EN: Tensor
-    """int32; the first ``loads_E[e]`` entries of row e are the slots (``token * A + choice``) of expert e, in an order
-    that may differ between runs. The others are undefined."""
+    assignments_EN: Tensor
+    """int32; the first ``loads_E[e]`` entries of row e are the assignments (``token * A + choice``) of expert e, in an
+    order that may differ between runs. The others are undefined."""
 
 
 def route(
@@ -79,7 +79,7 @@ def route(
     )  # fmt: skip
     per_group = num_experts // num_groups
     _choose[(num_tokens,)](
-        logits_SNE, bias_E, routing.experts_NA, routing.weights_NA, routing.loads_E, routing.slots_EN, num_tokens,
+        logits_SNE, bias_E, routing.experts_NA, routing.weights_NA, routing.loads_E, routing.assignments_EN, num_tokens,
         scale, S=parts, E=num_experts, A=experts_per_token, G=num_groups, P=per_group, KEPT=groups_kept,
         SOFTMAX=softmax, NORMALIZE=normalize,
         BLOCK_A=triton.next_power_of_2(experts_per_token), BLOCK_G=triton.next_power_of_2(num_groups),
@@ -118,7 +118,7 @@ def _score_parts(
 
 @triton.jit
 def _choose(
-    logits_ptr, bias_ptr, experts_ptr, weights_ptr, loads_ptr, slots_ptr, num_tokens, scale,
+    logits_ptr, bias_ptr, experts_ptr, weights_ptr, loads_ptr, assignments_ptr, num_tokens, scale,
     S: tl.constexpr, E: tl.constexpr, A: tl.constexpr, G: tl.constexpr, P: tl.constexpr, KEPT: tl.constexpr,
     SOFTMAX: tl.constexpr, NORMALIZE: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -170,9 +170,9 @@ def _choose(
     weights_A *= scale
 
     chosen_A = a_A < A
-    slots_A = token * A + a_A
-    tl.store(experts_ptr + slots_A, experts_A, mask=chosen_A)
-    tl.store(weights_ptr + slots_A, weights_A, mask=chosen_A)
+    assignments_A = token * A + a_A
+    tl.store(experts_ptr + assignments_A, experts_A, mask=chosen_A)
+    tl.store(weights_ptr + assignments_A, weights_A, mask=chosen_A)
     places_A = tl.atomic_add(loads_ptr + experts_A, 1, mask=chosen_A, sem="relaxed")
     fits_A = chosen_A & (places_A < num_tokens)
-    tl.store(slots_ptr + experts_A.to(tl.int64) * num_tokens + places_A, slots_A, mask=fits_A)
+    tl.store(assignments_ptr + experts_A.to(tl.int64) * num_tokens + places_A, assignments_A, mask=fits_A)

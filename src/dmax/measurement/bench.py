@@ -15,8 +15,8 @@ from dmax.measurement.passes import PassDriver, Step
 from dmax.measurement.peaks import copy_bandwidth, int8_peak, matmul_peak
 from dmax.measurement.shapes import MeasurementError
 from dmax.measurement.split import split_passes, touched_experts
-from dmax.models.llada2 import LLaDA2
 from dmax.models.quantized import STORED_AS
+from dmax.models.transformer import BlockDiffusionLM
 
 _WARM_UP = 8
 """Passes of every kind that run before anything is timed: buffers, kernels and graphs are made in them."""
@@ -43,7 +43,7 @@ class BenchOptions:
             raise MeasurementError(f"tpf is {self.tpf}; it must be above 0.")
 
 
-def bench(model: LLaDA2, options: BenchOptions) -> dict[str, Any]:
+def bench(model: BlockDiffusionLM, options: BenchOptions) -> dict[str, Any]:
     """Time passes of a model, split one, count its bytes and operations, and measure the machine's peaks.
 
     Returns:
@@ -75,7 +75,7 @@ def bench(model: LLaDA2, options: BenchOptions) -> dict[str, Any]:
     }
 
 
-def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
+def describe_model(name: str, model: BlockDiffusionLM) -> dict[str, Any]:
     """Say which model ran, how large, where, in which dtype, and by which backend of the engine."""
     backend = backend_name(model.device, model.dtype)
     return {
@@ -89,7 +89,7 @@ def describe_model(name: str, model: LLaDA2) -> dict[str, Any]:
     }
 
 
-def _count_parameters(model: LLaDA2) -> int:
+def _count_parameters(model: BlockDiffusionLM) -> int:
     """Count weights, each once; of two in a byte, both."""
     found = {
         tensor.data_ptr(): tensor.numel() * (2 if tensor.dtype == STORED_AS["int4"] else 1)
@@ -99,7 +99,7 @@ def _count_parameters(model: LLaDA2) -> int:
     return sum(found.values())
 
 
-def is_quantized(model: LLaDA2) -> bool:
+def is_quantized(model: BlockDiffusionLM) -> bool:
     """Tell whether any of a model's weights are in 8 or 4 bits."""
     return any(tensor.dtype in STORED_AS.values() for tensor in model.state_dict().values())
 
@@ -116,7 +116,7 @@ def _spread(seconds: list[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _shares(model: LLaDA2, cost: Cost, seconds: float) -> dict[str, Any]:
+def _shares(model: BlockDiffusionLM, cost: Cost, seconds: float) -> dict[str, Any]:
     """Count bytes and operations of the pass, and which share of the machine's peaks it reaches with them."""
     if model.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import LLaDA2
 from dmax.models.quantized import STORED_AS
+from dmax.models.transformer import BlockDiffusionLM
 
 _PLACES = {
     "attention": r"\.attention\.",
@@ -87,7 +87,7 @@ def weights_by_part(config: ModelConfig, touched_experts: float | None = None) -
     return parts
 
 
-def stored_bytes(model: LLaDA2) -> dict[str, float]:
+def stored_bytes(model: BlockDiffusionLM) -> dict[str, float]:
     """Return the bytes that a weight takes with its share of the scales, by part, the embedding table included."""
     numbers, taken = defaultdict[str, int](int), defaultdict[str, int](int)
     for name, tensor in model.state_dict().items():

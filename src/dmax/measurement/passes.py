@@ -15,6 +15,7 @@ import torch
 
 from dmax.decoding import Decoder
 from dmax.engine.backends import choose_backend
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.kv_cache import page_length_for
 from dmax.engine.params import GenerationParams
@@ -22,7 +23,7 @@ from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.measurement.costs import PassShape
 from dmax.measurement.shapes import MeasurementError
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 _RULES = {
     # Nothing is confident enough, so a pass promotes one mask: a block takes as many passes as it has positions, of
@@ -65,7 +66,7 @@ class PassDriver:
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         *,
         batch: int,
         context: int,
@@ -121,14 +122,10 @@ class PassDriver:
         model, batch = self.model, self.shape.batch
         page_length = page_length_for(model.config.usual_block_length)
         pages = batch * (-(-(self.shape.context + self._params.gen_length) // page_length) + 1)
-        return LLMEngine(
-            model,
-            pages=pages,
-            page_length=page_length,
-            max_batch_size=batch,
-            prefill_tokens=IDLE_PREFILL_TOKENS,
-            backend=choose_backend(model, eager=eager),
+        config = EngineConfig(
+            pages=pages, page_length=page_length, max_batch_size=batch, prefill_tokens=IDLE_PREFILL_TOKENS
         )
+        return LLMEngine(model, config=config, backend=choose_backend(model, eager=eager))
 
     def run(self, count: int, *, watch: Callable[[str], object] | None = None) -> list[Step]:
         """Run ``count`` passes of the kind asked for, and whatever has to run between them.

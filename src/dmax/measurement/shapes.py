@@ -10,8 +10,8 @@ import torch
 from dmax.models.checkpoint import materialize
 from dmax.models.config import ModelConfig
 from dmax.models.convert import Quantization
-from dmax.models.llada2 import LLaDA2, initial_std, initialize
 from dmax.models.quantized import LEVELS, hold_quantized, scale_name
+from dmax.models.transformer import BlockDiffusionLM, initial_std, initialize
 
 _MINI = ModelConfig(
     vocab_size=157_184, hidden_size=2048, intermediate_size=5120, num_hidden_layers=20, num_attention_heads=16,
@@ -78,8 +78,8 @@ def random_model(
     seed: int = 0,
     layers: int | None = None,
     weights: Quantization | None = None,
-    check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None = None,
-) -> LLaDA2:
+    check: Callable[[BlockDiffusionLM, torch.dtype, torch.device], object] | None = None,
+) -> BlockDiffusionLM:
     """Make a model of a published shape whose weights, router included, are drawn on ``device``.
 
     Args:
@@ -104,7 +104,7 @@ def random_model(
             )
         config = replace(config, num_hidden_layers=layers)
     with torch.device("meta"):
-        model = LLaDA2(config)
+        model = BlockDiffusionLM(config)
     if weights is not None:
         schemes = {name: weights.scheme_of(name, tuple(like.shape)) for name, like in model.state_dict().items()}
         hold_quantized(model, {name: scheme for name, scheme in schemes.items() if scheme is not None})
@@ -121,7 +121,7 @@ def random_model(
     return model.eval().requires_grad_(False)
 
 
-def _draw_quantized(model: LLaDA2, generator: torch.Generator) -> None:
+def _draw_quantized(model: BlockDiffusionLM, generator: torch.Generator) -> None:
     """Fill quantised weights: numbers evenly spread over the format, scaled to the variance that others are given."""
     tensors = model.state_dict()
     for name, weight in tensors.items():

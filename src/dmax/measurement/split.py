@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dmax.decoding import BlockState, Decoder, StepResult
 from dmax.measurement.passes import PassDriver
-from dmax.models.llada2 import DecoderLayer, LLaDA2
 from dmax.models.moe import SparseMLP, choose_experts
+from dmax.models.transformer import BlockDiffusionLM, DecoderLayer
 
 PARTS = ("inputs", "attention", "router", "experts", "shared", "dense", "norms", "head", "rule", "host")
 """``inputs``: the step's plan and input embeddings; ``norms``: what of the model is in no other part (norms, residuals,
@@ -103,7 +103,7 @@ def split_passes(driver: PassDriver, count: int) -> dict[str, float]:
 
 
 @contextmanager
-def _clocked(model: LLaDA2, timeline: Timeline) -> Iterator[None]:
+def _clocked(model: BlockDiffusionLM, timeline: Timeline) -> Iterator[None]:
     """Mark the boundaries of a model's parts."""
     with ExitStack() as stack:
         for module, part, around in _parts(model):
@@ -116,7 +116,7 @@ def _clocked(model: LLaDA2, timeline: Timeline) -> Iterator[None]:
         yield
 
 
-def _parts(model: LLaDA2) -> Iterator[tuple[nn.Module, str, str]]:
+def _parts(model: BlockDiffusionLM) -> Iterator[tuple[nn.Module, str, str]]:
     """List modules, the part each is, and the part around it."""
     yield model.model, "norms", "host"
     yield model.lm_head, "head", "host"

@@ -21,11 +21,11 @@ from dmax.models.autoregressive import AutoregressiveSource, FolderSource
 from dmax.models.checkpoint import check_fit, layout_of, save_companions
 from dmax.models.config import ConfigError, ModelConfig
 from dmax.models.families import adapted_family
-from dmax.models.llada2 import LLaDA2
 from dmax.models.names import TensorNames
 from dmax.models.rewriting import write_at
 from dmax.models.source import FLOAT_DTYPES, CheckpointError, StoredTensor
 from dmax.models.tokenizer import Tokenizer
+from dmax.models.transformer import BlockDiffusionLM
 from dmax.models.unfinished import Progress, Telling, check_space, unfinished_folder
 from dmax.models.writer import DTYPE_NAMES, FilePlan, TensorSpec, plan_files, write_index
 
@@ -93,7 +93,7 @@ def adapt_checkpoint(
             )
         config, tokenizer = _adapted(opened, tokenizer, shifted, block_length, mask_token)
         with torch.device("meta"):
-            model = LLaDA2(config)
+            model = BlockDiffusionLM(config)
         names = TensorNames(config)
         by_token = {name for name in opened.stored if names.place(name).name in _BY_TOKEN}
         new_rows = config.vocab_size - opened.values["vocab_size"]

@@ -14,7 +14,6 @@ from torch import Tensor
 from dmax.models.config import ConfigError, ModelConfig
 from dmax.models.families import DEFAULT, get_family
 from dmax.models.foreign import foreign_names, foreign_quantization
-from dmax.models.llada2 import LLaDA2, routers, tie_embeddings
 from dmax.models.names import TensorNames
 from dmax.models.quantized import Scheme, hold_quantized, part_of, scale_name
 from dmax.models.source import (
@@ -32,6 +31,7 @@ from dmax.models.source import (
     spelled,
 )
 from dmax.models.tokenizer import Tokenizer
+from dmax.models.transformer import BlockDiffusionLM, routers, tie_embeddings
 from dmax.models.writer import DEFAULT_SHARD_BYTES, TensorSpec, new_folder, write_config, write_tensors
 
 __all__ = [
@@ -121,8 +121,8 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     *,
     mapped: bool = False,
-    check: Callable[[LLaDA2, torch.dtype, torch.device], object] | None = None,
-) -> LLaDA2:
+    check: Callable[[BlockDiffusionLM, torch.dtype, torch.device], object] | None = None,
+) -> BlockDiffusionLM:
     """Build the model of a checkpoint and fill it with its weights, either layout, one file or many.
 
     The model takes shape on the meta device and its memory is claimed once, in its final dtype and place; tensors
@@ -163,7 +163,7 @@ def load_model(
     return model.eval()
 
 
-def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, StoredTensor]]:
+def inspect_checkpoint(path_or_id: str | Path) -> tuple[BlockDiffusionLM, dict[str, StoredTensor]]:
     """Check a checkpoint by its configuration and its headers, without reading a weight.
 
     Returns:
@@ -181,13 +181,13 @@ def inspect_checkpoint(path_or_id: str | Path) -> tuple[LLaDA2, dict[str, Stored
     if has_bias and "moe_router_enable_expert_bias" not in get_family(config.family).fixed:
         config = replace(config, moe_router_enable_expert_bias=True)
     with torch.device("meta"):
-        model = LLaDA2(config)
+        model = BlockDiffusionLM(config)
         _hold_what_is_quantized(model, stored)
     check_fit(folder, values, stored, model)
     return model, stored
 
 
-def _hold_what_is_quantized(model: LLaDA2, stored: Mapping[str, StoredTensor]) -> None:
+def _hold_what_is_quantized(model: BlockDiffusionLM, stored: Mapping[str, StoredTensor]) -> None:
     """Quantise the modules of a model on the meta device whose weights are stored with scales."""
     native, schemes, names = model.state_dict(), {}, TensorNames(model.config)
     for name, tensor in stored.items():
@@ -202,7 +202,7 @@ def _hold_what_is_quantized(model: LLaDA2, stored: Mapping[str, StoredTensor]) -
     hold_quantized(model, schemes)
 
 
-def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...]]:
+def layout_of(model: BlockDiffusionLM, merged: Container[str]) -> dict[str, tuple[int, ...]]:
     """List names and shapes of a model's tensors in a file.
 
     Args:
@@ -220,7 +220,9 @@ def layout_of(model: LLaDA2, merged: Container[str]) -> dict[str, tuple[int, ...
     return shapes
 
 
-def check_fit(place: Path, values: Mapping[str, Any], stored: Mapping[str, StoredTensor], model: LLaDA2) -> None:
+def check_fit(
+    place: Path, values: Mapping[str, Any], stored: Mapping[str, StoredTensor], model: BlockDiffusionLM
+) -> None:
     """Compare what is stored with what a model needs.
 
     Args:
@@ -232,16 +234,14 @@ def check_fit(place: Path, values: Mapping[str, Any], stored: Mapping[str, Store
     Raises:
         CheckpointError: with every difference at once, or what tool the checkpoint comes from.
     """
-    differences = _differences(stored, model)
-    if differences:
+    if differences := _differences(stored, model):
         said = f"The tensors in {place} do not fit its {CONFIG_FILE if place.is_dir() else 'metadata'}. {differences}."
         raise CheckpointError(foreign_names(place, stored) or foreign_quantization(place, values, stored) or said)
 
 
-def _differences(stored: Mapping[str, StoredTensor], model: LLaDA2) -> str:
-    expected = layout_of(model, stored)
+def _differences(stored: Mapping[str, StoredTensor], model: BlockDiffusionLM) -> str:
+    expected, places = layout_of(model, stored), TensorNames(model.config)
     quantized = {name: t.dtype for name, t in model.state_dict().items() if t.dtype in QUANTIZED_DTYPES.values()}
-    places = TensorNames(model.config)
     missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected and not _is_leftover(name, expected)]
     known = {name: tensor for name, tensor in stored.items() if name in expected}
@@ -293,7 +293,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         raise CheckpointError(f"Device {str(device)!r} cannot be used on this machine: {reason}.") from error
 
 
-def materialize(model: LLaDA2, device: torch.device, dtype: torch.dtype) -> None:
+def materialize(model: BlockDiffusionLM, device: torch.device, dtype: torch.dtype) -> None:
     """Claim the memory of a meta-device model in its final dtype; contents are undefined, router biases zero.
 
     What is not on the meta device stays as it is.
@@ -314,7 +314,7 @@ def materialize(model: LLaDA2, device: torch.device, dtype: torch.dtype) -> None
         tie_embeddings(model)  # each was given its own memory
 
 
-def _mapped(model: LLaDA2, stored: Mapping[str, StoredTensor], names: TensorNames) -> dict[str, Tensor]:
+def _mapped(model: BlockDiffusionLM, stored: Mapping[str, StoredTensor], names: TensorNames) -> dict[str, Tensor]:
     """Return the tensors that lie in the files just as a model on the meta device holds them, by the model's names."""
     targets, found = model.state_dict(), {}
     for path, in_file in _by_file(stored).items():
@@ -345,7 +345,7 @@ def _by_file(names: Mapping[str, StoredTensor]) -> dict[Path, list[str]]:
 
 
 @torch.no_grad()
-def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor], places: TensorNames) -> None:
+def _fill(model: BlockDiffusionLM, stored: Mapping[str, StoredTensor], places: TensorNames) -> None:
     targets = model.state_dict()
     needed = layout_of(model, stored)
     for path, names in _by_file({name: tensor for name, tensor in stored.items() if name in needed}).items():
@@ -358,7 +358,7 @@ def _fill(model: LLaDA2, stored: Mapping[str, StoredTensor], places: TensorNames
 
 
 def save_model(
-    model: LLaDA2,
+    model: BlockDiffusionLM,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,

@@ -1,7 +1,7 @@
 """Mixture of experts: sigmoid or softmax routing, over expert groups or block by block (algorithm.md#the-model).
 
 Shape suffixes: B rows, T positions, N tokens (rows and positions flattened), K blocks of a row, L block positions,
-D hidden, E experts, A experts of a token, F expert width, G expert groups, M slots (N * A), P rows of the grouped
+D hidden, E experts, A experts of a token, F expert width, G expert groups, M assignments (N * A), P rows of the grouped
 matmuls.
 """
 
@@ -161,17 +161,17 @@ class Experts(nn.Module):
             return self._one_by_one(x_ND, experts_NA, weights_NA)
         num_tokens, per_token = experts_NA.shape
         multiple = _GROUP_ROWS if torch.is_grad_enabled() else 1
-        slots = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], multiple)
-        x_PD = _to_slots(x_ND, slots, per_token)
+        assignments = _sort_by_expert(experts_NA.flatten(), self.gate_proj.shape[0], multiple)
+        x_PD = _to_assignments(x_ND, assignments, per_token)
 
         def through(projection: str, x: Tensor) -> Tensor:
             weight = self._wide(projection, x.dtype)  # of one projection at a time: widened, it takes a lot of memory
-            return F.grouped_mm(x, weight.transpose(1, 2), offs=slots.ends_E)
+            return F.grouped_mm(x, weight.transpose(1, 2), offs=assignments.ends_E)
 
         hidden_PF = F.silu(through("gate_proj", x_PD)) * through("up_proj", x_PD)
         out_PD = through("down_proj", hidden_PF)
-        slots_NAD = _from_slots(out_PD, slots).view(num_tokens, per_token, -1)
-        return (slots_NAD * weights_NA[..., None].to(slots_NAD.dtype)).sum(1)
+        out_NAD = _from_assignments(out_PD, assignments).view(num_tokens, per_token, -1)
+        return (out_NAD * weights_NA[..., None].to(out_NAD.dtype)).sum(1)
 
     def _one_by_one(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         """Do the same over quantised weights: the chosen experts' alone are widened, one expert's at a time."""
@@ -202,19 +202,19 @@ class Experts(nn.Module):
         return cast(Experts, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
 
-class _Slots(NamedTuple):
-    """Slots (a token and one of its experts) in the order of their experts."""
+class _Assignments(NamedTuple):
+    """Assignments (a token and one of its experts) in the order of their experts."""
 
     source_P: Tensor
-    """The slot behind each sorted row; slot 0 where a row only fills up a group."""
+    """The assignment behind each sorted row; assignment 0 where a row only fills up a group."""
     place_M: Tensor
-    """The sorted row of each slot."""
+    """The sorted row of each assignment."""
     ends_E: Tensor
     """int32, one past the last sorted row of each expert; the last is P."""
 
 
-class _ToSlots(torch.autograd.Function):
-    """A row of the input for every slot; backwards, the sum over a token's slots, which are known.
+class _ToAssignments(torch.autograd.Function):
+    """A row of the input for every assignment; backwards, the sum over a token's assignments, which are known.
 
     Indexing would add up gradients row by row, one after another, as if any two rows might meet.
     """
@@ -232,8 +232,8 @@ class _ToSlots(torch.autograd.Function):
         return gradient_PD[place_M].view(ctx.num_tokens, -1, gradient_PD.shape[1]).sum(1), None, None
 
 
-class _FromSlots(torch.autograd.Function):
-    """The sorted row of every slot; backwards, each gradient goes to a row of its own, so that nothing is added up."""
+class _FromAssignments(torch.autograd.Function):
+    """The sorted row of every assignment; backwards, each gradient goes to a row of its own: nothing is added up."""
 
     @staticmethod
     def forward(ctx: Any, out_PD: Tensor, place_M: Tensor) -> Tensor:
@@ -249,29 +249,29 @@ class _FromSlots(torch.autograd.Function):
         return gradient_PD.index_copy_(0, place_M, gradient_MD), None
 
 
-def _from_slots(out_PD: Tensor, slots: _Slots) -> Tensor:
+def _from_assignments(out_PD: Tensor, assignments: _Assignments) -> Tensor:
     if not torch.is_grad_enabled():
-        return out_PD[slots.place_M]
-    return cast(Tensor, _FromSlots.apply(out_PD, slots.place_M))  # type: ignore[no-untyped-call]
+        return out_PD[assignments.place_M]
+    return cast(Tensor, _FromAssignments.apply(out_PD, assignments.place_M))  # type: ignore[no-untyped-call]
 
 
-def _to_slots(x_ND: Tensor, slots: _Slots, per_token: int) -> Tensor:
-    token_P = slots.source_P // per_token
+def _to_assignments(x_ND: Tensor, assignments: _Assignments, per_token: int) -> Tensor:
+    token_P = assignments.source_P // per_token
     if not torch.is_grad_enabled():
         return x_ND[token_P]
-    return cast(Tensor, _ToSlots.apply(x_ND, token_P, slots.place_M))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _ToAssignments.apply(x_ND, token_P, assignments.place_M))  # type: ignore[no-untyped-call]
 
 
-def _sort_by_expert(expert_M: Tensor, num_experts: int, multiple: int) -> _Slots:
-    """Order slots by expert, every expert's group of rows filled up to a multiple of ``multiple``.
+def _sort_by_expert(expert_M: Tensor, num_experts: int, multiple: int) -> _Assignments:
+    """Order assignments by expert, every expert's group of rows filled up to a multiple of ``multiple``.
 
-    The rows that fill up read slot 0 and are read by no one, so they get no gradient and give none.
+    The rows that fill up read assignment 0 and are read by no one, so they get no gradient and give none.
     """
     sorted_M, order_M = expert_M.sort(stable=True)
     all_experts = torch.arange(num_experts, device=expert_M.device)
     ends_E = torch.searchsorted(sorted_M, all_experts, right=True, out_int32=True)
     if multiple == 1:
-        return _Slots(order_M, torch.empty_like(order_M).index_copy(0, order_M, _count_up(order_M)), ends_E)
+        return _Assignments(order_M, torch.empty_like(order_M).index_copy(0, order_M, _count_up(order_M)), ends_E)
     rows = -(-(expert_M.shape[0] + num_experts * (multiple - 1)) // multiple) * multiple
     starts_E = F.pad(ends_E[:-1], (1, 0))
     filled_E = -((starts_E - ends_E) // multiple) * multiple
@@ -279,7 +279,7 @@ def _sort_by_expert(expert_M: Tensor, num_experts: int, multiple: int) -> _Slots
     sorted_place_M = _count_up(order_M) + (filled_ends_E - filled_E - starts_E)[sorted_M]
     source_P = order_M.new_zeros(rows).index_copy(0, sorted_place_M, order_M)
     place_M = torch.empty_like(order_M).index_copy(0, order_M, sorted_place_M)
-    return _Slots(source_P, place_M, torch.cat([filled_ends_E[:-1], filled_ends_E.new_full((1,), rows)]))
+    return _Assignments(source_P, place_M, torch.cat([filled_ends_E[:-1], filled_ends_E.new_full((1,), rows)]))
 
 
 def _count_up(like_M: Tensor) -> Tensor:

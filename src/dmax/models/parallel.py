@@ -23,12 +23,12 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from dmax.models.attention import Attention
 from dmax.models.config import ModelConfig
 from dmax.models.layers import SwiGLU
-from dmax.models.llada2 import LLaDA2
 from dmax.models.moe import Experts, SparseMLP
 from dmax.models.quantized import QuantizedLinear, scale_name, weight_scale
+from dmax.models.transformer import BlockDiffusionLM
 
 
-def tensor_parallel(model: LLaDA2, mesh: DeviceMesh) -> LLaDA2:
+def tensor_parallel(model: BlockDiffusionLM, mesh: DeviceMesh) -> BlockDiffusionLM:
     """Leave a process its share of a model, in place, for inference.
 
     Args:

@@ -25,7 +25,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from dmax.decoding import DecoderError
-from dmax.engine import LLM, EngineStats, GenerationError, GenerationParams, LLMEngine
+from dmax.engine import LLM, EngineConfig, EngineStats, GenerationError, GenerationParams, LLMEngine
 from dmax.engine.requirements import Workload
 from dmax.models import ModelConfig, load_config, load_tokenizer
 from dmax.serving.access import log_to_stderr
@@ -102,14 +102,13 @@ class ModelReplica:
         memory = parse_kv_memory(settings.kv_memory)
         workload = Workload(settings.max_batch_size, cache=memory)
         llm = LLM(settings.model, device=device, dtype=dtype, workload=workload)
-        engine = LLMEngine(
-            llm.model,
-            llm.tokenizer,
+        config = EngineConfig(
             block_length=settings.block_length,
             kv_memory=memory,
             max_batch_size=settings.max_batch_size,
             prefill_tokens=settings.prefill_tokens,
         )
+        engine = LLMEngine(llm.model, llm.tokenizer, config)
         self._engine = AsyncEngine(engine, settings.max_queue)
         self._engine.start()
 

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from peft import LoraConfig, LoraModel
 
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 from dmax.training.recipe import LoraSection
 
 _ADAPTER = "default"
@@ -30,7 +30,7 @@ class Adapters:
         generator: of the initial values, which leave the model's output as it was.
     """
 
-    def __init__(self, model: LLaDA2, section: LoraSection, generator: torch.Generator) -> None:
+    def __init__(self, model: BlockDiffusionLM, section: LoraSection, generator: torch.Generator) -> None:
         patterns = [_ATTENTION] * section.attention + [_FEED_FORWARD] * section.feed_forward
         has_stacks = model.config.num_experts is not None
         config = LoraConfig(
@@ -46,6 +46,6 @@ class Adapters:
                 if "lora_A" in name:
                     torch.nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
 
-    def merge(self) -> LLaDA2:
+    def merge(self) -> BlockDiffusionLM:
         """Add the adapters to the weights and take them out; the model is a plain one again, and frozen."""
-        return cast(LLaDA2, self._tuner.merge_and_unload())
+        return cast(BlockDiffusionLM, self._tuner.merge_and_unload())

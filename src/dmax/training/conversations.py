@@ -13,7 +13,7 @@ import torch
 
 from dmax.models.tokenizer import Tokenizer, text_of
 from dmax.training.data import DataError, Example, generator_for, until_eos
-from dmax.training.recipe import HubSection, JsonlSection
+from dmax.training.data_sections import HubSection, JsonlSection
 
 if TYPE_CHECKING:  # slow to import, and only recipes with conversations need it
     from datasets import Dataset

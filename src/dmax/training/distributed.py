@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 from dmax.training.recipe import ParallelSection
 from dmax.training.section import RecipeError
 
@@ -124,13 +124,13 @@ def scatter_weights(model: nn.Module, whole: nn.Module | None) -> None:
     set_model_state_dict(model, {} if whole is None else whole.state_dict(), options=options)
 
 
-def gather_weights(model: LLaDA2) -> LLaDA2 | None:
+def gather_weights(model: BlockDiffusionLM) -> BlockDiffusionLM | None:
     """Gather a whole copy of a sharded model in the first process's CPU memory; None in the others."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
     if rank():
         return None
     with torch.device("meta"):
-        whole = LLaDA2(model.config)
+        whole = BlockDiffusionLM(model.config)
     whole.load_state_dict(state, assign=True)
     return whole.eval()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dmax.decoding.base import SoftMix
 from dmax.decoding.mixing import mix_embeddings
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 from dmax.training.distributed import gather_weights, scatter_weights, shard
 from dmax.training.layout import Layout
 from dmax.training.recipe import ParallelSection
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # slow to import, and few recipes need it
 class _SupervisedLogits(nn.Module):
     """Logits of the supervised part of ``[noisy | clean]``: one module around all parameters."""
 
-    def __init__(self, model: LLaDA2) -> None:
+    def __init__(self, model: BlockDiffusionLM) -> None:
         super().__init__()
         self.model = model
 
@@ -58,7 +58,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         dtype: torch.dtype,
         compile_model: bool = False,
         recompute: bool = False,
@@ -76,7 +76,7 @@ class Predictor:
             if compile_model:  # layer by layer: layers of one kind share their code, and it compiles in seconds
                 layer.compile(dynamic=True)
 
-    def shard(self, settings: ParallelSection, device: torch.device, whole: LLaDA2 | None) -> None:
+    def shard(self, settings: ParallelSection, device: torch.device, whole: BlockDiffusionLM | None) -> None:
         """Cut the model, which is on the meta device, over the processes and fill it with the weights of ``whole``.
 
         Args:
@@ -90,11 +90,11 @@ class Predictor:
         self.device = device
         self.sharded = True
 
-    def whole_model(self) -> LLaDA2 | None:
+    def whole_model(self) -> BlockDiffusionLM | None:
         """Return the model in one piece, in the first process; to be called in all of them."""
         return gather_weights(self.model) if self.sharded else self.model
 
-    def finished_model(self) -> LLaDA2 | None:
+    def finished_model(self) -> BlockDiffusionLM | None:
         """Return :meth:`whole_model` with its adapters merged; nothing can be predicted afterwards."""
         return self.whole_model() if self._adapters is None else self._adapters.merge()
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from dmax.problems.everyday import themes
+from dmax.training.data_sections import FileSection, HubSection, JsonlSection, Weight
 from dmax.training.objectives.options import CommonOptions
 from dmax.training.objectives.registry import get_objective, parse_section, section_of
 from dmax.training.optim import OptimizerSection
+from dmax.training.problem_sources.registry import PROBLEM_SOURCES, sources_with
 from dmax.training.section import RecipeError, Section, Share
 
 
@@ -44,14 +46,19 @@ class TokenizerSection(Section):
         return self
 
 
-Weight = Annotated[float, Field(gt=0)]
-"""A source's share of the mixture."""
+_DRAWN = tuple(name for name, kind in PROBLEM_SOURCES.items() if kind.section is None)
+_UNREAD = {
+    "worked": "{source} has no equations to carry out; leave worked out",
+    "themes": "{source} has no themes; leave them out",
+    "reworded": "{source} is not reworded, {others} are; leave reworded out",
+}
+"""What is said where a source is given an option of most problems that it does not read."""
 
 
 class ProblemSection(Section):
     """Endless problems of :mod:`dmax.problems`."""
 
-    source: Literal["everyday", "gsm-symbolic", "arithmetic", "conversations", "other-requests", "parallel-stress"]
+    source: Literal[_DRAWN]  # type: ignore[valid-type]
     weight: Weight = 1.0
     worked: bool = False
     """Carry equations out in small steps, where there are any."""
@@ -61,69 +68,25 @@ class ProblemSection(Section):
     """Of ``everyday`` and ``conversations``: the share of everyday problems that are told in other words."""
 
     @model_validator(mode="after")
-    def _has_equations(self) -> ProblemSection:
-        if self.worked and self.source in ("parallel-stress", "other-requests"):
-            raise ValueError(f"{self.source} has no equations to carry out; leave worked out")
-        return self
-
-    @model_validator(mode="after")
-    def _has_themes(self) -> ProblemSection:
-        if self.source not in ("everyday", "conversations"):
-            if self.themes:
-                raise ValueError(f"{self.source} has no themes; leave them out")
-            if self.reworded:
-                raise ValueError(f"{self.source} is not reworded, everyday and conversations are; leave reworded out")
+    def _are_read(self) -> ProblemSection:
+        for key, refusal in _UNREAD.items():
+            if getattr(self, key) and key not in PROBLEM_SOURCES[self.source].keys:
+                raise ValueError(refusal.format(source=self.source, others=" and ".join(sources_with(key))))
         unknown = next((theme for theme in self.themes if theme not in themes()), None)
         if unknown is not None:
             raise ValueError(f"there is no theme {unknown!r} of everyday problems; take some of {', '.join(themes())}")
         return self
 
 
-class FileSection(Section):
-    """A source that is read from a file, a folder or the Hugging Face Hub."""
-
-    source: str
-    path: str
-
-    def found_in(self, local: Mapping[str, str]) -> Self:
-        """Return the section with what is here in place of its data set, where ``local`` has that."""
-        return self.model_copy(update={"path": local[self.path]}) if self.path in local else self
-
-
-class Gsm8kVariantsSection(FileSection):
-    """Variants of GSM8K's training problems (see :mod:`dmax.problems.gsm8k_variants`)."""
-
-    source: Literal["gsm8k-variants"]
-    path: str = "openai/gsm8k"
-    """A JSONL file with ``question`` and ``answer``, or the id of the data set on the Hugging Face Hub."""
-    weight: Weight = 1.0
-    worked: bool = False
-    """Carry equations out in small steps."""
-
-
-class JsonlSection(FileSection):
-    """Conversations in a JSONL file, or a folder of them: ``messages``, or ``question`` and ``answer``, a line each."""
-
-    source: Literal["jsonl"]
-    path: str
-    weight: Weight = 1.0
-
-
-class HubSection(FileSection):
-    """Conversations in a data set of the Hugging Face Hub, or a folder in the form of one, with the same columns."""
-
-    source: Literal["hub"]
-    path: str
-    weight: Weight = 1.0
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    """Branch, tag or commit; a commit makes a run repeatable."""
-
-
-DataSection = Annotated[
-    ProblemSection | Gsm8kVariantsSection | JsonlSection | HubSection, Field(discriminator="source")
-]
+_SECTIONS: dict[str, type[Section]] = {
+    **{name: kind.section or ProblemSection for name, kind in PROBLEM_SOURCES.items()},
+    "jsonl": JsonlSection,
+    "hub": HubSection,
+}
+if TYPE_CHECKING:
+    DataSection = ProblemSection | FileSection
+else:
+    DataSection = Annotated[Union[tuple(dict.fromkeys(_SECTIONS.values()))], Field(discriminator="source")]  # noqa: UP007
 
 
 class TrainSection(Section):
@@ -302,7 +265,7 @@ def _fields_at(location: tuple[int | str, ...], values: Mapping[str, Any]) -> li
         if part == "objective":
             section = section_of(values["objective"].get("kind"))
         elif part == "data":
-            section = _DATA.get(str(location[place + 2]), ProblemSection)
+            section = _SECTIONS.get(str(location[place + 2]), ProblemSection)
         elif part in section.model_fields:
             section = next(_sections_in(section.model_fields[str(part)].annotation), section)
     return list(section.model_fields)
@@ -314,6 +277,3 @@ def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _sections_in(part)
-
-
-_DATA: dict[str, type[BaseModel]] = {"jsonl": JsonlSection, "hub": HubSection, "gsm8k-variants": Gsm8kVariantsSection}

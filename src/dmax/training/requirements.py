@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import LLaDA2
 from dmax.models.memory import available_memory, refuse
+from dmax.models.transformer import BlockDiffusionLM
 from dmax.training.activations import BatchShape, loss_bytes, saved_bytes, working_bytes
 from dmax.training.batches import POOL, Batches
 from dmax.training.optim import split_parameters
@@ -111,7 +111,7 @@ def requirements_of(
     if rest:
         raise RecipeError(f"parallel.replicas is {recipe.parallel.replicas}: it must divide {processes} processes.")
     with torch.device("meta"):
-        model = LLaDA2(config)
+        model = BlockDiffusionLM(config)
     item = getattr(torch, recipe.train.dtype).itemsize
     activations = saved_bytes(config, shape, item, device, recompute=recipe.parallel.recompute)
     activations += max(loss_bytes(config, shape), working_bytes(config, shape, item, device))
@@ -124,7 +124,7 @@ def requirements_of(
     return Requirements(_count(model.parameters()), trained, recipe.train.steps, processes, shape, memory)
 
 
-def _whole(recipe: Recipe, model: LLaDA2, activations: int, device: str) -> Memory:
+def _whole(recipe: Recipe, model: BlockDiffusionLM, activations: int, device: str) -> Memory:
     matrices, others = _by_optimizer(recipe, model)
     total, item = _count(model.parameters()), getattr(torch, recipe.train.dtype).itemsize
     return Memory(
@@ -137,7 +137,7 @@ def _whole(recipe: Recipe, model: LLaDA2, activations: int, device: str) -> Memo
     )
 
 
-def _sharded(recipe: Recipe, model: LLaDA2, activations: int, share: int, device: str) -> Memory:
+def _sharded(recipe: Recipe, model: BlockDiffusionLM, activations: int, share: int, device: str) -> Memory:
     """Count memory where what is kept is cut ``share`` times; what a pass gathers is not."""
     matrices, others = _by_optimizer(recipe, model)
     total, item = _count(model.parameters()), getattr(torch, recipe.train.dtype).itemsize
@@ -154,7 +154,9 @@ def _sharded(recipe: Recipe, model: LLaDA2, activations: int, share: int, device
     )
 
 
-def _with_adapters(recipe: Recipe, section: LoraSection, model: LLaDA2, activations: int) -> tuple[int, Memory]:
+def _with_adapters(
+    recipe: Recipe, section: LoraSection, model: BlockDiffusionLM, activations: int
+) -> tuple[int, Memory]:
     """Count memory with adapters: a pass adds those of stacks to their weights, by layer where it is recomputed."""
     item = getattr(torch, recipe.train.dtype).itemsize
     adapters = _adapter_parameters(model, section)
@@ -179,7 +181,7 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def _by_optimizer(recipe: Recipe, model: LLaDA2) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def _by_optimizer(recipe: Recipe, model: BlockDiffusionLM) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return split_parameters(model) if recipe.optimizer.muon_lr else ([], list(model.parameters()))
 
 
@@ -195,7 +197,7 @@ def _update_bytes(matrices: list[nn.Parameter], others: list[nn.Parameter], shar
     return max([adamw, *muon])
 
 
-def _adapter_parameters(model: LLaDA2, section: LoraSection) -> int:
+def _adapter_parameters(model: BlockDiffusionLM, section: LoraSection) -> int:
     count = 0
     for name, p in model.named_parameters():
         in_attention = section.attention and ".attention." in name and p.ndim == 2

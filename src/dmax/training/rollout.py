@@ -72,11 +72,12 @@ class DecodingRollout:
         """
         mask_token_id = self._states[0].mask_token_id
         found = read_logits(logits_SV[None], mask_token_id)
-        prediction = Prediction(*(self._spread(field[0]) for field in found))
+        prediction = Prediction(*(self._spread(field[0]) for field in found if field is not None))
         for row, (how, state) in enumerate(zip(self._rows, self._states, strict=True)):
             if self._passes < how.passes:
                 decoder = SoftParallelDecoder(threshold=how.threshold)
-                after = decoder.decide(Prediction(*(field[row] for field in prediction)), state).state
+                of_row = Prediction(*(field[row] for field in prediction if field is not None))
+                after = decoder.decide(of_row, state).state
                 assert after.mix is not None
                 # A block that has converged is read once more, by the loss: as soft as its last pass left it.
                 self._states[row] = replace(after, mix=replace(after.mix, where=after.active & ~after.masked))

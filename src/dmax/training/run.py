@@ -13,16 +13,16 @@ import torch.distributed as dist
 
 from dmax.models.checkpoint import load_model, save_companions, save_model
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import LLaDA2, initialize
 from dmax.models.tokenizer import Tokenizer
+from dmax.models.transformer import BlockDiffusionLM, initialize
 from dmax.training.batches import Batches
 from dmax.training.data import generator_for
 from dmax.training.distributed import local_rank, local_world_size, process_group, rank, world_size
 from dmax.training.identity import only_run_in
 from dmax.training.predictor import Predictor
-from dmax.training.problem_sources import GsmSymbolic
+from dmax.training.problem_sources.gsm_symbolic import GsmSymbolic
 from dmax.training.provenance import write_provenance
-from dmax.training.recipe import LoraSection, Recipe, load_recipe
+from dmax.training.recipe import LoraSection, ProblemSection, Recipe, load_recipe
 from dmax.training.requirements import Requirements, device_memory, largest_batch, requirements_of
 from dmax.training.section import RecipeError
 from dmax.training.setup import HeldOut, Prepared, prepare
@@ -190,7 +190,10 @@ def _run(
 
 def _is_worked(recipe: Recipe) -> bool:
     """Tell whether the model is taught to carry out equations in small steps."""
-    return any(section.source == "gsm-symbolic" and section.worked for section in recipe.data)
+    return any(
+        isinstance(section, ProblemSection) and section.source == "gsm-symbolic" and section.worked
+        for section in recipe.data
+    )
 
 
 def _predictor(recipe: Recipe, config: ModelConfig, device: torch.device) -> Predictor:
@@ -203,7 +206,7 @@ def _predictor(recipe: Recipe, config: ModelConfig, device: torch.device) -> Pre
     if config.tie_word_embeddings:
         raise RecipeError("a model with tie_word_embeddings cannot be cut over processes: train it without torchrun.")
     with torch.device("meta"):
-        model = LLaDA2(config)
+        model = BlockDiffusionLM(config)
     predict = Predictor(model, dtype, recipe.train.compile, recompute)
     predict.shard(recipe.parallel, device, _weights(recipe, config) if rank() == 0 else None)
     return predict
@@ -221,12 +224,12 @@ def _adapted_predictor(recipe: Recipe, section: LoraSection, config: ModelConfig
     return Predictor(model, dtype, recompute=recipe.parallel.recompute, adapters=adapters)
 
 
-def _weights(recipe: Recipe, config: ModelConfig, dtype: torch.dtype = torch.float32) -> LLaDA2:
+def _weights(recipe: Recipe, config: ModelConfig, dtype: torch.dtype = torch.float32) -> BlockDiffusionLM:
     if recipe.model.start_from is not None:
         model = load_model(recipe.model.start_from, dtype=dtype)
         model.config = config
         return model
-    return initialize(LLaDA2(config), generator_for(recipe.seed, _INITIALIZATION))
+    return initialize(BlockDiffusionLM(config), generator_for(recipe.seed, _INITIALIZATION))
 
 
 def _device(asked: str) -> torch.device:

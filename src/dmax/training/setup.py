@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from dmax.models.checkpoint import load_config, load_tokenizer
 from dmax.models.config import ModelConfig
 from dmax.models.tokenizer import Tokenizer
-from dmax.problems.gsm8k_variants import Gsm8kVariants
-from dmax.training.conversations import Conversations, conversation_texts, load_conversations, read_rows
+from dmax.training.conversations import Conversations, conversation_texts, load_conversations
 from dmax.training.data import Example, Mixture, Source
+from dmax.training.data_sections import FileSection, HubSection, JsonlSection
 from dmax.training.distributed import barrier, rank
-from dmax.training.problem_sources import (
-    Arithmetic,
-    Everyday,
-    Gsm8kSource,
-    GsmSymbolic,
-    OtherRequests,
-    ParallelStress,
-    ProblemConversations,
-    everyday_text,
-    list_problem,
-    word_problem,
-)
-from dmax.training.recipe import DataSection, FileSection, Gsm8kVariantsSection, HubSection, JsonlSection, Recipe
+from dmax.training.problem_sources.base import ProblemSource
+from dmax.training.problem_sources.registry import PROBLEM_SOURCES
+from dmax.training.recipe import DataSection, Recipe
 from dmax.training.section import RecipeError
 from dmax.training.tokenizer import train_tokenizer
 
@@ -78,9 +67,9 @@ def prepare(recipe: Recipe, tokenizer_folder: Path, local: Mapping[str, str] | N
         Mixture(list(zip(sources, weights, strict=True)), recipe.seed),
         counts,
         {
-            f"data.{place} ({section.source})": source.fingerprint()
+            f"data.{place} ({section.source})": found
             for place, (section, source) in enumerate(zip(recipe.data, sources, strict=True))
-            if isinstance(source, Conversations | Gsm8kSource)
+            if (found := source.fingerprint()) is not None
         },
         HeldOut(finite) if recipe.train.validation_share else None,
     )
@@ -165,18 +154,8 @@ def _texts(sources: list[DataSection], count: int) -> Iterator[str]:
     for section in sources:
         if isinstance(section, JsonlSection | HubSection):
             yield from conversation_texts(section, count)
-        elif isinstance(section, Gsm8kVariantsSection):
-            variants = gsm8k_variants(section.path)
-            for index in range(min(count, variants.total)):
-                row = variants.problem("train", index)
-                yield "\n".join((row["question"], row["solution"]))
-        elif section.source == "everyday":
-            chosen = section.themes, section.reworded
-            yield from ("\n".join(everyday_text("train", i, 0, section.worked, *chosen)) for i in range(count))
-        elif section.source == "gsm-symbolic":
-            yield from ("\n".join(word_problem("train", i, 0, section.worked)) for i in range(count))
-        elif section.source == "parallel-stress":
-            yield from ("\n".join(list_problem("train", i, 0)) for i in range(count))
+        else:
+            yield from PROBLEM_SOURCES[section.source].texts(section, count)
 
 
 def _config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
@@ -188,40 +167,7 @@ def _config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     return ModelConfig.from_dict({"vocab_size": tokenizer.vocab_size, **ids, **(section.config or {})})
 
 
-def _source(section: DataSection, recipe: Recipe, tokenizer: Tokenizer) -> Source:
+def _source(section: DataSection, recipe: Recipe, tokenizer: Tokenizer) -> Conversations | ProblemSource:
     if isinstance(section, JsonlSection | HubSection):
         return load_conversations(section, tokenizer, recipe.train.context, recipe.seed, recipe.train.validation_share)
-    if isinstance(section, Gsm8kVariantsSection):
-        return Gsm8kSource(tokenizer, variants=gsm8k_variants(section.path), worked=section.worked)
-    match section.source:
-        case "everyday":
-            return Everyday(tokenizer, worked=section.worked, themes=section.themes, reworded=section.reworded)
-        case "gsm-symbolic":
-            return GsmSymbolic(tokenizer, worked=section.worked)
-        case "arithmetic":
-            return Arithmetic(tokenizer, worked=section.worked)
-        case "conversations":
-            return ProblemConversations(
-                tokenizer, worked=section.worked, themes=section.themes, reworded=section.reworded
-            )
-        case "other-requests":
-            return OtherRequests(tokenizer)
-        case "parallel-stress":
-            return ParallelStress(tokenizer)
-
-
-@cache
-def gsm8k_variants(path: str) -> Gsm8kVariants:
-    """Read GSM8K's training set and find the problems that can be drawn anew.
-
-    Args:
-        path: a JSONL file, or the id of the data set on the Hugging Face Hub.
-
-    Raises:
-        DataError: it cannot be had or read.
-    """
-    if path.endswith((".jsonl", ".jsonl.gz")):
-        rows = read_rows(JsonlSection(source="jsonl", path=path))
-    else:
-        rows = read_rows(HubSection(source="hub", path=path, subset="main"))
-    return Gsm8kVariants(rows.to_list())
+    return PROBLEM_SOURCES[section.source].of(section, tokenizer)

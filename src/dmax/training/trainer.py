@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dmax.models.llada2 import LLaDA2, routers
+from dmax.models.transformer import BlockDiffusionLM, routers
 from dmax.training.batches import Batches, exact_layouts, stream
 from dmax.training.checkpointing import (
     CheckpointWriter,
@@ -36,7 +36,7 @@ from dmax.training.predictor import Predictor
 from dmax.training.recipe import Recipe
 from dmax.training.tally import Tally
 
-Validate = Callable[[LLaDA2, int, int, str], dict[str, float]]
+Validate = Callable[[BlockDiffusionLM, int, int, str], dict[str, float]]
 """``(model, number of problems, block length, decoder) -> metrics`` of generated answers; injected, since answering
 needs the engine."""
 
@@ -51,7 +51,7 @@ class RunInputs:
     validation_source: Source
     save_companions: Callable[[Path], None]
     """Writes a checkpoint's configuration and tokenizer into a folder of weights."""
-    save_model: Callable[[LLaDA2, Path], None]
+    save_model: Callable[[BlockDiffusionLM, Path], None]
     """Writes a model in the published layout."""
     validate: Validate | None = None
     data: Mapping[str, str] = field(default_factory=dict)

@@ -13,8 +13,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from dmax.cli import app
-from dmax.models import LLaDA2, ModelConfig, Tokenizer, save_model
-from dmax.models.llada2 import initialize
+from dmax.models import BlockDiffusionLM, ModelConfig, Tokenizer, save_model
+from dmax.models.transformer import initialize
 
 SHORT = ("--gen-length", "16", "--block-length", "8")
 
@@ -39,7 +39,7 @@ def checkpoints(
     chat_template: str,
 ) -> Checkpoints:
     config = tiny_config(moe=True, max_position_embeddings=64)
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(0))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(0))
     root = tmp_path_factory.mktemp("checkpoints")
     save_model(model, root / "chat", tokenizer=word_tokenizer(chat_template))
     save_model(model, root / "raw", tokenizer=word_tokenizer(None))

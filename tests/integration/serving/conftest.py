@@ -21,8 +21,8 @@ pytest.importorskip("fastapi")
 
 from fastapi.testclient import TestClient
 
-from dmax import LLM, LLaDA2, LLMEngine, ModelConfig, Tokenizer, save_model
-from dmax.models.llada2 import initialize
+from dmax import LLM, BlockDiffusionLM, EngineConfig, LLMEngine, ModelConfig, Tokenizer, save_model
+from dmax.models.transformer import initialize
 from dmax.serving.app import create_app
 from dmax.serving.settings import ServerSettings
 
@@ -34,7 +34,7 @@ def llm(
     tiny_config: Callable[..., ModelConfig], word_tokenizer: Callable[[str | None], Tokenizer], chat_template: str
 ) -> LLM:
     config = tiny_config(moe=False, max_position_embeddings=512, initializer_range=0.25)
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(1))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(1))
     with torch.no_grad():
         model.lm_head.weight[2] *= 1.5  # so that a fair share of the answers ends early
     return LLM(model, word_tokenizer(chat_template))
@@ -56,7 +56,7 @@ def byte_llm(tiny_config: Callable[..., ModelConfig]) -> LLM:
     pipeline.decoder = tokenizers.decoders.ByteLevel()
     pipeline.add_special_tokens(["<pad>", "<mask>", "<eos>"])
     config = tiny_config(moe=False, vocab_size=len(vocabulary), max_position_embeddings=2048)
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(1))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(1))
     return LLM(model, Tokenizer(pipeline, {"eos_token": "<eos>", "mask_token": "<mask>"}, TOOL_TEMPLATE))
 
 
@@ -70,7 +70,9 @@ def serve_module(llm: LLM) -> Serve:
     @contextmanager
     def running(engine: dict[str, Any] | None = None, of: LLM = llm, **settings: Any) -> Iterator[TestClient]:
         assert of.tokenizer is not None
-        made = LLMEngine(of.model, of.tokenizer, **{"page_length": BLOCK, "kv_memory": 2**22, **(engine or {})})
+        made = LLMEngine(
+            of.model, of.tokenizer, EngineConfig(**{"page_length": BLOCK, "kv_memory": 2**22, **(engine or {})})
+        )
         defaults = {"model_name": "tiny", "block_length": BLOCK, "default_gen_length": 24, "max_gen_length": 400}
         with TestClient(create_app(made, of.tokenizer, ServerSettings(**{**defaults, **settings}))) as client:
             yield client

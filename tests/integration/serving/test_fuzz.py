@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dmax import LLM, LLMEngine
+from dmax import LLM, EngineConfig, LLMEngine
 from dmax.decoding.registry import BUILT_IN
 from dmax.serving.app import create_app
 from dmax.serving.settings import ServerSettings
@@ -26,7 +26,7 @@ unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
 @pytest.fixture(scope="module")
 def client(llm: LLM) -> Iterator[TestClient]:
     assert llm.tokenizer is not None
-    engine = LLMEngine(llm.model, llm.tokenizer, page_length=8, kv_memory=2**22)
+    engine = LLMEngine(llm.model, llm.tokenizer, EngineConfig(page_length=8, kv_memory=2**22))
     with TestClient(create_app(engine, llm.tokenizer, SERVER), raise_server_exceptions=False) as running:
         yield running
 

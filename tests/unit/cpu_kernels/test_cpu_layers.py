@@ -22,9 +22,9 @@ from dmax.engine.span import Span
 from dmax.engine.stopping import StopRule
 from dmax.kernels.cpu.attention import CpuAttention
 from dmax.kernels.cpu.layers import CpuLayers, FeedForwardSize, serves
-from dmax.models import LLaDA2, ModelConfig
-from dmax.models.llada2 import initialize, routers
+from dmax.models import BlockDiffusionLM, ModelConfig
 from dmax.models.quantized import Scheme, dequantize, hold_quantized, part_of, quantize, scale_name, scales_of
+from dmax.models.transformer import initialize, routers
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -53,16 +53,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 SPANS = [((7, 2, 9), 16, 24), ((1, 4), 0, 16), ((11, 12, 13, 14, 15), 24, 40), ((20,), 0, 8)]
 """Pages, and from where to where."""
 
-Build = Callable[..., LLaDA2]
+Build = Callable[..., BlockDiffusionLM]
 
 
 @pytest.fixture
 def build(tiny_config: Callable[..., ModelConfig]) -> Build:
     """A dtype and changes to a tiny model -> that model, random."""
 
-    def make(dtype: torch.dtype = torch.float32, **changes: Any) -> LLaDA2:
+    def make(dtype: torch.dtype = torch.float32, **changes: Any) -> BlockDiffusionLM:
         config = tiny_config(**{"moe": True, "partial_rotary_factor": 0.5, "num_hidden_layers": 3, **changes})
-        model = initialize(LLaDA2(config), torch.Generator().manual_seed(3)).eval()
+        model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(3)).eval()
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.data.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(4))
@@ -76,7 +76,7 @@ def build(tiny_config: Callable[..., ModelConfig]) -> Build:
 class Case:
     """Spans over a pool of random keys and values, and passes over them."""
 
-    def __init__(self, model: LLaDA2, spans: list[tuple[tuple[int, ...], int, int]] = SPANS) -> None:
+    def __init__(self, model: BlockDiffusionLM, spans: list[tuple[tuple[int, ...], int, int]] = SPANS) -> None:
         generator = torch.Generator().manual_seed(5)
         self.model, self.spans = model, spans
         self.stack: LayerStack | None = None
@@ -84,7 +84,7 @@ class Case:
         length = sum(end - start for _, start, end in spans)
         self.embeds_ND = torch.randn(length, model.config.hidden_size, generator=generator).to(model.dtype)
 
-    def _cache(self, model: LLaDA2) -> KVCache:
+    def _cache(self, model: BlockDiffusionLM) -> KVCache:
         return KVCache(model.config, PAGES, PAGE, device=torch.device("cpu"), dtype=model.dtype)
 
     def _open(self, cache: KVCache) -> list[Span]:
@@ -179,27 +179,27 @@ class Other(nn.Linear):
     """What somebody may put in a linear map's place."""
 
 
-def put_another(model: LLaDA2) -> None:
+def put_another(model: BlockDiffusionLM) -> None:
     model.model.layers[0].attention.dense = Other(64, 32, bias=False)
 
 
-def put_another_feed_forward(model: LLaDA2) -> None:
+def put_another_feed_forward(model: BlockDiffusionLM) -> None:
     model.model.layers[1].mlp = nn.Identity()
 
 
-def put_another_backbone(model: LLaDA2) -> None:
+def put_another_backbone(model: BlockDiffusionLM) -> None:
     model.model = copy.deepcopy(model.model)
 
 
-def replace_a_forward(model: LLaDA2) -> None:
+def replace_a_forward(model: BlockDiffusionLM) -> None:
     model.model.layers[1].mlp.forward = lambda x: x  # type: ignore[method-assign]
 
 
-def watch_a_part(model: LLaDA2) -> None:
+def watch_a_part(model: BlockDiffusionLM) -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
 
 
-def watch_all(model: LLaDA2) -> None:
+def watch_all(model: BlockDiffusionLM) -> None:
     model.register_forward_pre_hook(lambda *_: None)
 
 
@@ -208,7 +208,7 @@ CHANGES = [put_another, put_another_feed_forward, replace_a_forward, watch_a_par
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_modules_that_have_to_be_called_are(
-    cpu_library: Path, build: Build, change: Callable[[LLaDA2], object]
+    cpu_library: Path, build: Build, change: Callable[[BlockDiffusionLM], object]
 ) -> None:
     model = build()
     change(model)
@@ -217,7 +217,7 @@ def test_modules_that_have_to_be_called_are(
 
 @pytest.mark.parametrize("change", [*CHANGES, put_another_backbone])
 def test_modules_that_change_under_an_engine_are_called(
-    cpu_library: Path, build: Build, change: Callable[[LLaDA2], object]
+    cpu_library: Path, build: Build, change: Callable[[BlockDiffusionLM], object]
 ) -> None:
     case = Case(build())
     case.stack = LayerStack.of(case.model)
@@ -239,7 +239,7 @@ def test_weights_in_8_bits_are_widened(cpu_library: Path, build: Build, stored: 
     scales = {name: scales_of(weight, stored) for name, weight in weights.items()}
     narrow = {name: quantize(weight, scales[name], stored) for name, weight in weights.items()}
     with torch.device("meta"):
-        model = LLaDA2(wide.config)
+        model = BlockDiffusionLM(wide.config)
     name = "int8" if stored == torch.int8 else "fp8"
     hold_quantized(model, dict.fromkeys(weights, Scheme(name)))
     model.load_state_dict(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmax.decoding import EntropyBoundedDecoder
-from dmax.decoding.entropy_bounded import entropy
+from dmax.decoding.prediction import entropy
 
 MASK = 1
 

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from dmax.distillation import DistillationError, InProcess, Job, Prompts, distill, find_source, load_prompts
+from dmax.distillation import (
+    DistillationError,
+    DistillationSettings,
+    InProcess,
+    Job,
+    Prompts,
+    distill,
+    find_source,
+    load_prompts,
+)
 from dmax.distillation.job import AnsweredShard, Shard
 from dmax.distillation.run import Standing
 from dmax.evaluation.answerers import Answer
@@ -62,8 +71,13 @@ def prompts(tmp_path: Path) -> Prompts:
 
 
 def run(prompts: Prompts, echo: Echo, folder: Path, **settings: Any) -> dict[str, Any] | None:
+    called = {"on_progress": settings.pop("on_progress")} if "on_progress" in settings else {}
+    return distill(prompts, InProcess(lambda: echo), folder, of_echo(**settings), **called)
+
+
+def of_echo(**settings: Any) -> DistillationSettings:
     given = {"gen_length": 8, "seed": 5, "checked": True, "shard_size": 3, **settings}
-    return distill(prompts, InProcess(lambda: echo), folder, generator=Echo().describe(), **given)
+    return DistillationSettings(generator=Echo().describe(), **given)
 
 
 def test_only_finished_right_answers_are_kept_and_every_prompt_is_accounted_for(
@@ -136,8 +150,7 @@ def test_shards_may_come_in_any_order(prompts: Prompts, tmp_path: Path) -> None:
             return super().answer(job, list[Shard](shards)[::-1])
 
     run(prompts, Echo(), tmp_path / "forwards")
-    settings = {"gen_length": 8, "seed": 5, "checked": True, "shard_size": 3}
-    distill(prompts, Backwards(Echo), tmp_path / "backwards", generator=Echo().describe(), **settings)  # type: ignore[arg-type]
+    distill(prompts, Backwards(Echo), tmp_path / "backwards", of_echo())  # type: ignore[arg-type]
     assert (tmp_path / "backwards/train.jsonl").read_bytes() == (tmp_path / "forwards/train.jsonl").read_bytes()
 
 
@@ -174,3 +187,8 @@ def test_plain_prompts_cannot_be_checked(tmp_path: Path) -> None:
     data.write_text('{"prompt": "2+2?"}\n')
     with pytest.raises(DistillationError, match="no right answer"):
         run(load_prompts(find_source(None), data), Echo(), tmp_path / "out")
+
+
+def test_a_shard_holds_something() -> None:
+    with pytest.raises(DistillationError, match="the shard size is 0; it must be at least 1"):
+        of_echo(shard_size=0)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, StepResult
 from dmax.decoding.soft_parallel import SoftParallelDecoder
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import RequestUpdate
 from dmax.engine.params import GenerationParams
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 
 EOS, LENGTH = 2, 4
 
@@ -61,13 +62,15 @@ def logits_of(block: str, vocab_size: int) -> Tensor:
     return torch.stack(rows)
 
 
-def run(model: LLaDA2, script: list[list[str]], gen_length: int, **rule: Any) -> tuple[Sequence, list[RequestUpdate]]:
+def run(
+    model: BlockDiffusionLM, script: list[list[str]], gen_length: int, **rule: Any
+) -> tuple[Sequence, list[RequestUpdate]]:
     """Decode an answer without a prompt to its end, which must be the end of the script."""
     decoder = Scripted(script)
     settings = {"buffer_size": 2, "add_threshold": 0.5, **rule}
     params = GenerationParams(gen_length=gen_length, block_length=LENGTH, trace=True, **settings)
     row = Sequence("0", [], params, StopRule((EOS,), gen_length), decoder)
-    engine = LLMEngine(model, pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16)
+    engine = LLMEngine(model, config=EngineConfig(pages=16, page_length=LENGTH, max_batch_size=4, prefill_tokens=16))
     engine.add(row)
     updates: list[RequestUpdate] = []
     while engine.has_requests():
@@ -82,7 +85,7 @@ def answer(row: Sequence) -> list[int]:
     return row.ending.token_ids
 
 
-def test_a_block_whose_tokens_change_holds_its_successor_back(tiny_model: LLaDA2) -> None:
+def test_a_block_whose_tokens_change_holds_its_successor_back(tiny_model: BlockDiffusionLM) -> None:
     script = [
         ["A9 B2 C2 D2"],
         ["X9 B9 C2 D2"],  # half decoded, but the one token it had has changed
@@ -93,7 +96,7 @@ def test_a_block_whose_tokens_change_holds_its_successor_back(tiny_model: LLaDA2
     assert answer(row) == ids("XBCD$")
 
 
-def test_an_unsure_follower_waits_until_its_predecessor_is_nearly_done(tiny_model: LLaDA2) -> None:
+def test_an_unsure_follower_waits_until_its_predecessor_is_nearly_done(tiny_model: BlockDiffusionLM) -> None:
     script = [
         ["A9 B9 C2 D2"],
         ["A9 B9 C9 D2", "E2 F2 G2 H2"],
@@ -105,7 +108,7 @@ def test_an_unsure_follower_waits_until_its_predecessor_is_nearly_done(tiny_mode
     assert [record.promoted for record in row.trace if record.block == 1] == [[], [], [0], [1, 2, 3]]
 
 
-def test_a_predecessor_may_change_after_its_successor_has_started(tiny_model: LLaDA2) -> None:
+def test_a_predecessor_may_change_after_its_successor_has_started(tiny_model: BlockDiffusionLM) -> None:
     script = [
         ["A9 B9 C2 D2"],
         ["X9 B9 C9 D5", "E9 F2 G2 H2"],
@@ -120,7 +123,7 @@ def test_a_predecessor_may_change_after_its_successor_has_started(tiny_model: LL
 
 @pytest.mark.parametrize("buffer_size", [2, 3])
 def test_a_block_that_settles_before_its_predecessor_waits_and_may_still_change(
-    tiny_model: LLaDA2, buffer_size: int
+    tiny_model: BlockDiffusionLM, buffer_size: int
 ) -> None:
     third = [["M2 N2 O2 P2"]] * 3 if buffer_size == 3 else [[]] * 3
     script = [
@@ -136,7 +139,7 @@ def test_a_block_that_settles_before_its_predecessor_waits_and_may_still_change(
     assert finals == [(4, 0), (4, 1), (5, 2)]
 
 
-def test_an_eos_in_an_earlier_block_drops_those_behind_it(tiny_model: LLaDA2) -> None:
+def test_an_eos_in_an_earlier_block_drops_those_behind_it(tiny_model: BlockDiffusionLM) -> None:
     script = [
         ["A9 B9 C2 D2"],
         ["A9 B9 $9 D9", "E9 F9 G9 H9"],
@@ -147,7 +150,7 @@ def test_an_eos_in_an_earlier_block_drops_those_behind_it(tiny_model: LLaDA2) ->
     assert row.blocks == 1
 
 
-def test_an_eos_in_a_later_block_holds_the_next_back_until_it_is_revised(tiny_model: LLaDA2) -> None:
+def test_an_eos_in_a_later_block_holds_the_next_back_until_it_is_revised(tiny_model: BlockDiffusionLM) -> None:
     script = [
         ["A9 B9 C2 D2"],
         ["A9 B9 C9 D5", "E9 $9 G2 H2"],
@@ -159,7 +162,7 @@ def test_an_eos_in_a_later_block_holds_the_next_back_until_it_is_revised(tiny_mo
     assert answer(row) == ids("ABCYEFGH$")
 
 
-def test_the_answer_may_end_inside_the_buffer(tiny_model: LLaDA2) -> None:
+def test_the_answer_may_end_inside_the_buffer(tiny_model: BlockDiffusionLM) -> None:
     script = [
         ["A9 B9 C2 D2"],
         ["A9 B9 C9 D5", "E9 F9 G9 H5"],  # nothing begins behind the sixth token's block

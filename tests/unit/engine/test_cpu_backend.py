@@ -22,9 +22,9 @@ from dmax.kernels.cpu.layers import LayersPass
 from dmax.kernels.cpu.library import CompileError, compile_kernels
 from dmax.kernels.cpu.rule import CpuRule
 from dmax.kernels.decision import Decision
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 from dmax.models.layers import Linear
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 PARAMS = GenerationParams(gen_length=24, block_length=8, threshold=0.3)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -41,18 +41,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def build(tiny_model: LLaDA2) -> Callable[..., LLaDA2]:
+def build(tiny_model: BlockDiffusionLM) -> Callable[..., BlockDiffusionLM]:
     """Changes to the tiny model, which has a dense and a sparse layer -> that model with weights of its own."""
 
-    def make(**changes: object) -> LLaDA2:
+    def make(**changes: object) -> BlockDiffusionLM:
         config = replace(tiny_model.config, **changes)
-        return initialize(LLaDA2(config), torch.Generator().manual_seed(7)).eval()
+        return initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(7)).eval()
 
     return make
 
 
 @pytest.fixture
-def compiled(cache: Path, build: Callable[..., LLaDA2], monkeypatch: pytest.MonkeyPatch) -> LLaDA2:
+def compiled(cache: Path, build: Callable[..., BlockDiffusionLM], monkeypatch: pytest.MonkeyPatch) -> BlockDiffusionLM:
     """A model that finds the kernels."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return build()
@@ -62,7 +62,7 @@ def compiled(cache: Path, build: Callable[..., LLaDA2], monkeypatch: pytest.Monk
 def plain_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """A model and what to generate -> the outputs where nothing is compiled."""
 
-    def answers(model: LLaDA2, *arguments: Any) -> list[Any]:
+    def answers(model: BlockDiffusionLM, *arguments: Any) -> list[Any]:
         with monkeypatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(tmp_path))
             assert choose_backend(model).name == "cpu"
@@ -71,7 +71,7 @@ def plain_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     return answers
 
 
-def watch(model: LLaDA2) -> None:
+def watch(model: BlockDiffusionLM) -> None:
     """Let modules be called one by one."""
     for module in (model.model.norm, model.lm_head):
         module.register_forward_hook(lambda *_: None)
@@ -91,7 +91,7 @@ def token_ids(rows: int, length: int) -> Tensor:
 
 
 @needs_compiler
-def test_a_backend_tells_what_it_is(compiled: LLaDA2) -> None:
+def test_a_backend_tells_what_it_is(compiled: BlockDiffusionLM) -> None:
     assert choose_backend(compiled).name == "cpu-compiled"
 
 
@@ -99,7 +99,7 @@ def test_a_backend_tells_what_it_is(compiled: LLaDA2) -> None:
 @pytest.mark.parametrize("decoder", BUILT_IN)
 @pytest.mark.parametrize("watched", [False, True])
 def test_answers_are_those_of_the_plain_model_alone_and_together(
-    compiled: LLaDA2, plain_answers: Callable[..., list[Any]], decoder: str, watched: bool
+    compiled: BlockDiffusionLM, plain_answers: Callable[..., list[Any]], decoder: str, watched: bool
 ) -> None:
     if watched:
         watch(compiled)
@@ -114,7 +114,7 @@ def test_answers_are_those_of_the_plain_model_alone_and_together(
 
 @needs_compiler
 def test_other_decoders_have_their_look_at_the_logits_in_one_call(
-    compiled: LLaDA2, monkeypatch: pytest.MonkeyPatch
+    compiled: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     predict = CpuRule.predict
@@ -127,7 +127,7 @@ def test_other_decoders_have_their_look_at_the_logits_in_one_call(
 
 @needs_compiler
 def test_all_spans_of_a_forward_are_attended_to_at_once(
-    compiled: LLaDA2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiled: BlockDiffusionLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     attend = FusedSpans.attend
@@ -148,7 +148,7 @@ def test_all_spans_of_a_forward_are_attended_to_at_once(
 
 @needs_compiler
 def test_a_forward_is_one_call_unless_somebody_watches_modules(
-    compiled: LLaDA2, monkeypatch: pytest.MonkeyPatch
+    compiled: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     run = LayersPass.__call__
@@ -169,7 +169,7 @@ def test_a_forward_is_one_call_unless_somebody_watches_modules(
 
 @needs_compiler
 def test_head_and_rule_are_one_call_where_nobody_would_miss_anything(
-    compiled: LLaDA2, monkeypatch: pytest.MonkeyPatch
+    compiled: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     run = CpuRule.read
@@ -205,7 +205,7 @@ def test_head_and_rule_are_one_call_where_nobody_would_miss_anything(
 
 
 @needs_compiler
-def test_a_module_of_another_kind_is_called(compiled: LLaDA2) -> None:
+def test_a_module_of_another_kind_is_called(compiled: BlockDiffusionLM) -> None:
     class Wrapped(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -225,7 +225,9 @@ def test_a_module_of_another_kind_is_called(compiled: LLaDA2) -> None:
 
 
 @needs_compiler
-def test_weights_are_laid_out_when_an_engine_is_made(compiled: LLaDA2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_laid_out_when_an_engine_is_made(
+    compiled: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[torch.dtype] = []
     lay_out = LayerStack._make
     monkeypatch.setattr(LayerStack, "_make", lambda stack, dtype: made.append(dtype) or lay_out(stack, dtype))
@@ -237,7 +239,7 @@ def test_weights_are_laid_out_when_an_engine_is_made(compiled: LLaDA2, monkeypat
 
 
 @needs_compiler
-def test_an_engine_sees_weights_that_changed_between_two_requests(compiled: LLaDA2) -> None:
+def test_an_engine_sees_weights_that_changed_between_two_requests(compiled: BlockDiffusionLM) -> None:
     engine = LLMEngine(compiled)
 
     def answer() -> list[int]:
@@ -253,7 +255,7 @@ def test_an_engine_sees_weights_that_changed_between_two_requests(compiled: LLaD
 
 
 @needs_compiler
-def test_a_module_that_is_replaced_between_two_calls_is_called(compiled: LLaDA2) -> None:
+def test_a_module_that_is_replaced_between_two_calls_is_called(compiled: BlockDiffusionLM) -> None:
     llm = LLM(compiled)
     before = llm.generate([[3, 4, 5]], PARAMS)[0].token_ids
     with torch.no_grad():
@@ -265,7 +267,7 @@ def test_a_module_that_is_replaced_between_two_calls_is_called(compiled: LLaDA2)
 
 
 @needs_compiler
-def test_one_library_is_for_all_dtypes_it_knows(compiled: LLaDA2) -> None:
+def test_one_library_is_for_all_dtypes_it_knows(compiled: BlockDiffusionLM) -> None:
     backend = choose_backend(compiled)
     for dtype, name in ((torch.bfloat16, "cpu-compiled"), (torch.float64, "cpu"), (torch.float32, "cpu-compiled")):
         compiled.to(dtype)
@@ -277,7 +279,7 @@ def test_one_library_is_for_all_dtypes_it_knows(compiled: LLaDA2) -> None:
 
 @needs_compiler
 def test_sizes_for_which_no_kernel_is_written_go_without(
-    compiled: LLaDA2, build: Callable[..., LLaDA2], plain_answers: Callable[..., list[Any]]
+    compiled: BlockDiffusionLM, build: Callable[..., BlockDiffusionLM], plain_answers: Callable[..., list[Any]]
 ) -> None:
     model = build(vocab_size=50, intermediate_size=40)
     backend = CpuBackend(model)

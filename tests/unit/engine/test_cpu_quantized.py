@@ -15,7 +15,7 @@ from dmax.engine.backends import packed
 from dmax.kernels.cpu.library import PROCESSOR, compile_kernels, kernels_folder
 from dmax.kernels.cpu.quantized import CpuQuantized
 from dmax.measurement.shapes import SHAPES, random_model
-from dmax.models import LLaDA2, ModelConfig
+from dmax.models import BlockDiffusionLM, ModelConfig
 from dmax.models.convert import Quantization
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -37,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LLaDA2]:
+def build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BlockDiffusionLM]:
     """A format -> a model in it, all of whose weights count as large."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.delenv(PROCESSOR, raising=False)
@@ -45,18 +45,18 @@ def build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LLaDA2]
     monkeypatch.setitem(SHAPES, "tiny", TINY)
     compile_kernels()
 
-    def make(weights: str, dtype: torch.dtype = torch.float32) -> LLaDA2:
+    def make(weights: str, dtype: torch.dtype = torch.float32) -> BlockDiffusionLM:
         formats = Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
         return random_model("tiny", device=torch.device("cpu"), dtype=dtype, weights=formats)
 
     return make
 
 
-def answers(model: LLaDA2, prompts: list[list[int]], **changes: object) -> list[list[int]]:
+def answers(model: BlockDiffusionLM, prompts: list[list[int]], **changes: object) -> list[list[int]]:
     return [output.token_ids for output in LLM(model).generate(prompts, replace(PARAMS, **changes))]
 
 
-def confidences(model: LLaDA2, prompts: list[list[int]]) -> list[list[list[float]]]:
+def confidences(model: BlockDiffusionLM, prompts: list[list[int]]) -> list[list[list[float]]]:
     """Of every answer's passes: they tell what tokens alone would not."""
     outputs = LLM(model).generate(prompts, replace(PARAMS, trace=True))
     return [[record.confidence for record in output.trace or []] for output in outputs]
@@ -66,7 +66,7 @@ def confidences(model: LLaDA2, prompts: list[list[int]]) -> list[list[list[float
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("capacity", [None, 5])
 def test_a_sequence_gets_the_same_bits_alone_and_among_others(
-    build: Callable[..., LLaDA2], weights: str, dtype: torch.dtype, capacity: int | None
+    build: Callable[..., BlockDiffusionLM], weights: str, dtype: torch.dtype, capacity: int | None
 ) -> None:
     model = build(weights, dtype)
     if capacity is not None:
@@ -77,7 +77,7 @@ def test_a_sequence_gets_the_same_bits_alone_and_among_others(
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_tokens_are_the_same_without_a_cache(build: Callable[..., LLaDA2], weights: str) -> None:
+def test_tokens_are_the_same_without_a_cache(build: Callable[..., BlockDiffusionLM], weights: str) -> None:
     """Of random weights in float32; a number between two of 8 bits may be rounded the other way, so not to the bit."""
     model = build(weights)
     expected = answers(model, PROMPTS)
@@ -85,7 +85,7 @@ def test_tokens_are_the_same_without_a_cache(build: Callable[..., LLaDA2], weigh
     assert answers(model, PROMPTS, use_cache=False) == expected
 
 
-def test_every_product_is_the_kernels(build: Callable[..., LLaDA2], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_product_is_the_kernels(build: Callable[..., BlockDiffusionLM], monkeypatch: pytest.MonkeyPatch) -> None:
     called: set[str] = set()
     for name in ("linear", "experts", "route"):
         plain = getattr(CpuQuantized, name)
@@ -100,7 +100,7 @@ def test_every_product_is_the_kernels(build: Callable[..., LLaDA2], monkeypatch:
     assert called == {"linear", "experts", "route"}
 
 
-def test_the_plain_modules_give_nearly_the_same(build: Callable[..., LLaDA2]) -> None:
+def test_the_plain_modules_give_nearly_the_same(build: Callable[..., BlockDiffusionLM]) -> None:
     """They do not round what is multiplied with int4, or with experts."""
     model = build("int4")
     from dmax.engine.backends.cpu import CpuBackend
@@ -114,7 +114,7 @@ def test_the_plain_modules_give_nearly_the_same(build: Callable[..., LLaDA2]) ->
 
 
 def test_a_lesser_processor_gives_the_same_tokens(
-    build: Callable[..., LLaDA2], monkeypatch: pytest.MonkeyPatch
+    build: Callable[..., BlockDiffusionLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "avx2" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
         pytest.skip("the library for AVX2 runs where there is AVX2")

@@ -17,12 +17,13 @@ from dmax import LLM
 from dmax.decoding import BlockState, SoftMix, StepResult
 from dmax.decoding.contract import ContractError
 from dmax.engine.backends import choose_backend
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.outputs import RequestUpdate
-from dmax.engine.params import GenerationParams
+from dmax.engine.params import GenerationError, GenerationParams
 from dmax.engine.sequence import Sequence
 from dmax.engine.stopping import StopRule
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 from dmax.models.attention import attend
 
 EOS, LENGTH = 2, 4
@@ -75,11 +76,11 @@ def rows_with(
     ]
 
 
-def engine_of(model: LLaDA2, **settings: Any) -> LLMEngine:
-    return LLMEngine(model, backend=choose_backend(model), **settings)
+def engine_of(model: BlockDiffusionLM, **settings: Any) -> LLMEngine:
+    return LLMEngine(model, config=EngineConfig(**settings), backend=choose_backend(model))
 
 
-def run(model: LLaDA2, rows: list[Sequence], **settings: Any) -> list[RequestUpdate]:
+def run(model: BlockDiffusionLM, rows: list[Sequence], **settings: Any) -> list[RequestUpdate]:
     limits = {"pages": 64, "page_length": LENGTH, "max_batch_size": 8, "prefill_tokens": 64, **settings}
     engine = engine_of(model, **limits)
     for row in rows:
@@ -92,7 +93,7 @@ def run(model: LLaDA2, rows: list[Sequence], **settings: Any) -> list[RequestUpd
     return updates
 
 
-def test_rows_are_counted_and_end_by_themselves(tiny_model: LLaDA2) -> None:
+def test_rows_are_counted_and_end_by_themselves(tiny_model: BlockDiffusionLM) -> None:
     decoder = CountingDecoder()
     rows = rows_with([(0, 4), (5, 3), (4, 9), (1, 1)], decoder)
     run(tiny_model, rows)
@@ -110,7 +111,7 @@ def test_rows_are_counted_and_end_by_themselves(tiny_model: LLaDA2) -> None:
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3])
-def test_waiting_rows_take_the_places_of_those_that_have_ended(tiny_model: LLaDA2, capacity: int) -> None:
+def test_waiting_rows_take_the_places_of_those_that_have_ended(tiny_model: BlockDiffusionLM, capacity: int) -> None:
     lengths = [(0, 4), (5, 3), (4, 9), (1, 1), (8, 8)]
     together, queued = rows_with(lengths, CountingDecoder()), rows_with(lengths, decoder := CountingDecoder())
     run(tiny_model, together)
@@ -120,14 +121,14 @@ def test_waiting_rows_take_the_places_of_those_that_have_ended(tiny_model: LLaDA
     assert [row.passes for row in queued] == [row.passes for row in together]
 
 
-def test_updates_tell_what_has_become_final(tiny_model: LLaDA2) -> None:
+def test_updates_tell_what_has_become_final(tiny_model: BlockDiffusionLM) -> None:
     [row] = rows_with([(6, 5)], CountingDecoder())
     updates = run(tiny_model, [row])
     assert [update.final_ids for update in updates if update.final_ids] == [[22, 23], [20, 21, 22]]
     assert [update.finished for update in updates] == [False, True]
 
 
-def test_records_say_what_happened(tiny_model: LLaDA2) -> None:
+def test_records_say_what_happened(tiny_model: BlockDiffusionLM) -> None:
     [row] = rows_with([(6, 3)], CountingDecoder(), trace=True)
     updates = run(tiny_model, [row])
     assert [record for update in updates for record in update.records] == row.trace
@@ -142,7 +143,7 @@ def test_records_say_what_happened(tiny_model: LLaDA2) -> None:
     assert first.confidence == [0.5] * LENGTH
 
 
-def test_nothing_is_recorded_unasked(tiny_model: LLaDA2) -> None:
+def test_nothing_is_recorded_unasked(tiny_model: BlockDiffusionLM) -> None:
     decoder = CountingDecoder()
     asking, silent = rows_with([(0, 4)], decoder, trace=True)[0], rows_with([(0, 4)], decoder)[0]
     run(tiny_model, [asking, silent])
@@ -153,7 +154,7 @@ def test_nothing_is_recorded_unasked(tiny_model: LLaDA2) -> None:
     assert row.trace == []
 
 
-def test_a_decoder_that_raises_fails_its_own_requests_only(tiny_model: LLaDA2) -> None:
+def test_a_decoder_that_raises_fails_its_own_requests_only(tiny_model: BlockDiffusionLM) -> None:
     [good] = rows_with([(0, 8)], CountingDecoder())
     [bad] = rows_with([(0, 8)], BrokenDecoder())
     bad.params = replace(bad.params, threshold=0.25)
@@ -164,7 +165,7 @@ def test_a_decoder_that_raises_fails_its_own_requests_only(tiny_model: LLaDA2) -
 
 
 def test_positions_are_counted_by_what_is_computed_for_them(
-    tiny_model: LLaDA2, monkeypatch: pytest.MonkeyPatch
+    tiny_model: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attended, decoded, through = 0, 0, 0
 
@@ -187,7 +188,9 @@ def test_positions_are_counted_by_what_is_computed_for_them(
     monkeypatch.setattr("dmax.engine.kv_cache.attend", attend_and_count)
     monkeypatch.setattr(tiny_model, "head", head_and_count)
     monkeypatch.setattr(tiny_model, "forward", forward_and_count)
-    engine = LLMEngine(tiny_model, pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
+    engine = LLMEngine(
+        tiny_model, config=EngineConfig(pages=64, page_length=LENGTH, max_batch_size=2, prefill_tokens=8)
+    )
     rows = rows_with([(0, 4), (17, 9), (30, 3), (6, 12)], CountingDecoder())
     in_flight = {"buffer_size": 2, "add_threshold": 0.5, "semi_threshold": 0.7}
     for row in (*rows, multi(5, 12, ScriptedDecoder(), threshold=0.25, **in_flight)):
@@ -202,7 +205,7 @@ def test_positions_are_counted_by_what_is_computed_for_them(
 
 @pytest.mark.parametrize("launch_ahead", [False, True])
 def test_a_pass_that_is_launched_ahead_counts_when_its_block_has_gone_on(
-    tiny_model: LLaDA2, launch_ahead: bool
+    tiny_model: BlockDiffusionLM, launch_ahead: bool
 ) -> None:
     slow = GenerationParams(gen_length=24, block_length=8, threshold=1.0)
     fast = GenerationParams(gen_length=24, block_length=8, threshold=0.0, acceptance_threshold=0.0)
@@ -211,7 +214,8 @@ def test_a_pass_that_is_launched_ahead_counts_when_its_block_has_gone_on(
         for index, params in enumerate((slow, slow, fast))
     ]
     engine = LLMEngine(
-        tiny_model, pages=32, page_length=8, max_batch_size=2, prefill_tokens=8, launch_ahead=launch_ahead
+        tiny_model,
+        config=EngineConfig(pages=32, page_length=8, max_batch_size=2, prefill_tokens=8, launch_ahead=launch_ahead),
     )
     for row in rows[:2]:
         engine.add(row)
@@ -257,7 +261,7 @@ class DeviceDecoder(CountingDecoder):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("trace", [False, True])
 def test_a_pass_comes_to_the_host_in_one_transfer_also_where_it_is_recorded(
-    tiny_model: LLaDA2, monkeypatch: pytest.MonkeyPatch, groups: int, trace: bool
+    tiny_model: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch, groups: int, trace: bool
 ) -> None:
     monkeypatch.setattr(OnDevice, "transfers", 0)
     rows = [rows_with([(2, 6)], DeviceDecoder(), trace=trace and not index)[0] for index in range(groups)]
@@ -338,7 +342,7 @@ class SpoilingDecoder(CountingDecoder):
 )
 @pytest.mark.parametrize("trace", [False, True])
 def test_a_result_that_is_none_fails_its_own_request_only(
-    tiny_model: LLaDA2, spoil: Spoil, named: str, trace: bool
+    tiny_model: BlockDiffusionLM, spoil: Spoil, named: str, trace: bool
 ) -> None:
     [good] = rows_with([(3, 9)], CountingDecoder(), trace)
     [bad] = rows_with([(0, 12)], SpoilingDecoder(spoil=spoil), trace)
@@ -371,7 +375,7 @@ class NoTemperatureDecoder(CountingDecoder):
     ],
 )
 def test_a_decoder_that_makes_the_engine_raise_fails_its_own_request_only(
-    tiny_model: LLaDA2, decoder: CountingDecoder, failure: str
+    tiny_model: BlockDiffusionLM, decoder: CountingDecoder, failure: str
 ) -> None:
     [good] = rows_with([(0, 12)], CountingDecoder())
     [bad] = rows_with([(0, 12)], copy.deepcopy(decoder))
@@ -383,7 +387,7 @@ def test_a_decoder_that_makes_the_engine_raise_fails_its_own_request_only(
     assert [update.request_id for update in updates if update.finished] == [bad.request_id, good.request_id]
 
 
-def test_a_token_outside_the_vocabulary_fails_its_own_row_only(tiny_model: LLaDA2) -> None:
+def test_a_token_outside_the_vocabulary_fails_its_own_row_only(tiny_model: BlockDiffusionLM) -> None:
     def spoil(result: StepResult) -> StepResult:
         tokens = result.state.tokens.clone()
         tokens[0, 0] = 10**9
@@ -396,12 +400,12 @@ def test_a_token_outside_the_vocabulary_fails_its_own_row_only(tiny_model: LLaDA
     assert good.ending.token_ids == [20, 21, 22, 23] * 2
 
 
-def test_a_preempted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2) -> None:
+def test_a_preempted_row_goes_on_with_the_state_of_its_block(tiny_model: BlockDiffusionLM) -> None:
     lengths = [(0, 12), (0, 12), (0, 12)]
     alone, crowded = rows_with(lengths, CountingDecoder()), rows_with(lengths, CountingDecoder())
     run(tiny_model, alone)
     limits = {"pages": 4, "page_length": LENGTH, "max_batch_size": 8, "prefill_tokens": 64}
-    engine = LLMEngine(tiny_model, **limits)
+    engine = LLMEngine(tiny_model, config=EngineConfig(**limits))
     for row in crowded:
         engine.add(row)
     while engine.has_requests():
@@ -411,13 +415,19 @@ def test_a_preempted_row_goes_on_with_the_state_of_its_block(tiny_model: LLaDA2)
     assert [row.nfe for row in crowded] == [row.nfe for row in alone]
 
 
-def test_greedy_decoders_get_no_noise(tiny_model: LLaDA2) -> None:
+@pytest.mark.parametrize("name", ["block_length", "page_length", "max_batch_size", "prefill_tokens"])
+def test_a_limit_below_one_is_named_before_there_is_an_engine(name: str) -> None:
+    with pytest.raises(GenerationError, match=f"{name} is 0; it must be at least 1"):
+        EngineConfig(**{name: 0})
+
+
+def test_greedy_decoders_get_no_noise(tiny_model: BlockDiffusionLM) -> None:
     decoder = CountingDecoder()
     run(tiny_model, rows_with([(0, 4)], decoder))
     assert decoder.noises == [None] * 4
 
 
-def test_noise_is_standard_gumbel_and_each_rows_own(tiny_model: LLaDA2) -> None:
+def test_noise_is_standard_gumbel_and_each_rows_own(tiny_model: BlockDiffusionLM) -> None:
     together, alone = CountingDecoder(temperature=1.0), CountingDecoder(temperature=1.0)
     run(tiny_model, rows_with([(0, 44), (3, 40), (2, 40)], together))
     run(tiny_model, rows_with([(0, 40), (3, 40)], alone)[1:])
@@ -460,7 +470,7 @@ def multi(prompt_length: int, gen_length: int, decoder: CountingDecoder, **rule:
     return Sequence(next(ids), [9] * prompt_length, params, StopRule((EOS,), gen_length), decoder)
 
 
-def test_blocks_in_flight_overlap_and_become_final_in_order(tiny_model: LLaDA2) -> None:
+def test_blocks_in_flight_overlap_and_become_final_in_order(tiny_model: BlockDiffusionLM) -> None:
     row = multi(0, 12, ScriptedDecoder(), buffer_size=2, add_threshold=0.5, semi_threshold=0.7)
     updates = run(tiny_model, [row])
     # Block 0 has one token a pass; block 1 joins after two and waits until block 0 has more than 0.7 of its tokens.
@@ -482,7 +492,7 @@ def test_blocks_in_flight_overlap_and_become_final_in_order(tiny_model: LLaDA2) 
     assert row.ending.token_ids == [20, 21, 22, 23] * 3
 
 
-def test_no_block_begins_behind_the_end_of_the_answer(tiny_model: LLaDA2) -> None:
+def test_no_block_begins_behind_the_end_of_the_answer(tiny_model: BlockDiffusionLM) -> None:
     row = multi(2, 5, ScriptedDecoder(), buffer_size=4, add_threshold=0.0, semi_threshold=0.0)
     run(tiny_model, [row])
     assert {record.block for record in row.trace} == {0, 1}
@@ -490,7 +500,7 @@ def test_no_block_begins_behind_the_end_of_the_answer(tiny_model: LLaDA2) -> Non
     assert row.ending.token_ids == [22, 23, 20, 21, 22]
 
 
-def test_blocks_in_flight_are_preempted_and_go_on_together(tiny_model: LLaDA2) -> None:
+def test_blocks_in_flight_are_preempted_and_go_on_together(tiny_model: BlockDiffusionLM) -> None:
     rule = {"buffer_size": 2, "add_threshold": 0.25, "semi_threshold": 0.2}
     alone, crowded = ([multi(0, 16, ScriptedDecoder(), **rule) for _ in range(3)] for _ in range(2))
     for row in alone:

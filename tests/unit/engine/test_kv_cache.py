@@ -12,7 +12,7 @@ from dmax.engine.params import GenerationParams
 from dmax.engine.sequence import Sequence
 from dmax.engine.span import Span
 from dmax.engine.stopping import StopRule
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 from dmax.models.attention import attend
 from dmax.models.masks import block_causal_mask
 
@@ -21,7 +21,7 @@ TABLES = {"neighbours": [2, 3, 4], "scattered": [6, 1, 5], "half and half": [0, 
 
 
 @pytest.fixture
-def cache(tiny_model: LLaDA2) -> KVCache:
+def cache(tiny_model: BlockDiffusionLM) -> KVCache:
     return KVCache(tiny_model.config, PAGES, LENGTH, device=torch.device("cpu"), dtype=torch.float32)
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_written_outside_the_pages_and_the_layer(cache: KVCache) -> N
     assert not cache.values[~written].any()
 
 
-def test_a_page_takes_keys_and_values_of_all_layers(cache: KVCache, tiny_model: LLaDA2) -> None:
+def test_a_page_takes_keys_and_values_of_all_layers(cache: KVCache, tiny_model: BlockDiffusionLM) -> None:
     size = page_bytes(tiny_model.config, LENGTH, torch.float32)
     assert PAGES * size == cache.keys.nbytes + cache.values.nbytes
     assert page_bytes(tiny_model.config, LENGTH, torch.bfloat16) == size // 2

@@ -14,7 +14,7 @@ import torch
 
 from dmax.decoding import DecoderError
 from dmax.engine import LLM, GenerationError, GenerationParams
-from dmax.models import LLaDA2, Tokenizer, save_model
+from dmax.models import BlockDiffusionLM, Tokenizer, save_model
 from dmax.models.memory import DoesNotFit
 
 TEMPLATE = (
@@ -25,7 +25,7 @@ SHORT = GenerationParams(gen_length=8, block_length=4, trace=True)
 
 
 @pytest.fixture
-def llm(tiny_model: LLaDA2, word_tokenizer: Callable[[str | None], Tokenizer]) -> LLM:
+def llm(tiny_model: BlockDiffusionLM, word_tokenizer: Callable[[str | None], Tokenizer]) -> LLM:
     return LLM(tiny_model, word_tokenizer(TEMPLATE))
 
 
@@ -119,20 +119,24 @@ def test_the_longest_prompt_is_answered(llm: LLM) -> None:
         ([5], GenerationParams(gen_length=8, stop=("w6",)), "stop strings are given, and this model has no tokenizer"),
     ],
 )
-def test_text_needs_a_tokenizer(tiny_model: LLaDA2, prompt: Any, params: GenerationParams, complaint: str) -> None:
+def test_text_needs_a_tokenizer(
+    tiny_model: BlockDiffusionLM, prompt: Any, params: GenerationParams, complaint: str
+) -> None:
     with pytest.raises(GenerationError, match=complaint):
         LLM(tiny_model).generate(prompt, params)
 
 
-def test_messages_need_a_chat_template(tiny_model: LLaDA2, word_tokenizer: Callable[[str | None], Tokenizer]) -> None:
+def test_messages_need_a_chat_template(
+    tiny_model: BlockDiffusionLM, word_tokenizer: Callable[[str | None], Tokenizer]
+) -> None:
     with pytest.raises(GenerationError, match="prompt 0: This model has no chat template"):
         LLM(tiny_model, word_tokenizer(None)).generate(LLM.chat_prompt("w5"), SHORT)
 
 
 def test_blocks_longer_than_in_training_are_warned_of_once(
-    tiny_model: LLaDA2, caplog: pytest.LogCaptureFixture
+    tiny_model: BlockDiffusionLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = LLaDA2(replace(tiny_model.config, block_length=4))
+    model = BlockDiffusionLM(replace(tiny_model.config, block_length=4))
     model.load_state_dict(tiny_model.state_dict())
     outputs = [LLM(model).generate([5], GenerationParams(gen_length=8, block_length=n))[0] for n in (None, 2, 16, 16)]
     assert [output.params["block_length"] for output in outputs] == [4, 2, 16, 16]
@@ -141,7 +145,7 @@ def test_blocks_longer_than_in_training_are_warned_of_once(
     ]
 
 
-def test_without_a_tokenizer_there_is_no_text(tiny_model: LLaDA2) -> None:
+def test_without_a_tokenizer_there_is_no_text(tiny_model: BlockDiffusionLM) -> None:
     assert LLM(tiny_model).generate([5], SHORT)[0].text is None
 
 
@@ -219,7 +223,7 @@ def test_stop_strings_end_an_answer(llm: LLM) -> None:
     assert cut.passes <= whole.passes
 
 
-def test_a_loaded_model_is_used_as_it_is(tiny_model: LLaDA2) -> None:
+def test_a_loaded_model_is_used_as_it_is(tiny_model: BlockDiffusionLM) -> None:
     with pytest.raises(GenerationError, match="device and dtype are for checkpoints that are loaded here"):
         LLM(tiny_model, dtype=torch.bfloat16)
     with pytest.raises(GenerationError, match="max_batch_size is 0; it must be at least 1"):
@@ -227,7 +231,7 @@ def test_a_loaded_model_is_used_as_it_is(tiny_model: LLaDA2) -> None:
     assert LLM(tiny_model.train()).model.training is False
 
 
-def test_a_checkpoint_brings_its_tokenizer(tiny_model: LLaDA2, llm: LLM, tmp_path: Any) -> None:
+def test_a_checkpoint_brings_its_tokenizer(tiny_model: BlockDiffusionLM, llm: LLM, tmp_path: Any) -> None:
     from dmax.models import save_model
 
     save_model(tiny_model, tmp_path / "model", tokenizer=llm.tokenizer)
@@ -241,9 +245,9 @@ def test_a_checkpoint_brings_its_tokenizer(tiny_model: LLaDA2, llm: LLM, tmp_pat
     (True, True, torch.bfloat16), (False, True, torch.float32), (False, False, torch.bfloat16),
 ])  # fmt: skip
 def test_float32_takes_the_place_of_bfloat16_where_products_in_it_are_slow(
-    multiplies: bool, fits: bool, expected: torch.dtype, tiny_model: LLaDA2, tmp_path: Path, monkeypatch: Any
+    multiplies: bool, fits: bool, expected: torch.dtype, tiny_model: BlockDiffusionLM, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    def check(model: LLaDA2, dtype: torch.dtype, *_: object, **__: object) -> None:
+    def check(model: BlockDiffusionLM, dtype: torch.dtype, *_: object, **__: object) -> None:
         if dtype == torch.float32 and not fits:
             raise DoesNotFit("not in float32")
 

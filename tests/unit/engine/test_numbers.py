@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from dmax import LLM, GenerationOutput, GenerationParams, LLMEngine
+from dmax import LLM, EngineConfig, GenerationOutput, GenerationParams, LLMEngine
 from dmax.engine import NumericalError
 from dmax.engine.backends import choose_backend
 from dmax.kernels.cpu.library import compile_kernels
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 
 POISON = 7
 """A token whose embedding is no number."""
@@ -41,8 +41,12 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 
 @pytest.fixture(params=["plain", pytest.param("compiled", marks=needs_compiler)])
 def model(
-    request: pytest.FixtureRequest, tiny_model: LLaDA2, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> LLaDA2:
+    request: pytest.FixtureRequest,
+    tiny_model: BlockDiffusionLM,
+    library: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> BlockDiffusionLM:
     """The tiny model with and without compiled kernels, one embedding of which is infinite."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(library if request.param == "compiled" else tmp_path))
     model = copy.deepcopy(tiny_model)
@@ -65,16 +69,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_prompt_that_overflows_is_told(model: LLaDA2, name: str, use_cache: bool) -> None:
+def test_a_prompt_that_overflows_is_told(model: BlockDiffusionLM, name: str, use_cache: bool) -> None:
     with pytest.raises(NumericalError, match=r"logits were NaN in pass 1 .*load it in bfloat16 or float32"):
         LLM(model).generate([5, POISON], replace(DECODERS[name], use_cache=use_cache))
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_neighbours_and_those_that_follow_get_what_they_get_alone(model: LLaDA2, name: str) -> None:
+def test_neighbours_and_those_that_follow_get_what_they_get_alone(model: BlockDiffusionLM, name: str) -> None:
     params = DECODERS[name]
     alone = [LLM(model).generate([prompt], params)[0] for prompt in NEIGHBOURS]
-    engine = LLMEngine(model, page_length=8, kv_memory=2**17)
+    engine = LLMEngine(model, config=EngineConfig(page_length=8, kv_memory=2**17))
     bad = [engine.add_request([POISON, 5] * 6, params), engine.add_request([5, POISON], params)]
     found: dict[str, GenerationOutput | Exception | None] = {}
     names = [engine.add_request(prompt, params) for prompt in NEIGHBOURS]
@@ -92,7 +96,7 @@ def test_neighbours_and_those_that_follow_get_what_they_get_alone(model: LLaDA2,
 
 @pytest.mark.parametrize("place", ["one logit", "one panel", "all", "infinite"])
 @pytest.mark.parametrize("name", ["soft-parallel", "threshold", "in flight"])
-def test_nan_anywhere_in_the_vocabulary_counts(model: LLaDA2, name: str, place: str) -> None:
+def test_nan_anywhere_in_the_vocabulary_counts(model: BlockDiffusionLM, name: str, place: str) -> None:
     with torch.no_grad():
         head = model.lm_head.weight
         if place == "one logit":
@@ -107,7 +111,7 @@ def test_nan_anywhere_in_the_vocabulary_counts(model: LLaDA2, name: str, place: 
         LLM(model).generate([5, 6], DECODERS[name])
 
 
-def test_float16_is_named_where_it_is_the_cause(tiny_model: LLaDA2) -> None:
+def test_float16_is_named_where_it_is_the_cause(tiny_model: BlockDiffusionLM) -> None:
     model = copy.deepcopy(tiny_model).half()
     with torch.no_grad():
         model.model.norm.weight *= 60_000

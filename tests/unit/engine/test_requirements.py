@@ -13,20 +13,20 @@ from dmax import LLM
 from dmax.engine import requirements
 from dmax.engine.requirements import Workload, formats_needed, memory_needed, widens
 from dmax.measurement.shapes import SHAPES, random_model
-from dmax.models import LLaDA2, ModelConfig, save_model
+from dmax.models import BlockDiffusionLM, ModelConfig, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
-from dmax.models.llada2 import initialize
 from dmax.models.memory import DoesNotFit
 from dmax.models.quantized import hold_quantized
+from dmax.models.transformer import initialize
 
 CPU = torch.device("cpu")
 MINI = SHAPES["llada2-mini"]
 GIB = 2**30
 
 
-def by_shape(config: ModelConfig) -> LLaDA2:
+def by_shape(config: ModelConfig) -> BlockDiffusionLM:
     with torch.device("meta"):
-        return LLaDA2(config)
+        return BlockDiffusionLM(config)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -35,12 +35,14 @@ def test_weights_are_counted_as_a_model_holds_them(
     tied: bool, dtype: torch.dtype, tiny_config: Callable[..., ModelConfig], tmp_path: Path
 ) -> None:
     config = tiny_config(moe=True, moe_intermediate_size=32, tie_word_embeddings=tied)
-    save_model(initialize(LLaDA2(config), torch.Generator().manual_seed(0)), tmp_path / "whole")
+    save_model(initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(0)), tmp_path / "whole")
     convert_checkpoint(tmp_path / "whole", tmp_path / "int4", quantization=Quantization("int4", ("experts",)))
     for name in ("whole", "int4"):
         counted: list[int] = []
 
-        def count(model: LLaDA2, kind: torch.dtype, device: torch.device, counted: list[int] = counted) -> None:
+        def count(
+            model: BlockDiffusionLM, kind: torch.dtype, device: torch.device, counted: list[int] = counted
+        ) -> None:
             counted.append(memory_needed(model, kind, device, Workload())["weights"])
 
         from dmax.models import load_model
@@ -90,7 +92,9 @@ def test_what_does_not_fit_is_refused_with_what_would(
 def test_nothing_is_read_before_it_is_refused(
     tiny_config: Callable[..., ModelConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_model(initialize(LLaDA2(tiny_config(moe=True)), torch.Generator().manual_seed(0)), tmp_path / "model")
+    save_model(
+        initialize(BlockDiffusionLM(tiny_config(moe=True)), torch.Generator().manual_seed(0)), tmp_path / "model"
+    )
     monkeypatch.setattr(requirements, "available_memory", lambda _: 1000)
     with monkeypatch.context() as patched:
         patched.setattr("dmax.models.checkpoint.materialize", lambda *_: pytest.fail("memory was taken"))
@@ -101,7 +105,7 @@ def test_nothing_is_read_before_it_is_refused(
         random_model("nano", device=CPU, dtype=torch.float32, check=_refuse)
 
 
-def _refuse(model: LLaDA2, dtype: torch.dtype, device: torch.device) -> None:
+def _refuse(model: BlockDiffusionLM, dtype: torch.dtype, device: torch.device) -> None:
     requirements.check_memory(model, dtype, device, name="nano", load=Workload())
 
 

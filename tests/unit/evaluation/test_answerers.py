@@ -13,10 +13,10 @@ pytest.importorskip("httpx")
 import httpx
 import torch
 
-from dmax import LLM, GenerationParams, LLaDA2, ModelConfig, Tokenizer
+from dmax import LLM, BlockDiffusionLM, GenerationParams, ModelConfig, Tokenizer
 from dmax.evaluation import answerers
 from dmax.evaluation.answerers import AnswererError, LocalAnswerer, RemoteAnswerer
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 
 def server(handle: Any, **settings: Any) -> RemoteAnswerer:
@@ -105,7 +105,7 @@ def test_a_server_that_stays_away_is_a_recorded_failure_and_a_clear_error_at_the
 def test_results_state_the_options_that_took_effect(tiny_config: Callable[..., ModelConfig]) -> None:
     """What the checkpoint says of its decoder included."""
     config = tiny_config(moe=False, decoder_defaults={"soft-parallel": {"threshold": 0.8, "acceptance_threshold": 0.7}})
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(0))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(0))
     answerer = LocalAnswerer(LLM(model), GenerationParams(acceptance_threshold=0.6), "tiny", "hash")
     params = answerer.describe()["params"]
     assert (params["threshold"], params["acceptance_threshold"]) == (0.8, 0.6)
@@ -116,7 +116,7 @@ def test_results_state_the_options_that_took_effect(tiny_config: Callable[..., M
 def test_a_prompt_whose_logits_are_nan_is_a_failed_row_among_others(
     tiny_config: Callable[..., ModelConfig], word_tokenizer: Callable[..., Tokenizer], chat_template: str
 ) -> None:
-    model = initialize(LLaDA2(tiny_config(moe=False)), torch.Generator().manual_seed(0))
+    model = initialize(BlockDiffusionLM(tiny_config(moe=False)), torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.model.word_embeddings.weight[40] = float("inf")
         model.lm_head.weight[40] = 0

@@ -14,7 +14,7 @@ import pytest
 from dmax.evaluation.answerers import Answer, AnswererError
 from dmax.evaluation.regrade import regrade
 from dmax.evaluation.run_folder import RunFolderError
-from dmax.evaluation.runner import Share, TaskData, evaluate, read_samples
+from dmax.evaluation.runner import RunSettings, Share, TaskData, evaluate, read_samples
 from dmax.evaluation.tasks import Verdict
 
 
@@ -79,7 +79,9 @@ def asked(rows: int = 10) -> list[TaskData]:
 
 
 def run(folder: Path, calculator: Calculator, rows: int = 10, **settings: Any) -> dict[str, Any] | None:
-    return evaluate(asked(rows), calculator, folder, **{"seed": 5, "command": ["dmax", "eval"], **settings})
+    return evaluate(
+        asked(rows), calculator, folder, RunSettings(**{"seed": 5, "command": ["dmax", "eval"], **settings})
+    )
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:
@@ -254,7 +256,7 @@ def test_several_samples_a_row_give_pass_at_k(tmp_path: Path) -> None:
             return [replace(a, text="no") if seed % 2 else a for a, seed in zip(answers, seeds, strict=True)]
 
     drawing, data = Drawing(), [replace(asked(3)[0], samples=2)]
-    results = evaluate(data, drawing, tmp_path, seed=0, command=[])
+    results = evaluate(data, drawing, tmp_path, RunSettings(seed=0, command=[]))
     assert results is not None
     metrics = results["tasks"]["adding"]["metrics"]
     assert (metrics["n"], metrics["rows"], metrics["accuracy"]) == (6, 3, 0.5)

@@ -8,44 +8,45 @@ from typing import Any
 import pytest
 import torch
 
-from dmax import GenerationParams, LLaDA2, ModelConfig
+from dmax import BlockDiffusionLM, GenerationParams, ModelConfig
 from dmax.decoding import BlockState, SoftParallelDecoder
 from dmax.engine.backends import Backend, PassInput
 from dmax.engine.backends.cuda import CudaBackend
 from dmax.engine.backends.cuda_decisions import StaticDecisions
 from dmax.engine.backends.cuda_graphs import StaticForwards, captured_size
 from dmax.engine.backends.torch import TorchBackend
+from dmax.engine.config import EngineConfig
 from dmax.engine.engine import LLMEngine
 from dmax.engine.requests import RequestReader
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 PAGES, PAGE_LENGTH, ROWS = 8, 8, 3
 
 
 @pytest.fixture(scope="module")
-def model() -> LLaDA2:
+def model() -> BlockDiffusionLM:
     config = ModelConfig(
         vocab_size=48, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, partial_rotary_factor=0.5, mask_token_id=1, eos_token_id=2, pad_token_id=0,
         initializer_range=0.3, max_position_embeddings=256,
     )  # fmt: skip
-    return initialize(LLaDA2(config), torch.Generator().manual_seed(5)).eval()
+    return initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(5)).eval()
 
 
 def answers(
     backend: Backend,
-    model: LLaDA2,
+    model: BlockDiffusionLM,
     batch: list[tuple[list[int], GenerationParams]],
     *,
     launch_ahead: bool | None = None,
 ) -> list[Any]:
     reader = RequestReader(model.config, None)
     rows = [reader.read(str(i), ids, params, time.perf_counter()) for i, (ids, params) in enumerate(batch)]
-    engine = LLMEngine(
-        model, pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, backend=backend,
-        launch_ahead=launch_ahead,
-    )  # fmt: skip
+    config = EngineConfig(
+        pages=PAGES, page_length=PAGE_LENGTH, max_batch_size=ROWS, prefill_tokens=16, launch_ahead=launch_ahead
+    )
+    engine = LLMEngine(model, config=config, backend=backend)
     for row in rows:
         engine.add(row)
     while engine.has_requests():
@@ -54,7 +55,7 @@ def answers(
     return [(row.ending.token_ids, row.passes) for row in rows if row.ending]
 
 
-def test_an_engine_gives_the_same_answers(model: LLaDA2, device: torch.device) -> None:
+def test_an_engine_gives_the_same_answers(model: BlockDiffusionLM, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 48, (length,), generator=generator).tolist() for length in (3, 9, 17, 5)]
     rules: list[dict[str, Any]] = [
@@ -74,7 +75,7 @@ def test_an_engine_gives_the_same_answers(model: LLaDA2, device: torch.device) -
         assert answers(paged, model, batch, launch_ahead=launch_ahead) == expected
 
 
-def test_a_cache_serves_what_fits_and_whose_weights_stay(model: LLaDA2) -> None:
+def test_a_cache_serves_what_fits_and_whose_weights_stay(model: BlockDiffusionLM) -> None:
     backend = CudaBackend(model, graphs=False)
     backend.open(PAGES, PAGE_LENGTH, ROWS)
     room = backend._room
@@ -97,7 +98,7 @@ def test_a_cache_serves_what_fits_and_whose_weights_stay(model: LLaDA2) -> None:
 
 @torch.inference_mode()
 def test_more_blocks_than_are_captured_are_decided_by_modules_and_kernels(
-    model: LLaDA2, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    model: BlockDiffusionLM, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = CudaBackend(model.to(device), graphs=False)
     backend.open(PAGES, PAGE_LENGTH, ROWS)
@@ -117,7 +118,7 @@ def test_more_blocks_than_are_captured_are_decided_by_modules_and_kernels(
 
 
 def test_every_size_can_be_captured_beforehand_the_largest_first(
-    model: LLaDA2, monkeypatch: pytest.MonkeyPatch
+    model: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captured: dict[type, list[int]] = {StaticForwards: [], StaticDecisions: []}
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)

@@ -8,45 +8,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmax import LLaDA2, ModelConfig
+from dmax import BlockDiffusionLM, ModelConfig
 from dmax.decoding import BlockState, SoftParallelDecoder, StepResult, input_embeddings
 from dmax.engine.backends import Decided, PassInput
 from dmax.engine.backends.cuda_decisions import Blocks, StaticDecisions
 from dmax.engine.backends.cuda_graphs import captured_size
 from dmax.engine.block_states import select_rows
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 LENGTH = 5
 DECODER = SoftParallelDecoder(threshold=0.2, acceptance_threshold=0.5)
 
 
 @pytest.fixture
-def model(device: torch.device) -> LLaDA2:
+def model(device: torch.device) -> BlockDiffusionLM:
     config = ModelConfig(
         vocab_size=48, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, partial_rotary_factor=0.5, mask_token_id=1, eos_token_id=2, pad_token_id=0,
         initializer_range=0.5, max_position_embeddings=256,
     )  # fmt: skip
-    return initialize(LLaDA2(config), torch.Generator().manual_seed(5)).eval().to(device)
+    return initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(5)).eval().to(device)
 
 
 @pytest.fixture
-def shared(model: LLaDA2) -> StaticDecisions:
+def shared(model: BlockDiffusionLM) -> StaticDecisions:
     return StaticDecisions(model, length=LENGTH, limit=12, graphs=False, memory_pool=None)
 
 
-def start(model: LLaDA2, blocks: int, generator: torch.Generator) -> BlockState:
+def start(model: BlockDiffusionLM, blocks: int, generator: torch.Generator) -> BlockState:
     tokens = torch.randint(3, 48, (blocks, LENGTH), generator=generator)
     active = torch.arange(LENGTH) >= torch.randint(0, 3, (blocks, 1), generator=generator)
     return BlockState.start(tokens.to(model.device), active.to(model.device), model.config.mask_token_id)
 
 
-def hidden(model: LLaDA2, blocks: int, generator: torch.Generator) -> Tensor:
+def hidden(model: BlockDiffusionLM, blocks: int, generator: torch.Generator) -> Tensor:
     return torch.randn(blocks, LENGTH, model.config.hidden_size, generator=generator).to(model.device)
 
 
 @torch.no_grad()
-def assert_plain(model: LLaDA2, found: Decided, expected: StepResult, decoder: SoftParallelDecoder = DECODER) -> None:
+def assert_plain(
+    model: BlockDiffusionLM, found: Decided, expected: StepResult, decoder: SoftParallelDecoder = DECODER
+) -> None:
     result, after, for_host_BW = found
     embeds_BLD = after.embeds_BLD
     assert after.state is result.state and embeds_BLD is not None
@@ -66,7 +68,7 @@ def assert_plain(model: LLaDA2, found: Decided, expected: StepResult, decoder: S
 
 @pytest.mark.parametrize("blocks", [1, 3, 9])
 def test_passes_are_the_plain_ones(
-    model: LLaDA2, shared: StaticDecisions, generator: torch.Generator, blocks: int
+    model: BlockDiffusionLM, shared: StaticDecisions, generator: torch.Generator, blocks: int
 ) -> None:
     """9 blocks are filled up to 10. A pass that goes on from the last one takes it in as a whole; the others do not."""
     assert captured_size(9) > 9
@@ -90,7 +92,7 @@ def test_passes_are_the_plain_ones(
 
 
 @torch.inference_mode()
-def test_a_pass_can_be_taken_back(model: LLaDA2, shared: StaticDecisions, generator: torch.Generator) -> None:
+def test_a_pass_can_be_taken_back(model: BlockDiffusionLM, shared: StaticDecisions, generator: torch.Generator) -> None:
     """As when the pass behind it was launched ahead in vain: what it left stays, and leads to the same again."""
     first = shared.decide(DECODER, hidden(model, 2, generator), PassInput(start(model, 2, generator)))
     left = first.after.state.tokens, first.after.state.masked, first.after.embeds_BLD
@@ -107,7 +109,7 @@ def test_a_pass_can_be_taken_back(model: LLaDA2, shared: StaticDecisions, genera
 
 
 def test_decoders_share_memory_and_keep_their_thresholds(
-    model: LLaDA2, shared: StaticDecisions, generator: torch.Generator
+    model: BlockDiffusionLM, shared: StaticDecisions, generator: torch.Generator
 ) -> None:
     decoders = [SoftParallelDecoder(threshold=threshold) for threshold in (0.0, 0.9)]
     plain_states = [start(model, 2, generator) for _ in decoders]

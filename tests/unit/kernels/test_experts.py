@@ -39,9 +39,9 @@ def routing_of(experts_NA: Tensor, weights_NA: Tensor, num_experts: int) -> Rout
 
     chosen_EM = experts_NA.flatten() == torch.arange(num_experts, device=experts_NA.device)[:, None]
     first_EM = (~chosen_EM).to(torch.int32).sort(dim=1, stable=True).indices.to(torch.int32)
-    slots_EN = first_EM[:, : experts_NA.shape[0]].contiguous()
+    assignments_EN = first_EM[:, : experts_NA.shape[0]].contiguous()
     loads_E = chosen_EM.sum(1, dtype=torch.int32)
-    return Routing(experts_NA.to(torch.int32), weights_NA.float(), loads_E, slots_EN)
+    return Routing(experts_NA.to(torch.int32), weights_NA.float(), loads_E, assignments_EN)
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:

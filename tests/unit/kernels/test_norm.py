@@ -53,8 +53,10 @@ def test_heads_are_normed_and_turned(
         torch.testing.assert_close(found, expected, rtol=0, atol=16 * eps)
 
 
-def test_keys_and_values_go_to_their_slots_and_nowhere_else(device: torch.device, generator: torch.Generator) -> None:
-    from dmax.kernels.rotary import CacheSlots, normalize_and_rotate
+def test_keys_and_values_go_to_their_positions_and_nowhere_else(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    from dmax.kernels.rotary import LayerCache, normalize_and_rotate
 
     norm = build_norm(16, torch.float32, generator, device)
     qkv = torch.randn(4, 3 + 2 * 2, 16, generator=generator).to(device)
@@ -63,7 +65,7 @@ def test_keys_and_values_go_to_their_slots_and_nowhere_else(device: torch.device
     writes = torch.tensor([10, 0, 3, 4], device=device)
     arguments = (qkv, norm.weight, norm.weight, cos[0, 0], sin[0, 0], 3, norm.eps)
     _, alone = normalize_and_rotate(*arguments)
-    _, k = normalize_and_rotate(*arguments, CacheSlots(keys, values, writes))
+    _, k = normalize_and_rotate(*arguments, LayerCache(keys, values, writes))
     assert torch.equal(k, alone)
     assert torch.equal(keys[:, writes], k.transpose(0, 1))
     assert torch.equal(values[:, writes], qkv[:, 5:].transpose(0, 1))

@@ -70,9 +70,9 @@ def test_every_token_is_in_the_lists_of_its_experts_once(device: torch.device, g
     found = fused(router, torch.randn(50, 40, generator=generator).to(device))
     listed = []
     for expert, load in enumerate(found.loads_E.tolist()):
-        slots = found.slots_EN[expert, :load].tolist()
-        assert all(found.experts_NA.flatten()[slot] == expert for slot in slots)
-        listed += slots
+        assignments = found.assignments_EN[expert, :load].tolist()
+        assert all(found.experts_NA.flatten()[assignment] == expert for assignment in assignments)
+        listed += assignments
     assert sorted(listed) == list(range(100))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from dmax.measurement.costs import PassShape, count_flops, count_pass, stored_bytes, uniform_experts, weights_by_part
 from dmax.measurement.shapes import SHAPES, MeasurementError, random_model
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 from dmax.models.convert import Quantization
 from dmax.models.quantized import dequantize, scale_name
 
@@ -18,7 +18,7 @@ NANO = SHAPES["nano"]
 def test_every_weight_is_counted_once(shape: str) -> None:
     config = SHAPES[shape]
     with torch.device("meta"):
-        model = LLaDA2(config)
+        model = BlockDiffusionLM(config)
     uncounted = ("norm.weight", "layernorm.weight", "word_embeddings.weight", ".bias", "lm_head.weight")
     weights = sum(p.numel() for name, p in model.named_parameters() if not name.endswith(uncounted))
     weights += model.lm_head.weight.numel()  # read as the head, whether it is the embedding table or not
@@ -28,7 +28,7 @@ def test_every_weight_is_counted_once(shape: str) -> None:
 @pytest.mark.parametrize(("shape", "total"), [("llada2-mini", 16e9), ("llada2-flash", 100e9)])
 def test_the_published_shapes_have_the_published_size(shape: str, total: float) -> None:
     with torch.device("meta"):
-        model = LLaDA2(SHAPES[shape])
+        model = BlockDiffusionLM(SHAPES[shape])
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(total, rel=0.05)
 
 

@@ -12,17 +12,17 @@ from dmax.measurement.bench import BenchOptions, bench
 from dmax.measurement.passes import PassDriver
 from dmax.measurement.shapes import MeasurementError, random_model
 from dmax.measurement.split import PARTS, Timeline, split_passes, touched_experts
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 
 
 @pytest.fixture(scope="module")
-def model() -> LLaDA2:
+def model() -> BlockDiffusionLM:
     return random_model("nano", device=torch.device("cpu"), dtype=torch.float32, layers=2)
 
 
 @pytest.mark.parametrize("positions", [32, 64])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_counted_passes_have_the_asked_positions(model: LLaDA2, batch: int, positions: int) -> None:
+def test_counted_passes_have_the_asked_positions(model: BlockDiffusionLM, batch: int, positions: int) -> None:
     driver = PassDriver(model, batch=batch, context=96, positions=positions)
     sizes: list[int] = []
     handle = model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0] * inputs[0].shape[1]))
@@ -33,7 +33,7 @@ def test_counted_passes_have_the_asked_positions(model: LLaDA2, batch: int, posi
     assert len(sizes) > 40, "sequences begin again within so many passes"
 
 
-def test_the_experts_touched_are_those_of_the_routers(model: LLaDA2) -> None:
+def test_the_experts_touched_are_those_of_the_routers(model: BlockDiffusionLM) -> None:
     driver = PassDriver(model, batch=1, context=96, positions=32)
     touched = touched_experts(driver)
     assert touched is not None and 2 <= touched <= 8
@@ -46,7 +46,7 @@ def test_the_experts_touched_are_those_of_the_routers(model: LLaDA2) -> None:
         router.expert_bias.copy_(bias)
 
 
-def test_every_part_of_a_pass_is_seen(model: LLaDA2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_of_a_pass_is_seen(model: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
     monkeypatch.setattr("dmax.measurement.split.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     parts = split_passes(PassDriver(model, batch=1, context=96, positions=32), 4)
@@ -54,7 +54,7 @@ def test_every_part_of_a_pass_is_seen(model: LLaDA2, monkeypatch: pytest.MonkeyP
     assert {part for part, taken in parts.items() if not taken} == {"shared"}, "which runs together with the experts"
 
 
-def test_time_goes_to_the_part_that_took_it(model: LLaDA2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_goes_to_the_part_that_took_it(model: BlockDiffusionLM, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def wait(*_: object) -> None:
@@ -79,7 +79,7 @@ def test_a_timeline_gives_each_stretch_to_the_part_that_began_it(monkeypatch: py
     assert second == {**dict.fromkeys(PARTS, 0.0), "inputs": 1.0}
 
 
-def test_a_bench_states_time_shares_and_rate(model: LLaDA2) -> None:
+def test_a_bench_states_time_shares_and_rate(model: BlockDiffusionLM) -> None:
     result = bench(model, BenchOptions(batch=2, context=64, repeats=6, tpf=5.0))
     median = result["pass_ms"]["median"]
     assert result["pass_ms"]["min"] <= result["pass_ms"]["quartile_1"] <= median <= result["pass_ms"]["max"]
@@ -99,7 +99,7 @@ def test_a_bench_states_time_shares_and_rate(model: LLaDA2) -> None:
         ({"context": 32_768}, "has room for"),
     ],
 )
-def test_passes_that_do_not_exist_are_refused(model: LLaDA2, wrong: dict[str, int], message: str) -> None:
+def test_passes_that_do_not_exist_are_refused(model: BlockDiffusionLM, wrong: dict[str, int], message: str) -> None:
     with pytest.raises(MeasurementError, match=message):
         PassDriver(model, **{"batch": 1, "context": 64, "positions": 32, **wrong})
 

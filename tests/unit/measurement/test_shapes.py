@@ -7,7 +7,7 @@ import torch
 
 from dmax.cli._common.facts import _count
 from dmax.measurement.shapes import SHAPES
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 
 PARAMETERS = {
     "llada2-mini": (16_255_638_528, 1.43e9),
@@ -24,7 +24,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("shape", PARAMETERS)
 def test_parameters_are_those_of_the_published_model(shape: str) -> None:
     with torch.device("meta"):
-        model = LLaDA2(SHAPES[shape])
+        model = BlockDiffusionLM(SHAPES[shape])
     total, active = PARAMETERS[shape]
     counted = _count(model)
     assert counted[0] == total

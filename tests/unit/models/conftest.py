@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmax.models import LLaDA2, ModelConfig, save_model
-from dmax.models.llada2 import initialize, routers
+from dmax.models import BlockDiffusionLM, ModelConfig, save_model
+from dmax.models.transformer import initialize, routers
 
 CONFIG = ModelConfig(
     vocab_size=48,
@@ -43,12 +43,12 @@ def config() -> ModelConfig:
 
 
 @pytest.fixture
-def build() -> Callable[..., LLaDA2]:
+def build() -> Callable[..., BlockDiffusionLM]:
     """Changes to :data:`CONFIG` -> a float32 model whose weights and router biases are all random."""
 
-    def make(**changes: object) -> LLaDA2:
+    def make(**changes: object) -> BlockDiffusionLM:
         generator = torch.Generator().manual_seed(7)
-        model = initialize(LLaDA2(replace(CONFIG, **changes)), generator)
+        model = initialize(BlockDiffusionLM(replace(CONFIG, **changes)), generator)
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.data.normal_(1.0, 0.1, generator=generator)
@@ -60,12 +60,12 @@ def build() -> Callable[..., LLaDA2]:
 
 
 @pytest.fixture
-def model(build: Callable[..., LLaDA2]) -> LLaDA2:
+def model(build: Callable[..., BlockDiffusionLM]) -> BlockDiffusionLM:
     return build()
 
 
 @pytest.fixture
-def folder(model: LLaDA2, tmp_path: Path) -> Path:
+def folder(model: BlockDiffusionLM, tmp_path: Path) -> Path:
     """``model`` as a checkpoint in the published layout, one file, float32."""
     save_model(model, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"

@@ -14,14 +14,14 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmax.models import CheckpointError, LLaDA2, load_model, load_tokenizer, save_model
+from dmax.models import BlockDiffusionLM, CheckpointError, load_model, load_tokenizer, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
-from dmax.models.llada2 import expert_stacks, routers
+from dmax.models.transformer import expert_stacks, routers
 
 Tensors = dict[str, torch.Tensor]
 
 
-def assert_same_weights(found: LLaDA2, expected: LLaDA2) -> None:
+def assert_same_weights(found: BlockDiffusionLM, expected: BlockDiffusionLM) -> None:
     found_state, expected_state = found.state_dict(), expected.state_dict()
     assert found_state.keys() == expected_state.keys()
     for name, tensor in expected_state.items():
@@ -44,13 +44,13 @@ def edit(folder: Path) -> Callable[[Callable[[Tensors], object]], Path]:
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("max_shard_bytes", [2**30, 20_000])
-def test_what_is_saved_is_loaded(model: LLaDA2, merged: bool, max_shard_bytes: int, tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded(model: BlockDiffusionLM, merged: bool, max_shard_bytes: int, tmp_path: Path) -> None:
     save_model(model, tmp_path / "out", merged=merged, max_shard_bytes=max_shard_bytes)
     assert_same_weights(load_model(tmp_path / "out"), model)
 
 
-def test_all_end_tokens_and_the_block_length_are_saved(model: LLaDA2, tmp_path: Path) -> None:
-    changed = LLaDA2(replace(model.config, further_eos_token_ids=(5, 7), block_length=16))
+def test_all_end_tokens_and_the_block_length_are_saved(model: BlockDiffusionLM, tmp_path: Path) -> None:
+    changed = BlockDiffusionLM(replace(model.config, further_eos_token_ids=(5, 7), block_length=16))
     changed.load_state_dict(model.state_dict())
     save_model(changed, tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -58,7 +58,7 @@ def test_all_end_tokens_and_the_block_length_are_saved(model: LLaDA2, tmp_path: 
     assert load_model(tmp_path / "out").config == changed.config
 
 
-def test_the_published_layout_on_disk(folder: Path, model: LLaDA2) -> None:
+def test_the_published_layout_on_disk(folder: Path, model: BlockDiffusionLM) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     tensors = load_file(folder / "model.safetensors")
     expected = {"lm_head.weight", "model.norm.weight", "model.word_embeddings.weight"}
@@ -76,7 +76,7 @@ def test_the_published_layout_on_disk(folder: Path, model: LLaDA2) -> None:
     assert torch.equal(tensors["model.layers.2.mlp.experts.5.down_proj.weight"], stack[5])
 
 
-def test_shards_and_their_index(model: LLaDA2, tmp_path: Path) -> None:
+def test_shards_and_their_index(model: BlockDiffusionLM, tmp_path: Path) -> None:
     save_model(model, tmp_path / "out", max_shard_bytes=20_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
@@ -95,7 +95,7 @@ def test_shards_and_their_index(model: LLaDA2, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_take_the_dtype_asked_and_the_router_bias_stays_float32(
-    folder: Path, model: LLaDA2, dtype: torch.dtype
+    folder: Path, model: BlockDiffusionLM, dtype: torch.dtype
 ) -> None:
     loaded = load_model(folder, dtype=dtype)
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
@@ -114,7 +114,7 @@ def test_without_a_dtype_the_stored_one_is_kept(folder: Path, tmp_path: Path) ->
     assert load_model(folder, dtype=None).dtype == torch.float32
 
 
-def test_every_tensor_is_aligned_to_its_items(build: Callable[..., LLaDA2], tmp_path: Path) -> None:
+def test_every_tensor_is_aligned_to_its_items(build: Callable[..., BlockDiffusionLM], tmp_path: Path) -> None:
     model = build(vocab_size=49).to(torch.bfloat16)
     model.model.layers[0].input_layernorm.weight = torch.nn.Parameter(torch.ones(25, dtype=torch.bfloat16))
     for router in routers(model):
@@ -133,7 +133,7 @@ def test_every_tensor_is_aligned_to_its_items(build: Callable[..., LLaDA2], tmp_
     assert all(torch.equal(tensors[name], t) for name, t in model.state_dict().items() if name in tensors)
 
 
-def test_a_tied_head_is_stored_once_and_stays_tied(build: Callable[..., LLaDA2], tmp_path: Path) -> None:
+def test_a_tied_head_is_stored_once_and_stays_tied(build: Callable[..., BlockDiffusionLM], tmp_path: Path) -> None:
     tied = build(tie_word_embeddings=True)
     save_model(tied, tmp_path / "tied")
     path = tmp_path / "tied" / "model.safetensors"
@@ -152,7 +152,7 @@ def test_a_loaded_model_is_ready_for_both_uses(folder: Path) -> None:
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_a_hand_written_mix_of_layouts_loads(edit: Callable[..., Path], model: LLaDA2) -> None:
+def test_a_hand_written_mix_of_layouts_loads(edit: Callable[..., Path], model: BlockDiffusionLM) -> None:
     def merge_one_projection(tensors: Tensors) -> None:
         names = [f"model.layers.1.mlp.experts.{e}.up_proj.weight" for e in range(8)]
         tensors["model.layers.1.mlp.experts.up_proj"] = torch.stack([tensors.pop(name) for name in names])
@@ -160,7 +160,7 @@ def test_a_hand_written_mix_of_layouts_loads(edit: Callable[..., Path], model: L
     assert_same_weights(load_model(edit(merge_one_projection)), model)
 
 
-def test_stored_rotary_tables_are_passed_over(edit: Callable[..., Path], model: LLaDA2) -> None:
+def test_stored_rotary_tables_are_passed_over(edit: Callable[..., Path], model: BlockDiffusionLM) -> None:
     folder = edit(lambda tensors: tensors.update({"model.rotary_emb.inv_freq": torch.ones(4)}))
     assert_same_weights(load_model(folder), model)
 
@@ -230,7 +230,7 @@ def test_a_device_that_is_not_there_is_refused(folder: Path, device: str) -> Non
         load_model(folder, device=device)
 
 
-def test_an_occupied_folder_is_left_alone(model: LLaDA2, tmp_path: Path) -> None:
+def test_an_occupied_folder_is_left_alone(model: BlockDiffusionLM, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}")
     with pytest.raises(CheckpointError, match="is not empty"):
         save_model(model, tmp_path)
@@ -241,7 +241,7 @@ def test_an_occupied_folder_is_left_alone(model: LLaDA2, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_an_old_checkpoint_is_replaced_whole(model: LLaDA2, folder: Path) -> None:
+def test_an_old_checkpoint_is_replaced_whole(model: BlockDiffusionLM, folder: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight.add_(1)
     save_model(model, folder, overwrite=True, max_shard_bytes=20_000)
@@ -251,7 +251,7 @@ def test_an_old_checkpoint_is_replaced_whole(model: LLaDA2, folder: Path) -> Non
 
 
 def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(
-    model: LLaDA2, folder: Path, monkeypatch: pytest.MonkeyPatch
+    model: BlockDiffusionLM, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -265,7 +265,9 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_nothing_that_a_checkpoint_ships_is_run_or_unpickled(folder: Path, model: LLaDA2, tmp_path: Path) -> None:
+def test_nothing_that_a_checkpoint_ships_is_run_or_unpickled(
+    folder: Path, model: BlockDiffusionLM, tmp_path: Path
+) -> None:
     trap = tmp_path / "sprung"
     script = f"from pathlib import Path\nPath({str(trap)!r}).touch()\n"
     for name in ("modeling_llada2_moe.py", "configuration_llada2_moe.py", "__init__.py", "conftest.py"):

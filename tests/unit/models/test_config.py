@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmax.models import CheckpointError, ConfigError, LLaDA2, ModelConfig, load_config, load_tokenizer
+from dmax.models import BlockDiffusionLM, CheckpointError, ConfigError, ModelConfig, load_config, load_tokenizer
 
 MINI: dict[str, Any] = {
     "architectures": ["LLaDA2MoeModelLM"],
@@ -135,7 +135,7 @@ def test_published_configurations(published: dict[str, Any], total: float, activ
     assert (config.mask_token_id, config.eos_token_id, config.pad_token_id) == (156895, 156892, 156892)
     assert (config.rotary_dim, config.rope_theta, config.rms_norm_eps) == (64, 600_000, 1e-6)
     with torch.device("meta"):
-        model = LLaDA2(config)
+        model = BlockDiffusionLM(config)
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert (counted, parameters(config)[1]) == (parameters(config)[0], pytest.approx(active, rel=0.01))
     assert counted == pytest.approx(total, rel=0.01)

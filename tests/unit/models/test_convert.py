@@ -18,9 +18,9 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dmax.models import CheckpointError, LLaDA2, load_model, save_model
+from dmax.models import BlockDiffusionLM, CheckpointError, load_model, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
-from dmax.models.llada2 import expert_stacks, routers
+from dmax.models.transformer import expert_stacks, routers
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def bits(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ..
 
 
 @pytest.fixture
-def half(model: LLaDA2) -> LLaDA2:
+def half(model: BlockDiffusionLM) -> BlockDiffusionLM:
     """bfloat16 weights beside float32 router biases, with the values that arithmetic would not preserve."""
     biases = [router.expert_bias for router in routers(model)]
     model.to(torch.bfloat16)
@@ -52,7 +52,7 @@ def half(model: LLaDA2) -> LLaDA2:
 @pytest.mark.parametrize("merged_first", [True, False])
 @pytest.mark.parametrize("shard_bytes", [(2**30, 2**30), (9_000, 2**30), (2**30, 9_000), (9_000, 14_000)])
 def test_there_and_back_keeps_every_bit(
-    half: LLaDA2, merged_first: bool, shard_bytes: tuple[int, int], tmp_path: Path
+    half: BlockDiffusionLM, merged_first: bool, shard_bytes: tuple[int, int], tmp_path: Path
 ) -> None:
     save_model(half, tmp_path / "start", merged=merged_first, max_shard_bytes=shard_bytes[0])
     there, back = ("separate", "merged") if merged_first else ("merged", "separate")
@@ -62,7 +62,7 @@ def test_there_and_back_keeps_every_bit(
     assert tensors_of(tmp_path / "there").keys() != tensors_of(tmp_path / "start").keys()
 
 
-def test_stacks_are_the_experts_in_order(folder: Path, model: LLaDA2, tmp_path: Path) -> None:
+def test_stacks_are_the_experts_in_order(folder: Path, model: BlockDiffusionLM, tmp_path: Path) -> None:
     convert_checkpoint(folder, tmp_path / "merged", "merged")
     tensors = tensors_of(tmp_path / "merged")
     assert not any(".experts.0." in name for name in tensors)
@@ -105,7 +105,7 @@ def test_a_declared_absence_of_router_biases_is_kept(folder: Path, tmp_path: Pat
     assert not any(name.endswith("expert_bias") for name in tensors_of(tmp_path / "merged"))
 
 
-def test_a_dense_model_converts_to_itself(build: Callable[..., LLaDA2], tmp_path: Path) -> None:
+def test_a_dense_model_converts_to_itself(build: Callable[..., BlockDiffusionLM], tmp_path: Path) -> None:
     save_model(build(num_experts=None), tmp_path / "dense")
     convert_checkpoint(tmp_path / "dense", tmp_path / "out", "merged")
     assert bits(tensors_of(tmp_path / "out")) == bits(tensors_of(tmp_path / "dense"))
@@ -216,7 +216,9 @@ def test_two_conversions_do_not_write_one_folder(folder: Path, tmp_path: Path) -
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_memory_does_not_grow_with_the_checkpoint(weights: str, build: Callable[..., LLaDA2], tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_checkpoint(
+    weights: str, build: Callable[..., BlockDiffusionLM], tmp_path: Path
+) -> None:
     save_model(
         build(hidden_size=1024, intermediate_size=64, moe_intermediate_size=512, num_experts=16, vocab_size=64),
         tmp_path / "wide",

@@ -11,9 +11,9 @@ from textwrap import dedent
 import pytest
 import torch
 
-from dmax.models import LLaDA2, ModelConfig, load_config, load_model, save_model
+from dmax.models import BlockDiffusionLM, ModelConfig, load_config, load_model, save_model
 from dmax.models.families import ConfigError, family_names, get_family
-from dmax.models.llada2 import initialize
+from dmax.models.transformer import initialize
 
 SOURCE = """
     from dmax.models.families.base import APART, DENSE, Family
@@ -58,7 +58,7 @@ def test_a_family_of_another_package_is_read_and_written(install: Install, tmp_p
     config = ModelConfig.from_dict({**SIZES, "model_type": "house"})
     assert (config.hidden_size, config.mask_token_id, config.usual_block_length) == (32, 1, 16)
     assert (config.default_decoder, config.shift_logits) == ("threshold", True)
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(1))
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(1))
     save_model(model, tmp_path / "saved")
     values = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert (values["model_type"], values["architectures"], values["width"]) == ("house", ["HouseForCausalLM"], 32)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmax.models import LLaDA2, load_model, save_model
+from dmax.models import BlockDiffusionLM, load_model, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
 
 needs_smaps = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
@@ -33,7 +33,7 @@ print(json.dumps([own() - before, read]))
 
 
 @pytest.fixture
-def sizeable(build: Callable[..., LLaDA2], tmp_path: Path) -> Path:
+def sizeable(build: Callable[..., BlockDiffusionLM], tmp_path: Path) -> Path:
     """A checkpoint of 130 MiB in float32, nearly all of it experts."""
     shape = {"hidden_size": 512, "intermediate_size": 64, "moe_intermediate_size": 1344, "head_dim": 16}
     save_model(build(**shape), tmp_path / "wide")
@@ -63,7 +63,9 @@ def test_a_process_has_next_to_nothing_of_mapped_weights_to_itself(
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8", "int4"])
-def test_mapped_and_copied_weights_compute_the_same(weights: str, build: Callable[..., LLaDA2], tmp_path: Path) -> None:
+def test_mapped_and_copied_weights_compute_the_same(
+    weights: str, build: Callable[..., BlockDiffusionLM], tmp_path: Path
+) -> None:
     save_model(build(hidden_size=64, intermediate_size=128, moe_intermediate_size=32, head_dim=16), tmp_path / "whole")
     quantization = Quantization(weights, embeddings="int8")  # type: ignore[arg-type]
     convert_checkpoint(tmp_path / "whole", tmp_path / "small", quantization=quantization)
@@ -90,7 +92,7 @@ def test_what_has_to_change_is_copied(folder: Path) -> None:
         assert torch.equal(tensor, copied.state_dict()[name])
 
 
-def test_router_biases_that_no_file_holds_are_zero(build: Callable[..., LLaDA2], tmp_path: Path) -> None:
+def test_router_biases_that_no_file_holds_are_zero(build: Callable[..., BlockDiffusionLM], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     save_model(build(), tmp_path / "whole")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from dmax.models import ConfigError, LLaDA2, ModelConfig
-from dmax.models.llada2 import routers
+from dmax.models import BlockDiffusionLM, ConfigError, ModelConfig
 from dmax.models.moe import Router, SparseMLP
+from dmax.models.transformer import routers
 
 
 def route(router: Router, x: torch.Tensor, config: ModelConfig) -> list[dict[int, float]]:
@@ -91,7 +91,7 @@ def test_a_block_reaches_experts_that_its_tokens_share(config: ModelConfig) -> N
 
 
 def test_a_model_can_be_limited_that_was_not_made_so(config: ModelConfig) -> None:
-    model = LLaDA2(replace(config, expert_capacity=0))
+    model = BlockDiffusionLM(replace(config, expert_capacity=0))
     per_token = model.config.num_experts_per_tok
     x = torch.randn(1, 64, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
 
@@ -108,7 +108,7 @@ def test_a_model_can_be_limited_that_was_not_made_so(config: ModelConfig) -> Non
     assert most_of_a_block() == per_token + 1 == model.config.expert_capacity
     with pytest.raises(ConfigError, match="expert_capacity is 9"):
         model.limit_experts(9)
-    dense = LLaDA2(replace(config, num_experts=None))
+    dense = BlockDiffusionLM(replace(config, num_experts=None))
     with pytest.raises(ConfigError, match="no experts"):
         dense.limit_experts(4)
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from dmax import LLM, GenerationParams
-from dmax.models import LLaDA2, ModelConfig, load_model, save_model
+from dmax.models import BlockDiffusionLM, ModelConfig, load_model, save_model
 from dmax.models.convert import Quantization, convert_checkpoint
-from dmax.models.llada2 import initialize
 from dmax.models.parallel import tensor_parallel
+from dmax.models.transformer import initialize
 
 CONFIG = ModelConfig(
     vocab_size=48, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=8,
@@ -28,7 +28,7 @@ PARAMS = GenerationParams(threshold=0.2, acceptance_threshold=0.5, gen_length=24
 PROMPTS = [[5, 6, 7], list(range(3, 22)), [40] * 9]
 
 
-def answers(model: LLaDA2) -> dict[str, Any]:
+def answers(model: BlockDiffusionLM) -> dict[str, Any]:
     """What a model says, with all that decoding needs: the cache, the decoder and the head."""
     return {
         "tokens": [output.token_ids for output in LLM(model).generate(PROMPTS, PARAMS)],
@@ -50,7 +50,7 @@ def run_process(rank: int, processes: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_processes_together_answer_as_one_model(processes: int, tmp_path: Path) -> None:
-    save_model(initialize(LLaDA2(CONFIG), torch.Generator().manual_seed(0)), tmp_path / "whole")
+    save_model(initialize(BlockDiffusionLM(CONFIG), torch.Generator().manual_seed(0)), tmp_path / "whole")
     convert_checkpoint(tmp_path / "whole", tmp_path / "int8", quantization=Quantization("int8"))
     context = multiprocessing.get_context("fork")
     members = [context.Process(target=run_process, args=(rank, processes, tmp_path)) for rank in range(processes)]
@@ -78,6 +78,6 @@ def test_what_cannot_be_shared_evenly_is_named() -> None:
             return 3
 
     with torch.device("meta"):
-        model = LLaDA2(CONFIG)
+        model = BlockDiffusionLM(CONFIG)
     with pytest.raises(ValueError, match=r"num_attention_heads is 8, which 3 processes cannot share evenly"):
         tensor_parallel(model, Three())  # type: ignore[arg-type]

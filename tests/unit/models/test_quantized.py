@@ -17,9 +17,8 @@ from dmax.engine.backends.cpu import CpuBackend
 from dmax.engine.backends.cpu_modules import Compiled, PackedQuantizedLinear, int8_linear
 from dmax.engine.backends.swapped import copy_as
 from dmax.measurement.shapes import SHAPES
-from dmax.models import CheckpointError, LLaDA2, load_model, save_model
+from dmax.models import BlockDiffusionLM, CheckpointError, load_model, save_model
 from dmax.models.convert import Quantization, convert_checkpoint, errors_by_layer
-from dmax.models.llada2 import expert_stacks, initialize
 from dmax.models.quantized import (
     QuantizedEmbedding,
     QuantizedLinear,
@@ -31,6 +30,7 @@ from dmax.models.quantized import (
     scales_of,
 )
 from dmax.models.rounding import round_rows
+from dmax.models.transformer import expert_stacks, initialize
 
 EMBEDDINGS = "model.word_embeddings.weight"
 FORMATS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
@@ -53,7 +53,7 @@ def test_rounding_is_to_the_nearest_value_of_each_channel(dtype: torch.dtype) ->
     torch.testing.assert_close(largest, weight.abs().amax(-1))
 
 
-def test_router_and_norms_are_never_quantised(model: LLaDA2) -> None:
+def test_router_and_norms_are_never_quantised(model: BlockDiffusionLM) -> None:
     names = [*model.state_dict(), "model.layers.1.mlp.experts.3.up_proj.weight"]
     kept = [name for name in names if part_of(name) is None]
     assert {part_of(name) for name in names if "experts." in name and "shared" not in name} == {"experts"}
@@ -65,7 +65,7 @@ def test_router_and_norms_are_never_quantised(model: LLaDA2) -> None:
 @pytest.mark.parametrize("layout", ["separate", "merged"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_quantised_checkpoint_computes_with_the_rounded_weights(
-    name: str, layout: str, folder: Path, model: LLaDA2, tmp_path: Path
+    name: str, layout: str, folder: Path, model: BlockDiffusionLM, tmp_path: Path
 ) -> None:
     errors = convert_checkpoint(folder, tmp_path / "small", layout, quantization=Quantization(name))
     assert json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]["weights"] == name
@@ -165,7 +165,7 @@ def test_a_change_of_dtype_leaves_quantised_weights_alone(folder: Path, tmp_path
 
 
 @pytest.fixture
-def even(build: Callable[..., LLaDA2], tmp_path: Path) -> tuple[Path, LLaDA2]:
+def even(build: Callable[..., BlockDiffusionLM], tmp_path: Path) -> tuple[Path, BlockDiffusionLM]:
     """A model whose widths groups of 32 divide, and of 64 all but one, as a checkpoint."""
     model = build(hidden_size=64, intermediate_size=128, moe_intermediate_size=32, head_dim=16)
     save_model(model, tmp_path / "even")
@@ -175,7 +175,7 @@ def even(build: Callable[..., LLaDA2], tmp_path: Path) -> tuple[Path, LLaDA2]:
 @pytest.mark.parametrize("layout", ["separate", "merged"])
 @pytest.mark.parametrize("method", ["nearest", "search"])
 def test_a_checkpoint_in_4_bits_computes_with_the_rounded_weights(
-    method: str, layout: str, even: tuple[Path, LLaDA2], tmp_path: Path
+    method: str, layout: str, even: tuple[Path, BlockDiffusionLM], tmp_path: Path
 ) -> None:
     folder, model = even
     int4 = Quantization("int4", method=method, embeddings="int8")  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def test_a_checkpoint_in_4_bits_computes_with_the_rounded_weights(
 @pytest.mark.parametrize("name", ["int8", "fp8", "int4"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_engine_answers_as_the_modules_do(
-    name: str, tied: bool, build: Callable[..., LLaDA2], tmp_path: Path
+    name: str, tied: bool, build: Callable[..., BlockDiffusionLM], tmp_path: Path
 ) -> None:
     model = build(
         hidden_size=64, intermediate_size=128, moe_intermediate_size=32, head_dim=16, tie_word_embeddings=tied
@@ -234,7 +234,7 @@ def test_weights_that_a_family_stores_apart_and_biases_beside_them(name: str, tm
     small = {"vocab_size": 48, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
     special = {"mask_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = replace(SHAPES[name], num_attention_heads=4, num_key_value_heads=2, **small, **special)
-    model = initialize(LLaDA2(config), torch.Generator().manual_seed(3)).eval()
+    model = initialize(BlockDiffusionLM(config), torch.Generator().manual_seed(3)).eval()
     save_model(model, tmp_path / "whole")
     ids = torch.arange(3, 40)[None]
     expected = model.logits(ids)

@@ -10,14 +10,14 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from dmax.models import CheckpointError, LLaDA2, load_model, resolve, save_model
+from dmax.models import BlockDiffusionLM, CheckpointError, load_model, resolve, save_model
 from dmax.models.source import listing
 
 INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture
-def sharded(model: LLaDA2, tmp_path: Path) -> Path:
+def sharded(model: BlockDiffusionLM, tmp_path: Path) -> Path:
     save_model(model, tmp_path / "sharded", max_shard_bytes=20_000)
     return tmp_path / "sharded"
 

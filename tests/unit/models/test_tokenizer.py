@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from dmax.models import CheckpointError, LLaDA2, Tokenizer, load_model, load_tokenizer, save_model
+from dmax.models import BlockDiffusionLM, CheckpointError, Tokenizer, load_model, load_tokenizer, save_model
 
 SPECIAL = ["<pad>", "<|mask|>", "<eos>", "<user>", "<assistant>"]
 TEMPLATE = """{% for message in messages %}
@@ -204,7 +204,9 @@ def test_a_template_inside_the_settings(value: object, tmp_path: Path) -> None:
     assert found.apply_chat_template([]) == ids("3")
 
 
-def test_the_configuration_decides_the_special_ids(tokenizer: Tokenizer, model: LLaDA2, tmp_path: Path) -> None:
+def test_the_configuration_decides_the_special_ids(
+    tokenizer: Tokenizer, model: BlockDiffusionLM, tmp_path: Path
+) -> None:
     settings = Tokenizer(pipeline(), {"eos_token": "<user>", "mask_token": "<assistant>"})
     save_model(model, tmp_path / "out", tokenizer=settings)
     found = load_tokenizer(tmp_path / "out")

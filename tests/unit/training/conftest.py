@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from dmax.models import LLaDA2, ModelConfig, Tokenizer
-from dmax.models.llada2 import initialize
+from dmax.models import BlockDiffusionLM, ModelConfig, Tokenizer
+from dmax.models.transformer import initialize
 from dmax.training.data import generator_for
 
 SPECIAL = ("<pad>", "<mask>", "<eos>", "<user>", "<assistant>")
@@ -25,8 +25,8 @@ _CONFIG = ModelConfig(
 
 
 @pytest.fixture
-def model() -> LLaDA2:
-    return initialize(LLaDA2(_CONFIG), generator_for(1))
+def model() -> BlockDiffusionLM:
+    return initialize(BlockDiffusionLM(_CONFIG), generator_for(1))
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dmax.models import LLaDA2, ModelConfig
-from dmax.models.llada2 import initialize
+from dmax.models import BlockDiffusionLM, ModelConfig
+from dmax.models.transformer import initialize
 from dmax.training.activations import BatchShape, saved_bytes
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import Layout, lay_out
@@ -47,7 +47,7 @@ def kept_by(predict: Predictor, layout: Layout, config: ModelConfig) -> int:
 @pytest.mark.parametrize("tokens", [48, 160])
 def test_activations_are_right_within_15_percent(config: ModelConfig, dtype: torch.dtype, tokens: int) -> None:
     layout = lay_out([Example((5,) * tokens, (False,) * 16 + (True,) * (tokens - 16))] * 3, 16, pad_token_id=0)
-    predict = Predictor(initialize(LLaDA2(config), generator_for(1)), dtype)
+    predict = Predictor(initialize(BlockDiffusionLM(config), generator_for(1)), dtype)
     rows, length = layout.positions().shape
     shape = BatchShape(rows, length, int(layout.supervised.sum()))
     estimate = saved_bytes(config, shape, dtype.itemsize, "cpu", recompute=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 from dmax.training.checkpointing import CheckpointWriter, RunState, load_checkpoint, newest_checkpoint
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import Layout, lay_out
@@ -27,7 +27,9 @@ def layout() -> Layout:
     return lay_out([Example(tuple(row), (False,) * 3 + (True,) * 5) for row in ids], 4, pad_token_id=0)
 
 
-def adapted(model: LLaDA2, dtype: torch.dtype = torch.float32, recompute: bool = False, **section: bool) -> Predictor:
+def adapted(
+    model: BlockDiffusionLM, dtype: torch.dtype = torch.float32, recompute: bool = False, **section: bool
+) -> Predictor:
     adapters = Adapters(model.to(dtype), LoraSection(rank=2, alpha=4.0, **section), generator_for(3))
     return Predictor(model, dtype, recompute=recompute, adapters=adapters)
 
@@ -48,13 +50,13 @@ def logits(predict: Predictor, layout: Layout) -> torch.Tensor:
     return predict(layout.noisy_ids, layout)
 
 
-def test_new_adapters_change_nothing(model: LLaDA2, layout: Layout) -> None:
+def test_new_adapters_change_nothing(model: BlockDiffusionLM, layout: Layout) -> None:
     before = logits(Predictor(model, torch.float32), layout)
     torch.testing.assert_close(logits(adapted(model), layout), before)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_every_place_is_trained_and_nothing_else(model: LLaDA2, layout: Layout, recompute: bool) -> None:
+def test_every_place_is_trained_and_nothing_else(model: BlockDiffusionLM, layout: Layout, recompute: bool) -> None:
     predict = adapted(model, recompute=recompute)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(predict, layout)
@@ -71,7 +73,7 @@ def test_every_place_is_trained_and_nothing_else(model: LLaDA2, layout: Layout, 
     assert sum(name.startswith(f"{sparse}.mlp.experts") for name in changed) == 6, "two matrices a stack"
 
 
-def test_merged_weights_predict_what_the_adapters_did(model: LLaDA2, layout: Layout) -> None:
+def test_merged_weights_predict_what_the_adapters_did(model: BlockDiffusionLM, layout: Layout) -> None:
     original = copy.deepcopy(model)
     predict = adapted(model)
     train(predict, layout)
@@ -83,7 +85,7 @@ def test_merged_weights_predict_what_the_adapters_did(model: LLaDA2, layout: Lay
     assert (tuned - logits(Predictor(original, torch.float32), layout)).abs().max() > 0.05
 
 
-def test_adapters_stay_in_float32_beside_bfloat16_weights(model: LLaDA2, layout: Layout) -> None:
+def test_adapters_stay_in_float32_beside_bfloat16_weights(model: BlockDiffusionLM, layout: Layout) -> None:
     predict = adapted(model, torch.bfloat16)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
@@ -91,13 +93,13 @@ def test_adapters_stay_in_float32_beside_bfloat16_weights(model: LLaDA2, layout:
     assert logits(predict, layout).dtype == torch.float32
 
 
-def test_attention_alone_can_be_adapted(model: LLaDA2) -> None:
+def test_attention_alone_can_be_adapted(model: BlockDiffusionLM) -> None:
     adapted(model, feed_forward=False)
     assert all(".attention." in name for name, p in model.named_parameters() if p.requires_grad)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_a_checkpoint_holds_the_adapters_alone(model: LLaDA2, layout: Layout, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_adapters_alone(model: BlockDiffusionLM, layout: Layout, tmp_path: Path) -> None:
     other = copy.deepcopy(model)
     predict = adapted(model)
     optimizer = train(predict, layout)

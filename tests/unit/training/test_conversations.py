@@ -19,7 +19,7 @@ from dmax.training.conversations import (
     tokenized,
 )
 from dmax.training.data import DataError, Example
-from dmax.training.recipe import HubSection, JsonlSection
+from dmax.training.data_sections import HubSection, JsonlSection
 
 datasets = pytest.importorskip("datasets")
 

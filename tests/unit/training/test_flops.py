@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmax.decoding.base import SoftMix
-from dmax.models import LLaDA2, ModelConfig
-from dmax.models.llada2 import initialize
+from dmax.models import BlockDiffusionLM, ModelConfig
+from dmax.models.transformer import initialize
 from dmax.training.data import Example, generator_for
 from dmax.training.flops import ForwardFlops, peak_flops
 from dmax.training.layout import Batch, Layout, lay_out
@@ -26,7 +26,7 @@ DENSE = ModelConfig(
 
 
 def test_a_forward_pass_takes_what_pytorch_counts() -> None:
-    model = initialize(LLaDA2(DENSE), generator_for(1))
+    model = initialize(BlockDiffusionLM(DENSE), generator_for(1))
     layout = lay_out([Example((5,) * 32, (False,) * 8 + (True,) * 24)] * 2, 8, pad_token_id=0)
     predict = Predictor(model, torch.float32)
     with FlopCounterMode(display=False) as counter:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import LLaDA2, initialize
+from dmax.models.transformer import BlockDiffusionLM, initialize
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import Layout, lay_out
 from dmax.training.predictor import Predictor
@@ -13,13 +13,13 @@ VOCAB, MASK = 40, 0
 
 
 @pytest.fixture
-def model() -> LLaDA2:
+def model() -> BlockDiffusionLM:
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, mask_token_id=MASK, eos_token_id=1, pad_token_id=1, num_experts=4,
         num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=16, initializer_range=0.3,
     )  # fmt: skip
-    return initialize(LLaDA2(config), generator_for(11)).eval()
+    return initialize(BlockDiffusionLM(config), generator_for(11)).eval()
 
 
 def example(length: int, first_supervised: int, seed: int) -> Example:
@@ -27,7 +27,7 @@ def example(length: int, first_supervised: int, seed: int) -> Example:
     return Example(tuple(ids), tuple(i >= first_supervised for i in range(length)))
 
 
-def test_the_cut_layout_gives_the_logits_of_the_published_one(model: LLaDA2) -> None:
+def test_the_cut_layout_gives_the_logits_of_the_published_one(model: BlockDiffusionLM) -> None:
     """Both halves whole, as published, against noisy and clean blocks cut to what the loss can see."""
     sequence = example(32, 13, seed=1)
     layout = lay_out([sequence], 8, pad_token_id=1)
@@ -44,7 +44,7 @@ def test_the_cut_layout_gives_the_logits_of_the_published_one(model: LLaDA2) -> 
 
 
 @pytest.mark.parametrize("block_length", [1, 4, 8])
-def test_rows_of_a_padded_batch_do_not_touch_each_other(model: LLaDA2, block_length: int) -> None:
+def test_rows_of_a_padded_batch_do_not_touch_each_other(model: BlockDiffusionLM, block_length: int) -> None:
     examples = [example(32, 5, seed=3), example(16, 9, seed=4), example(24, 20, seed=5)]
     predict = Predictor(model, torch.float32, compile_model=False)
     together = lay_out(examples, block_length, pad_token_id=1, multiple=16)
@@ -54,7 +54,7 @@ def test_rows_of_a_padded_batch_do_not_touch_each_other(model: LLaDA2, block_len
     torch.testing.assert_close(predict(masked, together), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_blocks_of_one_are_autoregression(model: LLaDA2) -> None:
+def test_blocks_of_one_are_autoregression(model: BlockDiffusionLM) -> None:
     """With blocks of one token, a masked position sees exactly the clean tokens before it."""
     sequence = example(12, 4, seed=6)
     layout = lay_out([sequence], 1, pad_token_id=1)

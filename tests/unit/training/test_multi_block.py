@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from dmax.models.config import ModelConfig
-from dmax.models.llada2 import LLaDA2, initialize
+from dmax.models.transformer import BlockDiffusionLM, initialize
 from dmax.training.batches import Batches
 from dmax.training.data import Example, generator_for
 from dmax.training.layout import lay_out
@@ -197,16 +197,16 @@ def test_a_share_of_the_blocks_keeps_a_prefix_and_hides_the_rest() -> None:
 
 
 @pytest.fixture
-def model() -> LLaDA2:
+def model() -> BlockDiffusionLM:
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, mask_token_id=MASK, eos_token_id=EOS, pad_token_id=EOS, num_experts=4,
         num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=16, initializer_range=0.3,
     )  # fmt: skip
-    return initialize(LLaDA2(config), generator_for(11)).eval()
+    return initialize(BlockDiffusionLM(config), generator_for(11)).eval()
 
 
-def test_training_reads_what_decoding_with_blocks_in_flight_reads(model: LLaDA2) -> None:
+def test_training_reads_what_decoding_with_blocks_in_flight_reads(model: BlockDiffusionLM) -> None:
     """A group's logits are those of its noisy blocks behind the clean blocks before it, in block-causal attention."""
     examples = [example(48, 13, seed=1), example(32, 9, seed=2)]
     settings = GroupSection(size=3, layout="random")
@@ -259,7 +259,7 @@ def test_batches_come_in_groups(kind: str) -> None:
     assert torch.equal(batch.layout.group_starts, again.layout.group_starts) and torch.equal(batch.hidden, again.hidden)
 
 
-def test_both_losses_of_oput_read_groups(model: LLaDA2) -> None:
+def test_both_losses_of_oput_read_groups(model: BlockDiffusionLM) -> None:
     layout, hidden = draw_groups(lay_out([example(40, 9, seed=5)], 8, EOS), GroupSection(), 15, (0,))
     predict = Predictor(model, torch.float32, compile_model=False)
     parts = list(oput_losses(predict, layout, hidden, MASK, greedy))

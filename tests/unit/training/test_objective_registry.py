@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ import yaml
 from dmax.training.layout import Batch
 from dmax.training.objectives import registry
 from dmax.training.objectives.base import LossPart, Objective, Pass, Predict, supervised, tallies
-from dmax.training.objectives.options import ObjectiveSection
+from dmax.training.objectives.options import CommonOptions, ObjectiveSection, Own
 from dmax.training.recipe import load_recipe
 from dmax.training.section import RecipeError
 
@@ -98,6 +98,45 @@ def test_an_objective_that_joins_the_registry_has_its_own_keys(tmp_path: Path, m
     assert (type(section), section.model_dump()["softness"]) == (GentleOptions, 0.2)
     with pytest.raises(RecipeError, match=r"no recipe key 'objective\.softness'"):
         load_recipe(recipe(tmp_path, kind="masked", softness=0.2))
+
+
+class OneOfAKindOptions(ObjectiveSection):
+    beta: Annotated[float | None, Own("beta is for kind one-of-a-kind; leave it out")] = None
+
+
+class OneOfAKind(Gentle):
+    """It has a key that others refuse, and refuses a value that others take."""
+
+    name = "one-of-a-kind"
+    section = OneOfAKindOptions
+
+    @classmethod
+    def check(cls, section: CommonOptions) -> None:
+        super().check(section)
+        if section.prefix_share:
+            raise ValueError("one-of-a-kind keeps no prefix; leave prefix_share out")
+
+
+def test_an_objective_says_in_its_own_file_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._BUILT_IN, "one-of-a-kind", OneOfAKind)
+    with pytest.raises(RecipeError, match=r"objective: Value error, one-of-a-kind keeps no prefix; leave"):
+        load_recipe(recipe(tmp_path, kind="one-of-a-kind", prefix_share=0.5))
+    with pytest.raises(ValueError, match="beta is for kind one-of-a-kind; leave it out"):
+        Gentle.check(OneOfAKindOptions(kind="gentle", beta=1.0))
+    Gentle.check(OneOfAKindOptions(kind="gentle"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in registry.objective_names() if kind != "masked"])
+def test_what_only_masked_has_is_refused_by_every_other(tmp_path: Path, kind: str) -> None:
+    smoothing = {"share": 0.1, "near": 1}
+    with pytest.raises(RecipeError, match="objective: Value error, far_smoothing is for kind masked; leave it out"):
+        load_recipe(recipe(tmp_path, kind=kind, far_smoothing=smoothing))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in registry.objective_names() if kind not in ("oput", "oput-indel")])
+def test_losses_are_chosen_for_oput_alone(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(RecipeError, match="objective: Value error, losses are chosen for kind oput in the form joint"):
+        load_recipe(recipe(tmp_path, kind=kind, losses=["pred"]))
 
 
 def test_the_keys_of_the_objectives_here_are_these(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from dmax.decoding.base import BlockState, SoftMix
 from dmax.decoding.mixing import input_embeddings
-from dmax.models import LLaDA2
+from dmax.models import BlockDiffusionLM
 from dmax.training.data import Example
 from dmax.training.layout import lay_out
 from dmax.training.predictor import Predictor
@@ -18,7 +18,7 @@ LAYOUT = lay_out([Example((5, 6, 7, 8, 9, 10, 11, 12), (False,) * 3 + (True,) * 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rollouts_see_the_weights_of_the_last_step(model: LLaDA2, dtype: torch.dtype) -> None:
+def test_rollouts_see_the_weights_of_the_last_step(model: BlockDiffusionLM, dtype: torch.dtype) -> None:
     """Without gradient, too: copies of weights that inference keeps must not outlive a step."""
     predict = Predictor(model, dtype)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_rollouts_see_the_weights_of_the_last_step(model: LLaDA2, dtype: torch.d
             assert (after - before).abs().max() > 0.1
 
 
-def test_recomputation_changes_no_gradient(model: LLaDA2) -> None:
+def test_recomputation_changes_no_gradient(model: BlockDiffusionLM) -> None:
     def gradients(recompute: bool) -> list[torch.Tensor]:
         learner = copy.deepcopy(model)
         logits = Predictor(learner, torch.float32, recompute=recompute)(LAYOUT.noisy_ids, LAYOUT)
@@ -43,7 +43,7 @@ def test_recomputation_changes_no_gradient(model: LLaDA2) -> None:
         torch.testing.assert_close(ours, plain)
 
 
-def test_soft_positions_read_what_decoding_reads_there(model: LLaDA2) -> None:
+def test_soft_positions_read_what_decoding_reads_there(model: BlockDiffusionLM) -> None:
     mask, tokens = model.config.mask_token_id, LAYOUT.noisy_ids
     where = LAYOUT.supervised & (torch.arange(tokens.shape[1]) % 2 == 0)
     mix = SoftMix((tokens + 7)[..., None], torch.full((*tokens.shape, 1), 0.6), where, renormalize=True)

@@ -23,17 +23,17 @@ from dmax.problems import (
 from dmax.problems.everyday import OTHER_ANSWER, everyday_problem
 from dmax.problems.gsm8k_variants import Gsm8kVariants
 from dmax.problems.word_problems import CHUNK
-from dmax.training.problem_sources import (
-    Arithmetic,
-    Everyday,
-    Gsm8kSource,
-    GsmSymbolic,
-    OtherRequests,
-    ParallelStress,
-    ProblemConversations,
-    ProblemSource,
-)
+from dmax.training.problem_sources.arithmetic import Arithmetic
+from dmax.training.problem_sources.base import DrawnConversations
+from dmax.training.problem_sources.conversations import ProblemConversations
+from dmax.training.problem_sources.everyday import Everyday
+from dmax.training.problem_sources.gsm8k import Gsm8kSource
+from dmax.training.problem_sources.gsm_symbolic import GsmSymbolic
+from dmax.training.problem_sources.other_requests import OtherRequests
+from dmax.training.problem_sources.parallel_stress import ParallelStress
+from dmax.training.problem_sources.registry import PROBLEM_SOURCES
 from dmax.training.recipe import ProblemSection, load_recipe
+from dmax.training.section import RecipeError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -181,7 +181,9 @@ ROWS = [
         Gsm8kSource(CharTokenizer(), variants=Gsm8kVariants(ROWS), worked=True),
     ],
 )
-def test_the_last_answer_alone_is_supervised_and_examples_are_a_function_of_their_index(source: ProblemSource) -> None:
+def test_the_last_answer_alone_is_supervised_and_examples_are_a_function_of_their_index(
+    source: DrawnConversations,
+) -> None:
     for index in range(20):
         [*before, (request, answer)] = source.turns(index)
         example = source.example(index)
@@ -192,6 +194,27 @@ def test_the_last_answer_alone_is_supervised_and_examples_are_a_function_of_thei
         assert supervised == [*CharTokenizer().encode(answer), CharTokenizer().eos_token_id]
         assert sum(example.supervised) <= len(example.token_ids) - len(request)
         assert len(before) in ((1, 2) if isinstance(source, ProblemConversations) else (0,))
+
+
+@pytest.mark.parametrize("name", PROBLEM_SOURCES)
+def test_a_source_is_in_the_guide_and_in_what_a_wrong_name_is_told(name: str, tmp_path: Path) -> None:
+    guide = (RECIPES.parent / "docs" / "guides" / "training.md").read_text(encoding="utf-8")
+    assert f"| `{name}` |" in guide
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((RECIPES / "smoke" / "oput.yaml").read_text().replace("source: gsm-symbolic", "source: gsm"))
+    with pytest.raises(RecipeError, match=f"expected tags: .*'{name}'"):
+        load_recipe(recipe)
+
+
+def test_options_reach_a_source_by_its_name() -> None:
+    section = ProblemSection(source="conversations", worked=True, themes=("sharing",), reworded=0.5)
+    tokenizer = CharTokenizer()
+    source = PROBLEM_SOURCES["conversations"].of(section, tokenizer)
+    assert source == ProblemConversations(tokenizer, worked=True, themes=("sharing",), reworded=0.5)
+    drawn = [kind for kind in PROBLEM_SOURCES.values() if kind.section is None]
+    assert [kind.name for kind in drawn if next(kind.texts(section, 1), None)] == [
+        "everyday", "gsm-symbolic", "parallel-stress"
+    ]  # fmt: skip
 
 
 def test_answers_of_everyday_sources_end_in_their_result() -> None:

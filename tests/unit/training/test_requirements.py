@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dmax.models import LLaDA2, ModelConfig
-from dmax.models.llada2 import initialize
+from dmax.models import BlockDiffusionLM, ModelConfig
 from dmax.models.memory import DoesNotFit
+from dmax.models.transformer import initialize
 from dmax.training.activations import BatchShape
 from dmax.training.batches import POOL, Batches
 from dmax.training.data import Example, generator_for
@@ -73,7 +73,7 @@ def test_adapters_are_counted_as_peft_makes_them(section: dict[str, bool]) -> No
 
     settings = recipe(lora={"rank": 3, **section})
     assert settings.lora is not None
-    model = initialize(LLaDA2(SMALL), generator_for(1))
+    model = initialize(BlockDiffusionLM(SMALL), generator_for(1))
     Adapters(model, settings.lora, generator_for(2))
     there = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert requirements_of(settings, SMALL, SHAPE, 1, "cpu").trained == there
@@ -91,7 +91,7 @@ def test_what_is_offloaded_takes_no_room_and_copies_of_the_weights_do() -> None:
 def test_optimizer_state_is_what_the_optimisers_keep() -> None:
     from dmax.training.optim import Optimizer
 
-    model = initialize(LLaDA2(SMALL), generator_for(1))
+    model = initialize(BlockDiffusionLM(SMALL), generator_for(1))
     optimizer = Optimizer(model, adamw_lr=0.1, muon_lr=0.1, betas=(0.9, 0.9), weight_decay=0.0, clip_norm=1.0)
     for p in model.parameters():
         p.grad = torch.ones_like(p)

@@ -11,11 +11,11 @@ import torch
 from dmax.cli._common.session import AUTO, pick_device
 from dmax.engine.backends import backend_name
 from dmax.engine.requirements import Workload, formats_needed
-from dmax.models import LLaDA2, ModelConfig, Tokenizer, load_config, load_tokenizer, resolve
-from dmax.models.llada2 import expert_stacks
+from dmax.models import BlockDiffusionLM, ModelConfig, Tokenizer, load_config, load_tokenizer, resolve
 from dmax.models.memory import available_memory
 from dmax.models.names import is_expert, is_stack
 from dmax.models.source import INDEX_FILE, WEIGHTS_FILE, list_tensors, read_json
+from dmax.models.transformer import expert_stacks
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -30,7 +30,7 @@ def describe(name: str) -> dict[str, Any]:
     folder = resolve(name, weights=False)
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     with torch.device("meta"):
-        model = LLaDA2(config)
+        model = BlockDiffusionLM(config)
     total, active = _count(model)
     return {
         "architecture": _architecture(config),
@@ -102,7 +102,7 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
     return facts
 
 
-def _count(model: LLaDA2) -> tuple[int, int]:
+def _count(model: BlockDiffusionLM) -> tuple[int, int]:
     """Count parameters in all, and those active for one token: all but the routed experts it is not sent to."""
     config = model.config
     total = sum(parameter.numel() for parameter in model.parameters())

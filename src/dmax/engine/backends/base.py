@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dmax.decoding import BlockState, Decoder, StepResult
 from dmax.engine.span import Span
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 Noise = Callable[[Tensor], Tensor]
 """From logits ``(B, L, V)`` to standard Gumbel noise of that shape, float32."""
@@ -62,7 +62,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def modules(self) -> LLaDA2:
+    def modules(self) -> BlockDiffusionLM:
         """The model whose modules are called, where they are."""
         ...
 

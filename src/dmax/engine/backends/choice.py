@@ -10,7 +10,7 @@ import torch
 from dmax import kernels
 from dmax.engine.backends.base import Backend
 from dmax.kernels.cpu.library import compiled_kernels
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 
 def backend_name(device: torch.device, dtype: torch.dtype) -> str:
@@ -20,7 +20,7 @@ def backend_name(device: torch.device, dtype: torch.dtype) -> str:
     return "cuda" if kernels.usable(device, dtype) else "torch"
 
 
-def choose_backend(model: LLaDA2, idle: Backend | None = None, *, eager: bool = False) -> Backend:
+def choose_backend(model: BlockDiffusionLM, idle: Backend | None = None, *, eager: bool = False) -> Backend:
     """Choose the backend for the device and dtype of a model in eval mode.
 
     Args:
@@ -32,7 +32,7 @@ def choose_backend(model: LLaDA2, idle: Backend | None = None, *, eager: bool = 
     return idle if idle is not None and type(idle) is kind else kind(model)
 
 
-def _kind(model: LLaDA2, eager: bool) -> Callable[[LLaDA2], Backend]:
+def _kind(model: BlockDiffusionLM, eager: bool) -> Callable[[BlockDiffusionLM], Backend]:
     if model.device.type == "cpu":
         from dmax.engine.backends.cpu import CpuBackend
 

@@ -40,7 +40,7 @@ from dmax.kernels.cpu.rule import BlocksBefore, CpuRule
 from dmax.machine import processors
 from dmax.models.config import ModelConfig
 from dmax.models.layers import Linear
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class CpuBackend(TorchBackend):
         model: in eval mode. Weights and modules may change between two requests.
     """
 
-    def __init__(self, model: LLaDA2) -> None:
+    def __init__(self, model: BlockDiffusionLM) -> None:
         super().__init__(model)
         self._stack = LayerStack.of(model)
         self._kernels: CpuKernels | None = None
@@ -163,7 +163,7 @@ class CpuBackend(TorchBackend):
         return Decided(result, PassInput(result.state, embeds_BLD))
 
     @property
-    def modules(self) -> LLaDA2:
+    def modules(self) -> BlockDiffusionLM:
         """The model whose modules are called: this backend's in place of the model's."""
         if self._swapped is None:
             self._swapped = SwappedModel(self._model, CPU_KINDS, self._prepare)
@@ -219,7 +219,12 @@ class CpuBackend(TorchBackend):
         """Return the head's weight as the kernel reads it, copied anew when it has changed; None if it may not."""
         model = self._model
         head = model.lm_head
-        if type(model) is not LLaDA2 or "head" in vars(model) or type(head) is not Linear or not is_plain(head):
+        if (
+            type(model) is not BlockDiffusionLM
+            or "head" in vars(model)
+            or type(head) is not Linear
+            or not is_plain(head)
+        ):
             return None
         if not packable(x, head.weight) or model.model.word_embeddings.weight.dtype != x.dtype:
             return None

@@ -17,9 +17,9 @@ from dmax.kernels.cpu.experts import down_in_panels, gate_up_in_panels, in_panel
 from dmax.kernels.cpu.layers import FeedForwardSize, LayersSize, one_behind_the_other, padded
 from dmax.kernels.cpu.library import LANES
 from dmax.models.layers import SwiGLU
-from dmax.models.llada2 import DecoderLayer, LLaDA2
 from dmax.models.moe import RoutingRule, SparseMLP
 from dmax.models.quantized import QuantizedEmbedding, QuantizedLinear, wide_weight
+from dmax.models.transformer import BlockDiffusionLM, DecoderLayer
 
 _BESIDE = ("expert_bias", "_scale")
 """Ends of the names of what stands beside weights, in float32 whatever the model's dtype."""
@@ -37,7 +37,7 @@ class LayerStack:
             a hook, :meth:`weights` finds it.
     """
 
-    def __init__(self, model: LLaDA2) -> None:
+    def __init__(self, model: BlockDiffusionLM) -> None:
         self._model, self._backbone = model, model.model
         self._packed = Packed()
         self._called = _called_in(model)
@@ -58,7 +58,7 @@ class LayerStack:
         )  # fmt: skip
 
     @classmethod
-    def of(cls, model: LLaDA2) -> LayerStack | None:
+    def of(cls, model: BlockDiffusionLM) -> LayerStack | None:
         """Take the layers of a model.
 
         None where the kernel cannot stand in for them: a module is of another kind than the package's own, or experts
@@ -99,7 +99,7 @@ class LayerStack:
         return one_behind_the_other([*arrays, self._backbone.norm.weight])
 
 
-def _called_in(model: LLaDA2) -> tuple[nn.Module, ...]:
+def _called_in(model: BlockDiffusionLM) -> tuple[nn.Module, ...]:
     """List the modules that a pass through the layers calls."""
     return model, *model.model.modules()
 

@@ -27,7 +27,7 @@ from dmax.engine.kv_cache import KVCache
 from dmax.engine.scheduler import IDLE_PREFILL_TOKENS
 from dmax.engine.span import Span
 from dmax.kernels import soft_parallel
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 _MOST_CAPTURED = 32 * 1024
 """Positions of the largest forward that is captured; launching kernels takes no noticeable part of larger ones."""
@@ -58,7 +58,7 @@ class CudaBackend(TorchBackend):
         graphs: whether forwards are captured as CUDA graphs.
     """
 
-    def __init__(self, model: LLaDA2, *, graphs: bool = True) -> None:
+    def __init__(self, model: BlockDiffusionLM, *, graphs: bool = True) -> None:
         super().__init__(model)
         self._graphs = graphs
         self._swapped = SwappedModel(model, CUDA_KINDS)
@@ -151,7 +151,7 @@ class CudaBackend(TorchBackend):
             self._decisions_of(block_length).capture_all()
 
     @property
-    def modules(self) -> LLaDA2:
+    def modules(self) -> BlockDiffusionLM:
         """The model whose modules are called: this backend's in place of the model's."""
         return self._swapped.model
 
@@ -191,6 +191,6 @@ def _segments(row: int, start: int, end: int, block: int, length: int) -> list[S
     return [(row, at, at // block * block + block) for at in range(start, end, length)]
 
 
-def _addresses(model: LLaDA2) -> list[int]:
+def _addresses(model: BlockDiffusionLM) -> list[int]:
     tensors = [*model.parameters(), *model.buffers()]
     return [tensor.data_ptr() for tensor in tensors]

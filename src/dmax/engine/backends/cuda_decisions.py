@@ -23,7 +23,7 @@ from dmax.engine.backends.base import Decided, PassInput
 from dmax.engine.backends.cuda_graphs import capture, captured_size, captured_sizes
 from dmax.kernels.decision import Decision
 from dmax.kernels.soft_parallel import decide, soft_embeddings, thresholds_on
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 _MOST_CAPTURED = 4096
 """Positions of the largest decision that is captured; their logits take over a gigabyte at LLaDA2's vocabulary."""
@@ -42,7 +42,7 @@ class StaticDecisions:
         memory_pool: of ``torch.cuda.graph_pool_handle``, shared by all graphs of a model.
     """
 
-    def __init__(self, model: LLaDA2, *, length: int, limit: int, graphs: bool, memory_pool: Any) -> None:
+    def __init__(self, model: BlockDiffusionLM, *, length: int, limit: int, graphs: bool, memory_pool: Any) -> None:
         self._model, self._length = model, length
         self.limit = captured_size(max(1, min(limit, _MOST_CAPTURED // length)))
         """Blocks of the largest decision."""
@@ -203,7 +203,7 @@ def _part_sizes(size: int, length: int, hidden: int, dtype: torch.dtype) -> list
 class _Place:
     """What a decision of one size reads and writes."""
 
-    def __init__(self, model: LLaDA2, size: int, length: int) -> None:
+    def __init__(self, model: BlockDiffusionLM, size: int, length: int) -> None:
         hidden, dtype, device = model.config.hidden_size, model.dtype, model.device
         self.hidden_BLD = torch.zeros((size, length, hidden), dtype=dtype, device=device)
         self.before, self.after = (

@@ -18,8 +18,8 @@ from torch import Tensor
 from dmax.engine.backends.page_table import PageTable, to_device
 from dmax.engine.kv_cache import KVCache
 from dmax.kernels.paged_attention import paged_attention, parts_for
-from dmax.kernels.rotary import CacheSlots
-from dmax.models.llada2 import LLaDA2
+from dmax.kernels.rotary import LayerCache
+from dmax.models.transformer import BlockDiffusionLM
 
 Segment = tuple[int, int, int]
 """Row of the page table, first position, and the end of the block, up to which the segment sees."""
@@ -70,9 +70,9 @@ class PagedStore:
         self.position_ids = positions_ST.flatten().long()[None]
         """``(1, N)`` int64."""
 
-    def slots(self, layer: int) -> CacheSlots:
+    def layer_cache(self, layer: int) -> LayerCache:
         """Return the places of all positions."""
-        return CacheSlots(self._cache.keys[layer], self._cache.values[layer], self._places_N)
+        return LayerCache(self._cache.keys[layer], self._cache.values[layer], self._places_N)
 
     def attend(self, layer: int, q_1HNC: Tensor, k_1KNC: Tensor, v_1KNC: Tensor) -> Tensor:
         """Let every segment attend to what it may see of the pool, its own positions included: ``(1, H, N, C)``."""
@@ -86,7 +86,7 @@ class PagedStore:
 class _Memory:
     """What a forward of at most ``segments`` segments reads and writes."""
 
-    def __init__(self, model: LLaDA2, segments: int, length: int) -> None:
+    def __init__(self, model: BlockDiffusionLM, segments: int, length: int) -> None:
         shape = segments * length, model.config.hidden_size
         self.embeds_ND = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.hidden_ND = torch.zeros(shape, dtype=model.dtype, device=model.device)
@@ -110,7 +110,7 @@ class StaticForwards:
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         cache: KVCache,
         table: PageTable,
         *,

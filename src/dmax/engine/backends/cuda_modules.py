@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from dmax.kernels.experts import Stack, run_experts
 from dmax.kernels.linear import MOST_TOKENS, scaled_linear
 from dmax.kernels.norm import add_rms_norm, rms_norm
-from dmax.kernels.rotary import CacheSlots, normalize_and_rotate
+from dmax.kernels.rotary import LayerCache, normalize_and_rotate
 from dmax.kernels.routing import route
 from dmax.models.attention import Attention, KeyValueStore
 from dmax.models.layers import RMSNorm, SwiGLU
-from dmax.models.llada2 import DecoderLayer
 from dmax.models.moe import Experts, SparseMLP
 from dmax.models.quantized import QuantizedLinear, weight_scale
+from dmax.models.transformer import DecoderLayer
 
 
-class SlotStore(KeyValueStore, Protocol):
+class LayerCacheStore(KeyValueStore, Protocol):
     """A store into which the kernel that turns the keys puts them, and the values, before anything is attended to."""
 
-    def slots(self, layer: int) -> CacheSlots:
+    def layer_cache(self, layer: int) -> LayerCache:
         """Return where this pass's keys and values belong."""
         ...
 
@@ -52,7 +52,7 @@ class KernelDecoderLayer(DecoderLayer):
 
 
 class KernelAttention(Attention):
-    """Attention over a :class:`SlotStore`, with one kernel between projection and attention."""
+    """Attention over a :class:`LayerCacheStore`, with one kernel between projection and attention."""
 
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, store: KeyValueStore | None = None
@@ -63,7 +63,7 @@ class KernelAttention(Attention):
         heads_BTJC = self.query_key_value(x_BTD).view(batch, length, -1, self.head_dim)
         cos_NR, sin_NR = (table_B1TR.expand(batch, -1, -1, -1).flatten(0, 2) for table_B1TR in rotary)
         query, key = self.query_layernorm, self.key_layernorm
-        slots = cast(SlotStore, store).slots(self.layer)
+        cache = cast(LayerCacheStore, store).layer_cache(self.layer)
         q_NHC, k_NKC = normalize_and_rotate(
             heads_BTJC.flatten(0, 1),
             None if query is None else query.weight,
@@ -72,7 +72,7 @@ class KernelAttention(Attention):
             sin_NR,
             self.num_heads,
             0.0 if query is None else query.eps,
-            slots,
+            cache,
         )
         q_BHTC, k_BKTC = (heads.view(batch, length, -1, self.head_dim).transpose(1, 2) for heads in (q_NHC, k_NKC))
         v_BKTC = heads_BTJC[:, :, -self.num_kv_heads :].transpose(1, 2)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmax.engine.backends.page_table import to_device
 from dmax.engine.span import Span
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 
 class Run(NamedTuple):
@@ -44,7 +44,7 @@ class PreviousStates:
         self._planned: tuple[list[Run], tuple[Tensor, Tensor, Tensor]] | None = None
 
     @classmethod
-    def of(cls, model: LLaDA2, slots: int) -> PreviousStates | None:
+    def of(cls, model: BlockDiffusionLM, slots: int) -> PreviousStates | None:
         """Provide for a model; None where its tokens are read from their own positions."""
         config = model.config
         return cls(slots, config.hidden_size, model.device, model.dtype) if config.shift_logits else None

@@ -9,14 +9,14 @@ from torch import nn
 
 from dmax.models.attention import Attention
 from dmax.models.layers import Linear, RMSNorm, RotaryTable, SwiGLU
-from dmax.models.llada2 import Backbone, DecoderLayer, LLaDA2
 from dmax.models.moe import Experts, Router, SparseMLP
 from dmax.models.quantized import QuantizedEmbedding, QuantizedLinear
+from dmax.models.transformer import Backbone, BlockDiffusionLM, DecoderLayer
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 OWN_KINDS = {
-    *(LLaDA2, Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
+    *(BlockDiffusionLM, Backbone, DecoderLayer, Attention, SparseMLP, Router, Experts, SwiGLU, RMSNorm, RotaryTable),
     *(Linear, QuantizedLinear, nn.Embedding, QuantizedEmbedding, nn.ModuleList),
 }
 """The modules of the package's own model. What stands in the place of one, such as an adapter, has to be called."""
@@ -36,14 +36,14 @@ class SwappedModel:
 
     def __init__(
         self,
-        model: LLaDA2,
+        model: BlockDiffusionLM,
         kinds: Mapping[type[nn.Module], type[nn.Module]],
         prepare: Callable[[nn.Module], object] = lambda _: None,
     ) -> None:
         self._kinds, self._prepare = kinds, prepare
         self._copied: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
         swapped = self._over(model)
-        assert isinstance(swapped, LLaDA2)
+        assert isinstance(swapped, BlockDiffusionLM)
         self.model = swapped
 
     def is_current(self) -> bool:

@@ -20,7 +20,7 @@ from dmax.engine.backends.base import Decided, Noise, PassInput
 from dmax.engine.backends.shifted import PreviousStates, Run
 from dmax.engine.kv_cache import KVCache, PackedSpans, SpanStore
 from dmax.engine.span import Span
-from dmax.models.llada2 import LLaDA2
+from dmax.models.transformer import BlockDiffusionLM
 
 Layers = Callable[[Tensor], Tensor]
 """From input embeddings of packed positions, ``(N, D)``, to hidden states after the final norm."""
@@ -33,7 +33,7 @@ class TorchBackend:
         model: in eval mode.
     """
 
-    def __init__(self, model: LLaDA2) -> None:
+    def __init__(self, model: BlockDiffusionLM) -> None:
         self._model = model
         self._cache: KVCache | None = None
         self._planned: tuple[list[Span], Layers] | None = None
@@ -102,7 +102,7 @@ class TorchBackend:
         """Do nothing: every pass is made afresh."""
 
     @property
-    def modules(self) -> LLaDA2:
+    def modules(self) -> BlockDiffusionLM:
         """The model whose modules are called."""
         return self._model
 

@@ -19,7 +19,7 @@ from dmax.training.corruption import block_mask
 from dmax.training.data import generator_for
 from dmax.training.layout import Batch, Layout
 from dmax.training.multi_block import draw_groups
-from dmax.training.objectives.options import CommonOptions, ObjectiveSection
+from dmax.training.objectives.options import CommonOptions, ObjectiveSection, Own
 
 NOISE = 1
 """Part of the key of the random numbers that say what is hidden."""
@@ -81,6 +81,19 @@ class Objective(ABC, Generic[Options]):
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    @classmethod
+    def check(cls, section: CommonOptions) -> None:
+        """Refuse what a recipe's section asks for and this objective does not do.
+
+        Raises:
+            ValueError: a key is another objective's own, or goes against what this one does.
+        """
+        for name, field in type(section).model_fields.items():
+            own = next((mark for mark in field.metadata if isinstance(mark, Own)), None)
+            given = name in section.model_fields_set and getattr(section, name) is not None
+            if own is not None and given and name not in cls.section.model_fields:
+                raise ValueError(own.refusal)
 
     @property
     def rows_per_example(self) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from dmax.training.layout import Batch
 from dmax.training.objectives.base import LossPart, Pass, Predict
-from dmax.training.objectives.oput import Oput, OputOptions, Reading, cross_entropy
+from dmax.training.objectives.oput import JointOput, OputOptions, Reading, cross_entropy
 
 
 class CalibratedOptions(OputOptions):
@@ -23,13 +23,8 @@ class CalibratedOptions(OputOptions):
     calibration_weight: float = Field(default=1.0, ge=0)
     """The weight of the Brier score."""
 
-    @model_validator(mode="after")
-    def _calibrated_is_joint(self) -> CalibratedOptions:
-        self.needs_joint_form(Calibrated.name)
-        return self
 
-
-class Calibrated(Oput[CalibratedOptions]):
+class Calibrated(JointOput[CalibratedOptions]):
     """The second loss also scores the model's confidence in the tokens that it has changed.
 
     Soft Parallel Decoding reads that confidence to promote a mask, to weigh a token in the next pass's mix, and to call

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from dmax.training.layout import Batch
 from dmax.training.objectives.base import LossPart, Pass, Predict
-from dmax.training.objectives.oput import Oput, OputOptions, Reading, cross_entropy
+from dmax.training.objectives.oput import JointOput, OputOptions, Reading, cross_entropy
 
 
 class ConsistencyOptions(OputOptions):
@@ -23,13 +23,8 @@ class ConsistencyOptions(OputOptions):
     consistency_weight: float = Field(default=1.0, ge=0)
     """The weight of the divergence."""
 
-    @model_validator(mode="after")
-    def _consistency_is_joint(self) -> ConsistencyOptions:
-        self.needs_joint_form(Consistency.name)
-        return self
 
-
-class Consistency(Oput[ConsistencyOptions]):
+class Consistency(JointOput[ConsistencyOptions]):
     """The model learns to say of masks at once what it will say when it has read its own prediction of them.
 
     The last pass comes first, so that no two passes keep their graphs at a time; the first one runs again with its own.

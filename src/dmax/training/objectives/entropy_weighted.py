@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from dmax.training.layout import Batch
 from dmax.training.objectives.base import LossPart, Pass, Predict
 from dmax.training.objectives.dparallel import entropies
-from dmax.training.objectives.oput import Oput, OputOptions, Reading
+from dmax.training.objectives.oput import JointOput, OputOptions, Reading
 
 
 class EntropyWeightedOptions(OputOptions):
@@ -23,13 +23,8 @@ class EntropyWeightedOptions(OputOptions):
     entropy_power: float = Field(default=1.0, ge=0)
     """Of ``1 + entropy`` in a position's weight; 0 is OPUT."""
 
-    @model_validator(mode="after")
-    def _entropy_weighted_is_joint(self) -> EntropyWeightedOptions:
-        self.needs_joint_form(EntropyWeighted.name)
-        return self
 
-
-class EntropyWeighted(Oput[EntropyWeightedOptions]):
+class EntropyWeighted(JointOput[EntropyWeightedOptions]):
     """Both losses, each position weighed by how unsure the model is of it.
 
     Most positions of a rollout are right and certain. Weights of mean 1 move the losses to the others and leave their

@@ -6,15 +6,16 @@ Shape suffixes: B rows, M noisy positions, V vocabulary, S supervised positions 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from dmax.training.layout import Batch, Layout
 from dmax.training.objectives.base import LossPart, Objective, Pass, Predict, supervised, tallies
-from dmax.training.objectives.options import CommonOptions
+from dmax.training.objectives.options import CommonOptions, Own
 from dmax.training.section import Section, Share
 
 ENDING = 8
@@ -33,13 +34,7 @@ class FarSmoothingSection(Section):
 class MaskedOptions(CommonOptions):
     """The options of ``masked`` alone."""
 
-    far_smoothing: FarSmoothingSection | None = None
-
-    @model_validator(mode="after")
-    def _smoothing_is_for_masked(self) -> MaskedOptions:
-        if self.far_smoothing is not None and self.kind != Masked.name:
-            raise ValueError("far_smoothing is for kind masked; leave it out")
-        return self
+    far_smoothing: Annotated[FarSmoothingSection | None, Own("far_smoothing is for kind masked; leave it out")] = None
 
 
 class Masked(Objective[MaskedOptions]):

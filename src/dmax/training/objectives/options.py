@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -10,6 +11,14 @@ from dmax.training.multi_block import GroupSection
 from dmax.training.section import Section, Share
 
 BlockLength = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Own:
+    """Mark a key that objectives without it refuse; others are left unread, so that a recipe can change its kind."""
+
+    refusal: str
+    """What is said where another objective is given the key."""
 
 
 class BlockLengthStage(Section):

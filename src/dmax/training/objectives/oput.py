@@ -18,12 +18,12 @@ from torch import Tensor
 from dmax.training.data import generator_for
 from dmax.training.layout import Batch, Layout
 from dmax.training.objectives.base import LossPart, Objective, Pass, Predict, share, supervised, tallies
-from dmax.training.objectives.options import CommonOptions
+from dmax.training.objectives.options import CommonOptions, Own
 from dmax.training.rollout import DecodingRollout, RowRollout, greedy, sampled
 from dmax.training.section import Share
 
 _ROLLOUT = 3
-INDEL = "oput-indel"
+_LOSSES = "losses are chosen for kind oput in the form joint; leave them out"
 LossName = Literal["mask", "pred"]
 
 
@@ -55,7 +55,7 @@ def cross_entropy(reading: Reading) -> tuple[Tensor, dict[str, Tensor]]:
 class OputOptions(CommonOptions):
     """The options of ``oput`` alone."""
 
-    losses: Annotated[tuple[LossName, ...], Field(min_length=1)] = ("mask", "pred")
+    losses: Annotated[tuple[LossName, ...], Field(min_length=1), Own(_LOSSES)] = ("mask", "pred")
     """Of the ``joint`` form."""
     rollout: Literal["greedy", "sampled"] = "greedy"
     form: Literal["joint", "alternate"] = "joint"
@@ -68,13 +68,6 @@ class OputOptions(CommonOptions):
     every mask in the first pass, as published."""
 
     @model_validator(mode="after")
-    def _losses_are_of_the_joint_form(self) -> OputOptions:
-        kinds = (Oput.name, INDEL)
-        if "losses" in self.model_fields_set and (self.kind not in kinds or self.form != "joint"):
-            raise ValueError("losses are chosen for kind oput in the form joint; leave them out")
-        return self
-
-    @model_validator(mode="after")
     def _decoding_is_greedy_and_joint(self) -> OputOptions:
         if self.decodes and (self.rollout, self.form) != ("greedy", "joint"):
             raise ValueError("rollout_passes, rollout_states, rollout_threshold need rollout: greedy and form: joint")
@@ -82,31 +75,27 @@ class OputOptions(CommonOptions):
             raise ValueError("rollout_threshold must be [lowest, highest]")
         return self
 
-    @model_validator(mode="after")
-    def _edits_are_of_one_prediction(self) -> OputOptions:
-        if self.kind == INDEL and (self.decodes or self.form != "joint"):
-            raise ValueError(f"{INDEL} has form: joint and a rollout of one pass; leave other forms and passes out")
-        return self
-
-    def needs_joint_form(self, kind: str) -> None:
-        """Refuse ``form: alternate`` where the section is of an objective that has both losses of a batch at hand."""
-        if self.kind == kind and self.form != "joint":
-            raise ValueError(f"kind {kind} needs form: joint")
-
     @property
     def decodes(self) -> bool:
         """Whether the rollout is more than one prediction of all masks."""
         return self.rollout_passes > 1 or self.rollout_states == "soft" or self.rollout_threshold != 0.0
 
 
-Own = TypeVar("Own", bound=OputOptions)
+Chosen = TypeVar("Chosen", bound=OputOptions)
 
 
-class Oput(Objective[Own]):
+class Oput(Objective[Chosen]):
     """Both losses on every row (``joint``), or each on every other row (``alternate``, the published form)."""
 
     name = "oput"
     section = OputOptions
+
+    @classmethod
+    def check(cls, section: CommonOptions) -> None:
+        super().check(section)
+        assert isinstance(section, OputOptions)
+        if "losses" in section.model_fields_set and section.form != "joint":
+            raise ValueError(_LOSSES)
 
     @property
     def rows_per_example(self) -> int:
@@ -150,6 +139,19 @@ class Oput(Objective[Own]):
         if isinstance(threshold, tuple):
             threshold = threshold[0] + (threshold[1] - threshold[0]) * torch.rand((), generator=generator).item()
         return RowRollout(passes, threshold)
+
+
+class JointOput(Oput[Chosen]):
+    """An objective that has both losses of a batch at hand, and so needs the joint form."""
+
+    @classmethod
+    def check(cls, section: CommonOptions) -> None:
+        super().check(section)
+        assert isinstance(section, OputOptions)
+        if "losses" in section.model_fields_set:
+            raise ValueError(_LOSSES)
+        if section.form != "joint":
+            raise ValueError(f"kind {cls.name} needs form: joint")
 
 
 def sampler(options: OputOptions, where: Pass) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from dmax.training.edit_labels import IGNORED, batch_labels
 from dmax.training.layout import Batch
 from dmax.training.objectives.base import LossPart, Pass, Predict, tallies
-from dmax.training.objectives.oput import INDEL, Oput, OputOptions, Reading, cross_entropy
+from dmax.training.objectives.options import CommonOptions
+from dmax.training.objectives.oput import Oput, OputOptions, Reading, cross_entropy
 from dmax.training.section import RecipeError
 
 _DECODER = "joint-threshold-indel"
@@ -19,8 +20,15 @@ _DECODER = "joint-threshold-indel"
 class OputIndel(Oput[OputOptions]):
     """Both losses on every row; the second asks for what the decoder is to write, which may delete or insert."""
 
-    name = INDEL
+    name = "oput-indel"
     section = OputOptions
+
+    @classmethod
+    def check(cls, section: CommonOptions) -> None:
+        super().check(section)
+        assert isinstance(section, OputOptions)
+        if section.decodes or section.form != "joint":
+            raise ValueError(f"{cls.name} has form: joint and a rollout of one pass; leave other forms and passes out")
 
     def losses(self, predict: Predict, batch: Batch, where: Pass) -> Iterator[LossPart]:
         ids = where.config.decoder_defaults.get(_DECODER, {})

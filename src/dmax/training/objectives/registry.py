@@ -74,8 +74,16 @@ def section_of(kind: object) -> type[CommonOptions]:
 
 
 def parse_section(values: object) -> object:
-    """Check an ``objective`` section by its kind's options; anything but a mapping is given back as it is."""
-    return section_of(values.get("kind")).model_validate(values) if isinstance(values, Mapping) else values
+    """Check an ``objective`` section by its kind's options; anything but a mapping is given back as it is.
+
+    Raises:
+        ValueError: a key or value is not for this objective.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    section = section_of(values.get("kind")).model_validate(values)
+    _class(section.kind).check(section)
+    return section
 
 
 def get_objective(options: CommonOptions) -> Objective[Any]:

@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         return self.norm(x_BTD)
 
 
-class LLaDA2(nn.Module):
+class BlockDiffusionLM(nn.Module):
     """A diffusion language model of any family."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -162,7 +162,7 @@ class LLaDA2(nn.Module):
         return self.model.norm.weight.dtype
 
 
-def tie_embeddings(model: LLaDA2) -> None:
+def tie_embeddings(model: BlockDiffusionLM) -> None:
     """Let the head of a model read the embedding table."""
     table = model.model.word_embeddings
     for name, tensor in {**table._parameters, **table._buffers}.items():
@@ -170,7 +170,7 @@ def tie_embeddings(model: LLaDA2) -> None:
 
 
 @torch.no_grad()
-def initialize(model: LLaDA2, generator: torch.Generator) -> LLaDA2:
+def initialize(model: BlockDiffusionLM, generator: torch.Generator) -> BlockDiffusionLM:
     """Fill every weight afresh that is not quantised: normal with :func:`initial_std`, norms one, biases zero."""
     for name, parameter in model.named_parameters():
         if "norm" in name:
