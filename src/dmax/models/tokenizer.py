@@ -96,8 +96,8 @@ class Tokenizer:
             return self._encode_marked(text)
         if len(text) <= _SHORT:
             return self.pipeline.encode(text, add_special_tokens=False).ids
-        # As a batch, because that lets other threads run meanwhile; the pipeline's own `encode` does not. But a batch is
-        # handed to another thread, which waits for a core where all are busy.
+        # As a batch, because that lets other threads run meanwhile; the pipeline's own `encode` does not. But a batch
+        # is handed to another thread, which waits for a core where all are busy.
         [found] = self.pipeline.encode_batch([text], add_special_tokens=False)
         return found.ids
 
