@@ -63,7 +63,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy and tokens per forward on benchmarks.
 
-    Writes results.json and every answer into a folder, and prints a table.
+    Writes results.json and every answer into a folder, and prints a table. Ends with 1 where a task has no answer.
     """
     if describe is not None:
         _describe(describe)
@@ -100,6 +100,8 @@ def evaluate(
         note(f"This process is done; the last one writes {folder / 'results.json'}.")
     else:
         _show(results, folder)
+        if any(task["metrics"]["failed"] == task["metrics"]["n"] for task in results["tasks"].values()):
+            raise typer.Exit(1)
 
 
 def _sandboxed(tasks: list[TaskData], *, unprotected: bool) -> list[TaskData]:
@@ -155,7 +157,7 @@ def _server(
     concurrency: int,
     timeout: float,
 ) -> Answerer:
-    from dmax.evaluation.answerers import RemoteAnswerer
+    from dmax.evaluation.remote import RemoteAnswerer
 
     answerer = RemoteAnswerer(
         base_url,
@@ -222,8 +224,12 @@ def _failures(results: dict[str, Any], folder: Path) -> Iterator[str]:
 
     for name, task in results["tasks"].items():
         if failed := task["metrics"]["failed"]:
-            first = next(sample["error"] for sample in read_samples(folder, name) if sample["error"])
-            yield f"{name}: {failed} of {task['metrics']['n']} answers failed and count as wrong; the first: {first}"
+            errors = [(sample["error"], sample["text"]) for sample in read_samples(folder, name) if sample["error"]]
+            again = " (the same command asks again)" if any(text is None for _, text in errors) else ""
+            yield (
+                f"{name}: {failed} of {task['metrics']['n']} answers failed and count as wrong{again}; the first: "
+                f"{errors[0][0]}"
+            )
 
 
 def _number(value: float | None) -> str:
