@@ -11,7 +11,7 @@ from dmax.models.checkpoint import load_config, load_tokenizer
 from dmax.models.config import ModelConfig
 from dmax.models.tokenizer import Tokenizer
 from dmax.problems.gsm8k_variants import Gsm8kVariants
-from dmax.training.conversations import Conversations, conversation_texts, load_conversations, read_rows
+from dmax.training.conversations import LINES, Conversations, conversation_texts, load_conversations, read_rows
 from dmax.training.data import Example, Mixture, Source
 from dmax.training.distributed import barrier, rank
 from dmax.training.problem_sources import (
@@ -220,7 +220,7 @@ def gsm8k_variants(path: str) -> Gsm8kVariants:
     Raises:
         DataError: it cannot be had or read.
     """
-    if path.endswith((".jsonl", ".jsonl.gz")):
+    if LINES.search(path):
         rows = read_rows(JsonlSection(source="jsonl", path=path))
     else:
         rows = read_rows(HubSection(source="hub", path=path, subset="main"))
