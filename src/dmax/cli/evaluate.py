@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,6 @@ from dmax.cli._common.session import decoder_of, own_command
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer
     from dmax.evaluation.runner import TaskData
-    from dmax.evaluation.tasks import Task
 
 _SERVER = "A model that is served"
 _FAILURES = 8
@@ -54,9 +53,6 @@ def evaluate(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed/--keep-failed", help="Ask rows that failed again when a run goes on.")
     ] = True,
-    unprotected: Annotated[
-        bool, typer.Option("--unprotected", help="Run programs even where no sandbox keeps them from your files.")
-    ] = False,
     regrade: Annotated[
         bool, typer.Option("--regrade", help="Grade the stored answers of --out again; no model.")
     ] = False,
@@ -72,7 +68,6 @@ def evaluate(
     if samples > 1 and not temperature:
         raise CommandError(f"--samples {samples} needs answers that differ; give a --temperature above 0.")
     tasks = [replace(data, samples=samples) for data in load_tasks(asking, decoding)]
-    tasks = _sandboxed(tasks, unprotected=unprotected)
     fields_given = _request_fields(decoding)
     folder = Path("runs") / "eval" / _run_name(model, decoding, base_url, fields_given) if out is None else out
     with evaluation_errors():
@@ -102,30 +97,6 @@ def evaluate(
         _show(results, folder)
         if any(task["metrics"]["failed"] == task["metrics"]["n"] for task in results["tasks"].values()):
             raise typer.Exit(1)
-
-
-def _sandboxed(tasks: list[TaskData], *, unprotected: bool) -> list[TaskData]:
-    """Say what the sandbox lacks here before the first program runs, and refuse where it lacks everything.
-
-    Raises:
-        CommandError: programs would run unprotected, and that was not asked for.
-    """
-    from dmax.evaluation.sandbox import available_isolation, require_protection
-    from dmax.evaluation.tasks.programming import ProgrammingTask
-
-    if not any(isinstance(data.task, ProgrammingTask) for data in tasks):
-        return tasks
-    with evaluation_errors():
-        if not unprotected:
-            require_protection()
-        for sentence in available_isolation().missing:
-            note(f"Sandbox: {sentence}")
-    return [
-        replace(data, task=cast("Task", replace(data.task, unprotected=unprotected)))
-        if isinstance(data.task, ProgrammingTask)
-        else data
-        for data in tasks
-    ]
 
 
 def _show(results: dict[str, Any], folder: Path) -> None:

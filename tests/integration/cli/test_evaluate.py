@@ -329,8 +329,9 @@ def test_a_run_without_any_answer_does_not_pass_for_one(
     assert "3 of 3 answers failed" in told.stderr
 
 
+@pytest.mark.parametrize("name", ["eval", "sweep"])
 def test_a_missing_layer_is_told_before_the_first_program_and_none_is_refused(
-    invoke: Callable[..., Any], checkpoints: Any, write_lines: Callable[..., Path], tmp_path: Path,
+    name: str, invoke: Callable[..., Any], checkpoints: Any, write_lines: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from dmax.evaluation.sandbox import available_isolation
@@ -341,8 +342,8 @@ def test_a_missing_layer_is_told_before_the_first_program_and_none_is_refused(
         monkeypatch.setattr(f"dmax.evaluation.sandbox.{place}", lambda: bare)
     data = write_lines(dict(get_task("humaneval").example), name="humaneval.jsonl")
     command = [
-        "eval", "--model", checkpoints.chat, "--tasks", "humaneval", "--data", data, *SETTINGS,
-        "--out", tmp_path / "run",
+        name, "--model", checkpoints.chat, "--tasks", "humaneval", "--data", data, *SETTINGS,
+        "--out", tmp_path / "run", *(["--over", "threshold=0.5"] if name == "sweep" else []),
     ]  # fmt: skip
     refused = invoke(*command)
     assert refused.exit_code != 0
