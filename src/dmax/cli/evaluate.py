@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,6 @@ from dmax.cli._common.session import decoder_of, own_command
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import Answerer
     from dmax.evaluation.runner import TaskData
-    from dmax.evaluation.tasks import Task
 
 _of_server = in_panel("A model that is served")
 _FAILURES = 8
@@ -56,9 +55,6 @@ class RunOptions:
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed/--keep-failed", help="Ask rows that failed again when a run goes on.")
     ] = True
-    unprotected: Annotated[
-        bool, typer.Option("--unprotected", help="Run programs even where no sandbox keeps them from your files.")
-    ] = False
     regrade: Annotated[bool, typer.Option("--regrade", help="Grade the stored answers of --out again; no model.")] = (
         False
     )
@@ -69,7 +65,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy and tokens per forward on benchmarks.
 
-    Writes results.json and every answer into a folder, and prints a table.
+    Writes results.json and every answer into a folder, and prints a table. Ends with 1 where a task has no answer.
     """
     if run.describe is not None:
         _describe(run.describe)
@@ -77,7 +73,6 @@ def evaluate(
     if run.samples > 1 and not decoding.values["temperature"]:
         raise CommandError(f"--samples {run.samples} needs answers that differ; give a --temperature above 0.")
     tasks = [replace(data, samples=run.samples) for data in load_tasks(asking, decoding)]
-    tasks = _sandboxed(tasks, unprotected=run.unprotected)
     folder = Path("runs") / "eval" / _run_name(model, decoding, served) if run.out is None else run.out
     with evaluation_errors():
         from dmax.evaluation.runner import RunSettings
@@ -102,30 +97,8 @@ def evaluate(
         note(f"This process is done; the last one writes {folder / 'results.json'}.")
     else:
         _show(results, folder)
-
-
-def _sandboxed(tasks: list[TaskData], *, unprotected: bool) -> list[TaskData]:
-    """Say what the sandbox lacks here before the first program runs, and refuse where it lacks everything.
-
-    Raises:
-        CommandError: programs would run unprotected, and that was not asked for.
-    """
-    from dmax.evaluation.sandbox import available_isolation, require_protection
-    from dmax.evaluation.tasks.programming import ProgrammingTask
-
-    if not any(isinstance(data.task, ProgrammingTask) for data in tasks):
-        return tasks
-    with evaluation_errors():
-        if not unprotected:
-            require_protection()
-        for sentence in available_isolation().missing:
-            note(f"Sandbox: {sentence}")
-    return [
-        replace(data, task=cast("Task", replace(data.task, unprotected=unprotected)))
-        if isinstance(data.task, ProgrammingTask)
-        else data
-        for data in tasks
-    ]
+        if any(task["metrics"]["failed"] == task["metrics"]["n"] for task in results["tasks"].values()):
+            raise typer.Exit(1)
 
 
 def _show(results: dict[str, Any], folder: Path) -> None:
@@ -149,7 +122,7 @@ def _regrade(tasks: list[TaskData], folder: Path) -> None:
 
 
 def _server(served: ServedOptions, model: ModelOptions, decoding: DecodingOptions, concurrency: int) -> Answerer:
-    from dmax.evaluation.answerers import RemoteAnswerer
+    from dmax.evaluation.remote import RemoteAnswerer
 
     assert served.base_url is not None
     answerer = RemoteAnswerer(
@@ -215,8 +188,12 @@ def _failures(results: dict[str, Any], folder: Path) -> Iterator[str]:
 
     for name, task in results["tasks"].items():
         if failed := task["metrics"]["failed"]:
-            first = next(sample["error"] for sample in read_samples(folder, name) if sample["error"])
-            yield f"{name}: {failed} of {task['metrics']['n']} answers failed and count as wrong; the first: {first}"
+            errors = [(sample["error"], sample["text"]) for sample in read_samples(folder, name) if sample["error"]]
+            again = " (the same command asks again)" if any(text is None for _, text in errors) else ""
+            yield (
+                f"{name}: {failed} of {task['metrics']['n']} answers failed and count as wrong{again}; the first: "
+                f"{errors[0][0]}"
+            )
 
 
 def _number(value: float | None) -> str:

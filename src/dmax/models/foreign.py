@@ -11,6 +11,7 @@ from dmax.models.quantized import STORED_AS
 _PREFIXES = {
     "_orig_mod.": "as torch.compile names them: save the module that it wraps, `compiled._orig_mod`",
     "module.": "as DataParallel names them: save the module that it wraps, `wrapped.module`",
+    "_checkpoint_wrapped_module.": "as activation checkpointing names them: save the module that it wraps",
     "_fsdp_wrapped_module.": "as FSDP names them: gather the whole state dict, and save that",
     "base_model.model.": "as PEFT names them: merge the adapter by `merge_and_unload()`, and save the result",
 }
@@ -24,7 +25,7 @@ _PACKED = {
     ".scales": "MLX",  # after those that have such a part, too
 }
 """How the names of weights end that a tool has packed."""
-_ADAPTER = "adapter_config.json"
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _QUANTIZERS = (
     "gptq",
     "awq",
@@ -42,7 +43,7 @@ _POINTER = b"version https://git-lfs"
 
 def adapter_in(folder: Path) -> str | None:
     """Return what a folder is, where it holds an adapter instead of a model; None for all others."""
-    if not (folder / _ADAPTER).exists():
+    if not any((folder / name).exists() for name in _ADAPTER):
         return None
     return (
         f"{folder} holds a PEFT adapter, not a model: load it on its base model with peft, merge it by "
@@ -51,11 +52,13 @@ def adapter_in(folder: Path) -> str | None:
 
 
 def foreign_names(folder: Path, names: Iterable[str]) -> str | None:
-    """Return which wrapper stored a checkpoint, where all of its tensors bear the wrapper's prefix."""
+    """Return which wrapper stored a checkpoint, by the part of its tensors' names that is the wrapper's."""
     names = list(names)
     for prefix, reason in _PREFIXES.items():
         if names and all(name.startswith(prefix) for name in names):
             return f"The tensors in {folder} are all called {prefix}…, {reason}, or rename the tensors."
+        if prefix.startswith("_") and (inside := next((name for name in names if prefix in name), None)):
+            return f"Tensors in {folder} are called as {inside}, {reason}, or take {prefix} out of their names."
     first = {name.partition(".")[0] for name in names}
     if len(first) == 1 and first != {"model"}:
         return f"The tensors in {folder} are all called {first.pop()}.…: rename them to begin with model. and lm_head."

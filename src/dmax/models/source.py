@@ -25,6 +25,8 @@ GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PROVENANCE_FILE = "provenance.json"
+_TORN = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
+"""How the names of files end that a program is fetching, or gave up."""
 """Says how ``dmax train`` made the weights (see :mod:`dmax.training.provenance`)."""
 EMBEDDED_MODELS = ("nano", "nano-base")
 
@@ -169,6 +171,9 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _list_file(path: Path) -> dict[str, StoredTensor]:
+    note = path.with_name(f"{path.name}.aria2")
+    if note.exists():  # beside a file that has its full size from the first
+        raise CheckpointError(fetched_in_part(path.parent, [note.name]))
     with open_tensors(path) as file:
         tensors = {}
         for name in file.keys():  # noqa: SIM118 (not a mapping: it cannot be iterated itself)
@@ -202,7 +207,7 @@ def _no_weights(folder: Path) -> str:
     adapter = adapter_in(folder)
     if adapter is not None:
         return adapter
-    torn = [path.name for path in folder.iterdir() if path.name.endswith(".incomplete") or not path.exists()]
+    torn = [path.name for path in folder.iterdir() if path.name.endswith(_TORN) or not path.exists()]
     if torn:
         return fetched_in_part(folder, torn)
     if pickles:

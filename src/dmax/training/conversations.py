@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # slow to import, and only recipes with conversations need it
 _ENCODING = 3
 """Part of the cache key: to be raised when :func:`_encode` changes what it gives for the same rows."""
 _ORDER, _HELD_OUT = 5, 9
+LINES = re.compile(r"\.(?:jsonl|ndjson)(?:\.(?:gz|bz2|xz|zst))?$", re.IGNORECASE)
+"""How files are named that hold a JSON object a line."""
 
 
 class Conversations:
@@ -140,10 +143,13 @@ def conversation_texts(section: JsonlSection | HubSection, count: int) -> Iterat
 
 def _jsonl_files(path: str) -> list[str]:
     place = Path(path).expanduser()
-    files = sorted([*place.glob("*.jsonl"), *place.glob("*.jsonl.gz")]) if place.is_dir() else [place]
+    files = [place]
+    if place.is_dir():
+        files = sorted(file for file in place.iterdir() if LINES.search(file.name) and not file.name.startswith("."))
     if not files or not all(file.is_file() for file in files):
         raise DataError(
-            f"there is no data at {path}: give a JSONL file, or a folder of files named *.jsonl or *.jsonl.gz."
+            f"there is no data at {path}: give a JSONL file, or a folder of files named *.jsonl or *.ndjson, as they "
+            "are or compressed (.gz, .bz2, .xz, .zst)."
         )
     return [str(file.resolve()) for file in files]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,13 @@ def arguments(checkpoints: Any, rows: Path, out: Path, *more: object) -> list[ob
         *SETTINGS,
         *more,
     ]
+
+
+def served_by(monkeypatch: pytest.MonkeyPatch, handle: Callable[[Any], Any]) -> None:
+    """Answer every request with a function instead of a server."""
+    httpx = pytest.importorskip("httpx")
+    client, transport = httpx.AsyncClient, httpx.MockTransport(handle)
+    monkeypatch.setattr(httpx, "AsyncClient", lambda **fields: client(**{**fields, "transport": transport}))
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
@@ -161,7 +168,7 @@ def test_a_prompt_that_does_not_fit_is_a_recorded_failure(
     assert result.exit_code == 0
     first, *others = samples(tmp_path / "run")
     assert "maximum context length is" in first["error"]
-    assert "gsm8k: 1 of 3 answers failed and count as wrong; the first: " in result.stderr
+    assert "gsm8k: 1 of 3 answers failed and count as wrong (the same command asks again); the first: " in result.stderr
     assert not any(other["error"] for other in others)
     metrics = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]["gsm8k"]["metrics"]
     assert (metrics["n"], metrics["failed"]) == (3, 1)
@@ -179,7 +186,7 @@ def test_a_server_is_asked_with_every_decoding_option(
             bodies.append(json.loads(request.content))
         return httpx.Response(200, json={"choices": [{"message": {"content": "#### 0"}, "finish_reason": "stop"}]})
 
-    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(handle)))
+    served_by(monkeypatch, handle)
     given = {
         "decoder": "soft-parallel",
         "threshold": 0.0,
@@ -280,7 +287,7 @@ def test_a_server_that_dies_ends_the_run_and_its_rows_are_asked_again(
     invoke: Callable[..., Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     httpx = pytest.importorskip("httpx")
-    monkeypatch.setattr("dmax.evaluation.answerers.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("dmax.evaluation.remote._pause", lambda seconds: asyncio.sleep(0))
     alive, asked = [True], []
 
     def handle(request: Any) -> Any:
@@ -290,7 +297,7 @@ def test_a_server_that_dies_ends_the_run_and_its_rows_are_asked_again(
                 raise httpx.ConnectError("connection refused")
         return httpx.Response(200, json={"choices": [{"message": {"content": "#### 0"}, "finish_reason": "stop"}]})
 
-    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(handle)))
+    served_by(monkeypatch, handle)
     command = ["eval", "--base-url", "http://server/v1", "--tasks", "gsm8k", "--data", rows, "--out", tmp_path / "run"]
     alive[0] = False
     died = invoke(*command)
@@ -304,8 +311,27 @@ def test_a_server_that_dies_ends_the_run_and_its_rows_are_asked_again(
     assert all(sample["error"] is None for sample in samples(tmp_path / "run"))
 
 
+def test_a_run_without_any_answer_does_not_pass_for_one(
+    invoke: Callable[..., Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx = pytest.importorskip("httpx")
+
+    def handle(request: Any) -> Any:
+        greeting = b"Hello" in request.content
+        return httpx.Response(200, json={"choices": [{"message": {"content": "x"}}] if greeting else []})
+
+    served_by(monkeypatch, handle)
+    told = invoke(
+        "eval", "--base-url", "http://server/v1", "--tasks", "gsm8k", "--data", rows, "--limit", 3,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert told.exit_code == 1
+    assert "3 of 3 answers failed" in told.stderr
+
+
+@pytest.mark.parametrize("name", ["eval", "sweep"])
 def test_a_missing_layer_is_told_before_the_first_program_and_none_is_refused(
-    invoke: Callable[..., Any], checkpoints: Any, write_lines: Callable[..., Path], tmp_path: Path,
+    name: str, invoke: Callable[..., Any], checkpoints: Any, write_lines: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from dmax.evaluation.sandbox import available_isolation
@@ -316,8 +342,8 @@ def test_a_missing_layer_is_told_before_the_first_program_and_none_is_refused(
         monkeypatch.setattr(f"dmax.evaluation.sandbox.{place}", lambda: bare)
     data = write_lines(dict(get_task("humaneval").example), name="humaneval.jsonl")
     command = [
-        "eval", "--model", checkpoints.chat, "--tasks", "humaneval", "--data", data, *SETTINGS,
-        "--out", tmp_path / "run",
+        name, "--model", checkpoints.chat, "--tasks", "humaneval", "--data", data, *SETTINGS,
+        "--out", tmp_path / "run", *(["--over", "threshold=0.5"] if name == "sweep" else []),
     ]  # fmt: skip
     refused = invoke(*command)
     assert refused.exit_code != 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,24 +17,32 @@ import httpx
 import torch
 
 from dmax import LLM, BlockDiffusionLM, GenerationParams, ModelConfig, Tokenizer
-from dmax.evaluation import answerers
-from dmax.evaluation.answerers import AnswererError, LocalAnswerer, RemoteAnswerer
+from dmax.evaluation import remote
+from dmax.evaluation.answerers import AnswererError, LocalAnswerer
+from dmax.evaluation.remote import RemoteAnswerer
 from dmax.models.transformer import initialize
 
 
 def server(handle: Any, **settings: Any) -> RemoteAnswerer:
-    answerer = RemoteAnswerer("http://server/v1/", "nano", **settings)
-    answerer._client = httpx.Client(transport=httpx.MockTransport(handle))
-    return answerer
+    return RemoteAnswerer("http://server/v1/", "nano", transport=httpx.MockTransport(handle), **settings)
 
 
 def completion(text: str, **fields: Any) -> dict[str, Any]:
     return {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], **fields}
 
 
+def pauses_are(monkeypatch: pytest.MonkeyPatch, kept: list[float]) -> None:
+    """Keep the seconds of pauses in place of waiting."""
+
+    async def pause(seconds: float) -> None:
+        kept.append(seconds)
+
+    monkeypatch.setattr(remote, "_pause", pause)
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answerers.time, "sleep", lambda seconds: None)
+    pauses_are(monkeypatch, [])
 
 
 def test_answers_come_in_order_with_what_the_server_tells_of_their_cost() -> None:
@@ -243,7 +254,7 @@ def test_a_redirect_is_told_and_not_followed(status: int) -> None:
 
 def test_a_page_of_an_error_is_told_in_one_line_once_it_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(answerers.time, "sleep", pauses.append)
+    pauses_are(monkeypatch, pauses)
     for status in (429, 502):  # without Retry-After
         page = httpx.Response(status, text="<html>\n<h1>Busy</h1>\n</html>")
         [answer] = server(lambda request, page=page: page).answer(["a"], [0], 64)
@@ -253,7 +264,7 @@ def test_a_page_of_an_error_is_told_in_one_line_once_it_does_not_pass(monkeypatc
 
 def test_a_server_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(answerers.time, "sleep", pauses.append)
+    pauses_are(monkeypatch, pauses)
     busy = httpx.Response(429, headers={"Retry-After": "7"})
     past = httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
     replies = [
@@ -291,3 +302,83 @@ def test_waits_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     [answer] = answerer.answer(["a"], [0], 64)
     assert 0.09 < answerer.waited < 5
     assert answer.seconds < 0.09
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (422, '{"detail": [{"loc": ["body", "decoder"], "msg": "Extra inputs are not permitted"}]}'),
+        (400, '{"object": "error", "message": "decoder unknown", "param": "decoder", "code": 400}'),
+        (400, "Bad Request: unknown field decoder"),
+        (402, '{"error": {"message": "no credit"}}'),
+        (500, "Internal Server Error"),
+        (302, ""),
+    ],
+)
+def test_a_server_that_refuses_a_greeting_is_an_error_before_the_run(status: int, body: str) -> None:
+    """Whatever the form of the refusal: the question is as plain as any can be."""
+
+    def handle(request: Any) -> Any:
+        listed = request.url.path.endswith("/models")
+        return httpx.Response(200, json={"data": [{"id": "a"}]}) if listed else httpx.Response(status, text=body)
+
+    with pytest.raises(AnswererError, match=f"answers no question \\(HTTP {status}.*--model .*it serves a"):
+        server(handle).check()
+
+
+def test_a_server_whose_list_of_models_fails_is_asked_all_the_same() -> None:
+    def handle(request: Any) -> Any:
+        listed = request.url.path.endswith("/models")
+        return httpx.Response(503) if listed else httpx.Response(200, json=completion("x"))
+
+    server(handle).check()
+
+
+def test_every_successful_status_is_an_answer() -> None:
+    [answer] = server(lambda request: httpx.Response(201, json=completion("x"))).answer(["a"], [0], 64)
+    assert answer.text == "x"
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_the_time_for_an_answer_ends_though_it_trickles_in(head: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ended = threading.Event()
+
+        def trickle() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.sendall(head or b"HTTP/1.1 200 OK\r\n")
+                while not ended.wait(0.05):
+                    connection.sendall(b" " if head else b"X-A: 1\r\n")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        [answer] = RemoteAnswerer(url, "nano", timeout=1).answer(["a"], [0], 64)
+        ended.set()
+        thread.join()
+    assert answer.error == "no answer within --timeout, 1 s"
+
+
+def test_a_reply_without_an_end_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_LONGEST_REPLY", 2**20)
+    [answer] = server(lambda request: httpx.Response(200, text=" " * 2**21)).answer(["a"], [0], 64)
+    assert answer.error == "the reply is longer than 1 MiB"
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "", "http://", "ftp://a/v1", "http://[::1", "http://a:99999/v1"])
+def test_what_is_no_address_is_said(url: str) -> None:
+    with pytest.raises(AnswererError, match="no address of a server; give one such as http://"):
+        RemoteAnswerer(url, "nano")
+
+
+def test_a_key_that_cannot_be_sent_is_said_and_an_empty_one_is_none() -> None:
+    for key in ("schlüssel", "a\nb"):
+        with pytest.raises(AnswererError, match="--api-key holds characters"):
+            RemoteAnswerer("http://server/v1", "nano", api_key=key)
+
+    def handle(request: Any) -> Any:
+        assert "Authorization" not in request.headers
+        return httpx.Response(200, json=completion("x"))
+
+    assert server(handle, api_key="").answer(["a"], [0], 64)[0].text == "x"

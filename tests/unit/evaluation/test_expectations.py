@@ -6,6 +6,7 @@ import ast
 
 import pytest
 
+from dmax.evaluation.sandbox.checkpoints import with_checkpoints
 from dmax.evaluation.sandbox.expectations import false_expectation
 
 
@@ -38,6 +39,8 @@ def changed(test: str) -> str | None:
         ("assert abs(0.25 - f()) <= 0.001", 0.25),
         ("assert math.isclose(f(), 2.5, rel_tol=0.001)", 2.5),
         ("assert f() == 1 + 2j", 1 + 2j),
+        ("assert f() == len('abc')", 3),
+        ("assert math == f()", __import__("math")),
     ],
 )
 def test_another_expectation_is_not_met(test: str, given: object) -> None:
@@ -64,7 +67,6 @@ def test_an_exact_test_expects_something_likely_instead() -> None:
         "assert f()",
         "assert not f()",
         "assert f() != 3",
-        "assert f() == g()",
         "assert 3 == 3",
         "assert f() < 3",
         "assert abs(f() - 3) < 100",
@@ -83,3 +85,39 @@ def test_lines_keep_their_numbers() -> None:
     edit = false_expectation(ast.parse("assert f() == [\n    1,\n    2,\n]").body[0])
     assert edit is not None
     assert edit.text.count("\n") == 3
+
+
+EVALPLUS = """
+def assertion(out, exp, atol):
+    assert out == exp
+def check(candidate):
+    inputs = [[7], [-1], [100]]
+    results = [3, -1, 50]
+    for i, (inp, exp) in enumerate(zip(inputs, results)):
+        assertion(candidate(*inp), exp, 0)
+
+check(halve)
+"""
+LOOPED = """
+def check(candidate):
+    for n in range(9):
+        half = n // 2
+        assert candidate(n) == half
+
+check(halve)
+"""
+
+
+@pytest.mark.parametrize("tests", [EVALPLUS, LOOPED])
+def test_what_a_list_or_a_loop_expects_is_changed_too(tests: str) -> None:
+    class Equal:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    for _ in range(5):
+        for number, halve in ((0, lambda n: n // 2), (1, lambda n: Equal())):
+            exec(with_checkpoints(tests, "_marks", number), {"halve": halve, "_marks": []})
+        with pytest.raises(AssertionError):
+            exec(with_checkpoints(tests, "_marks", 1), {"halve": lambda n: n // 2, "_marks": []})

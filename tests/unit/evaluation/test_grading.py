@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 
 import pytest
 
-from dmax.evaluation.grading import boxed, final_number, final_statement, numbers, same_number
+from dmax.evaluation.grading import boxed, final_number, final_statement, numbers, read_number, same_number
 
 
 @pytest.mark.parametrize(
@@ -141,3 +142,14 @@ def test_numbers_are_found_in_order() -> None:
 )
 def test_the_words_an_answer_ends_with(text: str, statement: str) -> None:
     assert final_statement(text) == statement
+
+
+@pytest.mark.parametrize(
+    "unit", ["x", "\n", "\n \n\n", "#### ", "$", "\\boxed{", "a b 1, ", "1/", "(", "{", "<answer>", "- "]
+)
+def test_an_answer_that_is_stuck_is_read_at_once(unit: str) -> None:
+    """A model may repeat itself until its budget ends; such answers took minutes each."""
+    started = time.process_time()
+    read_number(unit * (16_000 // len(unit)))
+    assert time.process_time() - started < 3
+    assert same_number(unit * 100 + "\n#### 12", "#### 12")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dmax.models import BlockDiffusionLM, ModelConfig, save_model
 from dmax.models.transformer import initialize, routers
@@ -69,3 +70,16 @@ def folder(model: BlockDiffusionLM, tmp_path: Path) -> Path:
     """``model`` as a checkpoint in the published layout, one file, float32."""
     save_model(model, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def edit(folder: Path) -> Callable[[Callable[[dict[str, torch.Tensor]], object]], Path]:
+    """Change the tensors of the checkpoint ``folder`` in place."""
+
+    def apply(change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return apply

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -210,8 +212,13 @@ def test_compressed_files_are_read(tokenizer: Tokenizer, tmp_path: Path) -> None
     jsonl(tmp_path / "a.jsonl", {"question": "q0", "answer": "a"})
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write(json.dumps({"question": "q1", "answer": "a"}) + "\n")
+    (tmp_path / "c.jsonl.bz2").write_bytes(bz2.compress(b'{"question": "q2", "answer": "a"}\n'))
+    (tmp_path / "d.JSONL.xz").write_bytes(lzma.compress(b'{"question": "q3", "answer": "a"}\n'))
+    (tmp_path / "e.ndjson").write_bytes(b'{"question": "q4", "answer": "a"}\n')
+    (tmp_path / "._a.jsonl").write_bytes(b"\0 what a file system left")
     source = load(JsonlSection(source="jsonl", path=str(tmp_path)), tokenizer)
-    assert {parts(source.example(i), tokenizer)[0] for i in range(2)} == {"<user>q0<assistant>", "<user>q1<assistant>"}
+    read = {parts(source.example(i), tokenizer)[0] for i in range(len(source))}
+    assert read == {f"<user>q{i}<assistant>" for i in range(5)}
 
 
 def test_other_rows_have_another_fingerprint(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,6 +19,7 @@ from dmax.cli._common.session import decoding_rule, load_llm
 if TYPE_CHECKING:
     from dmax.evaluation.answerers import LocalAnswerer
     from dmax.evaluation.runner import Standing, TaskData
+    from dmax.evaluation.tasks import Task
 
 _asked = in_panel("What is asked")
 
@@ -38,16 +39,19 @@ class AskingOptions:
     ] = None
     skip_bad: Annotated[bool, _asked("--skip-bad", help="Leave malformed rows out instead of stopping.")] = False
     batch_size: Annotated[int, _asked(help="Prompts in flight together.")] = 16
+    unprotected: Annotated[
+        bool, _asked("--unprotected", help="Run programs even where no sandbox keeps them from your files.")
+    ] = False
 
     def __post_init__(self) -> None:
         at_least(self, limit=1, batch_size=1)
 
 
 def load_tasks(asking: AskingOptions, decoding: DecodingOptions) -> list[TaskData]:
-    """Load the tasks with their rows.
+    """Load the tasks with their rows, and say what the sandbox of those whose answers are programs lacks here.
 
     Raises:
-        CommandError: there is no such task, or its rows cannot be had.
+        CommandError: there is no such task, its rows cannot be had, or programs would run unprotected unasked.
     """
     wanted = list(dict.fromkeys(name.strip() for name in asking.tasks.split(",") if name.strip()))
     if not wanted:
@@ -67,7 +71,31 @@ def load_tasks(asking: AskingOptions, decoding: DecodingOptions) -> list[TaskDat
             source |= {"left_out": list(rows.skipped)} if rows.skipped else {}
             gen_length = task.gen_length if decoding.gen_length is None else decoding.gen_length
             asked.append(TaskData(task, list(rows), source, gen_length))
-    return asked
+    return _sandboxed(asked, unprotected=asking.unprotected)
+
+
+def _sandboxed(tasks: list[TaskData], *, unprotected: bool) -> list[TaskData]:
+    """Say what the sandbox lacks here before the first program runs, and refuse where it lacks everything.
+
+    Raises:
+        CommandError: programs would run unprotected, and that was not asked for.
+    """
+    from dmax.evaluation.sandbox import available_isolation, require_protection
+    from dmax.evaluation.tasks.programming import ProgrammingTask
+
+    if not any(isinstance(data.task, ProgrammingTask) for data in tasks):
+        return tasks
+    with evaluation_errors():
+        if not unprotected:
+            require_protection()
+        for sentence in available_isolation().missing:
+            note(f"Sandbox: {sentence}")
+    return [
+        replace(data, task=cast("Task", replace(data.task, unprotected=unprotected)))
+        if isinstance(data.task, ProgrammingTask)
+        else data
+        for data in tasks
+    ]
 
 
 def _paths(files: list[str], wanted: list[str]) -> dict[str, Path]:

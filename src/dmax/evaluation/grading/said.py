@@ -19,6 +19,19 @@ _MARKUP = re.compile(
     r"(?:\s[^<>]*)?/?>",
     re.IGNORECASE,
 )
+_SPACE = re.compile(r"\s{64,}")
+_REPEATED = re.compile(r"([^\d\s]\D{0,39}?)\1{63,}")
+_LONGEST = 20_000
+"""Characters that are read of what an answer ends with."""
+
+
+def condensed(text: str) -> str:
+    """Return a text without what stands in it more than 64 times in a row, as models write that are stuck.
+
+    Digits stay as they are. Reading the rest takes no longer than it would of an answer that somebody wrote.
+    """
+    text = _SPACE.sub(lambda space: "\n\n" if "\n" in space[0] else " ", text)
+    return _REPEATED.sub(lambda again: again[1] * 8, text)[-_LONGEST:]
 
 
 def said(answer: str) -> str:
@@ -30,7 +43,7 @@ def said(answer: str) -> str:
     behind = _THOUGHT_ENDS.split(text)[-1]
     text = next((part for part in (behind, text) if part.strip()), answer)
     ended = _END.split(text, maxsplit=1)[0]
-    text = ended if ended.strip() else text
+    text = condensed(ended if ended.strip() else text)
     tagged = [found["inside"] for found in _TAGGED.finditer(text) if found["inside"].strip()]
     return tagged[-1] if tagged else text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from dmax.evaluation.grading.arithmetic import CURRENCY, NotArithmetic, leading_value
-from dmax.evaluation.grading.number_words import spelt_anywhere, spelt_as_digits
+from dmax.evaluation.grading.number_words import WORD, spelt_anywhere, spelt_as_digits
 from dmax.evaluation.grading.numbers import located_numbers
 from dmax.evaluation.grading.plain_text import plain, without_latex
 from dmax.evaluation.grading.said import said
@@ -34,7 +34,7 @@ _START = rf"(?:{CURRENCY}\s{{0,3}})?[-+]?\s?(?:{CURRENCY}\s?)?(?:\.?[0-9]|\\(?:f
 _WORDS = r"(?:[^\W\d_]+(?:['.-][^\W\d_]+)*\.?\s+){0,3}"
 _CHOICE = re.compile(
     r"^\s*(?:squared|cubed)\b|\b(?:or|and)\s+(?:more|less|fewer|up|above|over|below|higher|lower|greater|beyond)\b|"
-    rf"\bor\b\s*(?:maybe|perhaps|possibly|even|about|is\s+it|rather)?\s*\(?(?:[A-Za-z]\s*=\s*)?{_START}"
+    rf"\bor\b\s*(?:maybe|perhaps|possibly|even|about|is\s+it|rather)?\s*\(?(?:[A-Za-z]\s*=\s*)?(?:{_START}|{WORD})"
     rf"|\b(?:maybe|perhaps|possibly|alternatively|not\s+sure|(?:could|might|may)\s+(?:also\s+)?be)\b\W*{_START}"
     r"|\b(?:or|and)\s+\\?(?:boxed|fbox)"
     rf"|^\s*(?:{_WORDS})(?:and|to|through|until|vs\.?|versus|&|plus|minus|times|divided\s+by|multiplied\s+by|over)\s+{_START}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 from collections import Counter
 
 from dmax.evaluation.sandbox.expectations import Edit, expected_values, false_expectation
@@ -17,6 +18,8 @@ _COMPOUND = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.For, ast.AsyncFor, ast.While),
     *(ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match),
 )
+_LISTED = re.compile(r"\bzip\(inputs, results\)")
+"""How the tests of EvalPlus go through what they expect."""
 
 
 def with_checkpoints(tests: str, name: str, number: int) -> str:
@@ -34,7 +37,9 @@ def with_checkpoints(tests: str, name: str, number: int) -> str:
     statements = _statements(tests)
     draw = random.SystemRandom()
     plausible = expected_values(statements)
-    expectations = [edit for statement in statements if (edit := false_expectation(statement, plausible))]
+    listed = _LISTED.search(tests) is not None
+    changed = (false_expectation(test, plausible, listed=listed) for test in _statements(tests, looped=True))
+    expectations = list(filter(None, changed))
     last = None if expectations else draw.randrange(len(statements) + 1)
     edits = [draw.choice(expectations)] if expectations and number % 2 else []
     for at, statement in enumerate(statements):
@@ -54,8 +59,8 @@ def _edited(source: str, edits: list[Edit]) -> str:
     return b"\n".join(lines).decode(errors="surrogatepass")
 
 
-def _statements(tests: str) -> list[ast.stmt]:
-    """List the simple statements that surely run exactly once, where the tests pass."""
+def _statements(tests: str, *, looped: bool = False) -> list[ast.stmt]:
+    """List the simple statements that surely run exactly once, where the tests pass, or once or more."""
     try:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -73,25 +78,34 @@ def _statements(tests: str) -> list[ast.stmt]:
         and calls[statement.value.func.id] == mentions[statement.value.func.id] == 1
     }
     defined = Counter(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
-    found = _straight(tree.body)
+    found = _straight(tree.body, looped)
     for node in tree.body:
         plain = isinstance(node, ast.FunctionDef) and not node.decorator_list
         if plain and isinstance(node, ast.FunctionDef) and node.name in once and defined[node.name] == 1:
-            inner = _straight(node.body)
+            inner = _straight(node.body, looped)
             generator = any(isinstance(part, ast.Yield | ast.YieldFrom) for part in ast.walk(node))
             found += [] if generator else inner
     return found
 
 
-def _straight(body: list[ast.stmt]) -> list[ast.stmt]:
-    """List simple statements of a block up to the first that may leave it."""
+def _straight(body: list[ast.stmt], looped: bool) -> list[ast.stmt]:
+    """List simple statements of a block up to the first that may leave it, those of loops that surely run too."""
     found = []
     for number, statement in enumerate(body):
         future = isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
         docstring = number == 0 and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if not isinstance(statement, _COMPOUND) and not future and not docstring:
             found.append(statement)
+        if looped and isinstance(statement, ast.For) and _turns(statement.iter):
+            found += _straight(statement.body, looped)
         definition = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         if not definition and any(isinstance(part, _LEAVES) for part in ast.walk(statement)):
             break
     return found
+
+
+def _turns(over: ast.expr) -> bool:
+    """Tell whether a loop over something has a turn: over a ``range`` of a number that is written there."""
+    call = over if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "range" else None
+    bound = call.args[0] if call is not None and len(call.args) == 1 else None
+    return isinstance(bound, ast.Constant) and isinstance(bound.value, int) and bound.value > 0

@@ -25,15 +25,20 @@ class Edit:
     text: str
 
 
-def false_expectation(statement: ast.stmt, plausible: Sequence[Any] = ()) -> Edit | None:
+def false_expectation(statement: ast.stmt, plausible: Sequence[Any] = (), *, listed: bool = False) -> Edit | None:
     """Return how to make a test expect another value; None where it is not plain what it expects.
 
     Args:
         statement: the test.
         plausible: what the other tests expect. Where the test is exact, one of these may be taken: a result that is
             equal to whatever looks likely is equal to them too.
+        listed: whether the tests expect what a list named ``results`` holds, as those of EvalPlus do.
     """
-    literal = _expected(statement.test) if isinstance(statement, ast.Assert) else None
+    literal = _listed(statement) if listed else None
+    if isinstance(statement, ast.Assert):
+        literal = _expected(statement.test)
+        if literal is None:
+            return _beside(statement.test)
     if literal is None:
         return None
     value = ast.literal_eval(literal)
@@ -45,11 +50,31 @@ def false_expectation(statement: ast.stmt, plausible: Sequence[Any] = ()) -> Edi
             return None
     except (ValueError, SyntaxError, OverflowError, RecursionError):  # infinity cannot be written, nor a huge number
         return None
-    assert literal.end_lineno is not None and literal.end_col_offset is not None
-    lines = "\n" * (literal.end_lineno - literal.lineno)  # those behind it keep their numbers
-    return Edit(
-        (literal.lineno, literal.col_offset), (literal.end_lineno, literal.end_col_offset), f"({other!r}{lines})"
-    )
+    return _replaced(literal, repr(other))
+
+
+def _replaced(node: ast.expr, text: str) -> Edit:
+    assert node.end_lineno is not None and node.end_col_offset is not None
+    lines = "\n" * (node.end_lineno - node.lineno)  # those behind it keep their numbers
+    return Edit((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset), f"({text}{lines})")
+
+
+def _listed(statement: ast.stmt) -> ast.expr | None:
+    """Draw one of the literals of a list that is named ``results``."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.List):
+        return None
+    named = [_name(target) for target in statement.targets] == ["results"]
+    literals = [literal for element in statement.value.elts if (literal := _literal(element))] if named else []
+    return _random.choice(literals) if literals else None
+
+
+def _beside(test: ast.expr) -> Edit | None:
+    """Make a test of two computed values expect a pair that holds what it expected, the simpler of them."""
+    if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq):
+        return None
+    [right] = test.comparators
+    expected = test.left if isinstance(test.left, ast.Name) else right
+    return None if _literal(test.left) or _literal(right) else _replaced(expected, f"({ast.unparse(expected)}), 0")
 
 
 def expected_values(statements: Iterable[ast.stmt]) -> list[Any]:

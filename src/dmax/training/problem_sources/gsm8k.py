@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from dmax.problems import show_working
 from dmax.problems.gsm8k_variants import Gsm8kVariants
 from dmax.problems.splits import first_number
-from dmax.training.conversations import read_rows
+from dmax.training.conversations import LINES, read_rows
 from dmax.training.data import ChatEncoder
 from dmax.training.data_sections import FileSection, HubSection, JsonlSection
 from dmax.training.problem_sources.base import DrawnConversations, Turn
@@ -79,7 +79,7 @@ def gsm8k_variants(path: str) -> Gsm8kVariants:
     Raises:
         DataError: it cannot be had or read.
     """
-    if path.endswith((".jsonl", ".jsonl.gz")):
+    if LINES.search(path):
         rows = read_rows(JsonlSection(source="jsonl", path=path))
     else:
         rows = read_rows(HubSection(source="hub", path=path, subset="main"))
