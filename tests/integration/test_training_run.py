@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("reasoning_gym")
@@ -64,6 +65,25 @@ def test_a_run_leaves_metrics_checkpoints_and_a_loadable_model(finished: Path) -
     assert model.config.block_length == 32
     assert tokenizer.eos_token_id == model.config.eos_token_id != model.config.mask_token_id == tokenizer.mask_token_id
     assert len(tokenizer.encode("1234")) == 4
+
+
+def test_a_run_from_a_quantised_model_trains_all_of_its_weights(finished: Path, tmp_path: Path) -> None:
+    from dmax.models.checkpoint import load_model
+    from dmax.models.convert import Quantization, convert_checkpoint
+    from dmax.models.quantized import widen
+
+    small = tmp_path / "small"
+    convert_checkpoint(finished / "model", small, quantization=Quantization("int8", embeddings="int8"))
+    recipe = edited(tmp_path, steps=2, generate_rows=0)
+    values = yaml.safe_load(recipe.read_text())
+    values["model"] = values["tokenizer"] = {"start_from": str(small)}
+    recipe.write_text(yaml.safe_dump(values))
+    subprocess.run(command(recipe, tmp_path / "run"), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    before, after = load_model(small), load_model(tmp_path / "run" / "model")
+    widen(before, torch.float32)
+    start, trained = dict(before.named_parameters()), dict(after.named_parameters())
+    assert start.keys() == trained.keys()
+    assert [name for name, tensor in start.items() if torch.equal(tensor, trained[name].float())] == []
 
 
 def test_a_killed_run_resumes_with_the_losses_of_the_uninterrupted_one(finished: Path, tmp_path: Path) -> None:

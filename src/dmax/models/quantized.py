@@ -32,6 +32,7 @@ GROUPS = (32, 64)
 """Inputs that may share a scale in int4."""
 LEVELS = 15
 """The largest level of int4."""
+_SCALE = "_scale"
 _LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 _EXPERT = re.compile(r".*\.mlp\.experts\.((\d+\.)?(gate|up|down)_proj\.weight|(gate|up|down)_proj)")
@@ -54,7 +55,7 @@ def part_of(name: str) -> Part | None:
 
 def scale_name(name: str) -> str:
     """Return the name of a weight's scales."""
-    return f"{name}_scale"
+    return f"{name}{_SCALE}"
 
 
 @dataclass(frozen=True)
@@ -215,3 +216,33 @@ def hold_quantized(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
             setattr(experts, stack, nn.Parameter(weight, requires_grad=False))
             scale = torch.empty(scheme.scale_shape(shape), dtype=scheme.scale_dtype, device=device)
             setattr(experts, scale_name(stack), scale)
+
+
+def widen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model plain weights that can be trained in place of its quantised ones; undoes :func:`hold_quantized`.
+
+    Args:
+        model: changed in place; its other weights stay as they are.
+        dtype: of the new weights.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            weight = nn.Parameter(dequantize(module.weight, module.weight_scale, dtype))
+            outputs, inputs = weight.shape
+            with torch.device("meta"):
+                plain = (
+                    nn.Embedding(outputs, inputs)
+                    if isinstance(module, QuantizedEmbedding)
+                    else nn.Linear(inputs, outputs, bias=False)
+                )
+            plain.weight = weight
+            if isinstance(plain, nn.Linear) and isinstance(module, QuantizedLinear):
+                plain.bias = module.bias
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, plain)
+        else:
+            scales = [(own, scale) for own, scale in module.named_buffers(recurse=False) if own.endswith(_SCALE)]
+            for own, scale in scales:
+                stack = own.removesuffix(_SCALE)
+                setattr(module, stack, nn.Parameter(dequantize(getattr(module, stack), scale, dtype)))
+                setattr(module, own, None)

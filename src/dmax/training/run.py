@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from dmax.models.checkpoint import load_model, save_companions, save_model
 from dmax.models.config import ModelConfig
+from dmax.models.quantized import widen
 from dmax.models.tokenizer import Tokenizer
 from dmax.models.transformer import BlockDiffusionLM, initialize
 from dmax.training.batches import Batches
@@ -228,6 +229,8 @@ def _weights(recipe: Recipe, config: ModelConfig, dtype: torch.dtype = torch.flo
     if recipe.model.start_from is not None:
         model = load_model(recipe.model.start_from, dtype=dtype)
         model.config = config
+        if recipe.lora is None:
+            widen(model, dtype)
         return model
     return initialize(BlockDiffusionLM(config), generator_for(recipe.seed, _INITIALIZATION))
 

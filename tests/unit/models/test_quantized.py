@@ -23,11 +23,13 @@ from dmax.models.quantized import (
     QuantizedEmbedding,
     QuantizedLinear,
     Scheme,
+    WeightFormat,
     dequantize,
     part_of,
     quantize,
     scale_name,
     scales_of,
+    widen,
 )
 from dmax.models.rounding import round_rows
 from dmax.models.transformer import expert_stacks, initialize
@@ -274,3 +276,20 @@ def test_a_stack_of_mixed_weights_is_refused(folder: Path, tmp_path: Path) -> No
     save_file(tensors, tmp_path / "small" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"1 not quantised as the rest of their stack: .*\(is F32\)"):
         load_model(tmp_path / "small")
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "fp8"])
+def test_widened_weights_are_what_the_quantised_ones_stand_for_and_can_be_trained(
+    form: WeightFormat, even: tuple[Path, BlockDiffusionLM], tmp_path: Path
+) -> None:
+    folder, plain = even
+    convert_checkpoint(folder, tmp_path / "small", quantization=Quantization(form, embeddings="int8"))
+    model = load_model(tmp_path / "small")
+    ids = torch.arange(3, 40)[None]
+    expected = model.logits(ids)
+    widen(model, torch.float32)
+    torch.testing.assert_close(model.logits(ids), expected, rtol=1e-4, atol=1e-4)
+    assert {name: (p.shape, p.dtype) for name, p in model.named_parameters() if p.requires_grad} == {
+        name: (p.shape, p.dtype) for name, p in plain.named_parameters()
+    }
+    assert model.state_dict().keys() == plain.state_dict().keys()
