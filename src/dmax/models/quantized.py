@@ -227,22 +227,25 @@ def widen(model: nn.Module, dtype: torch.dtype) -> None:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear | QuantizedEmbedding):
-            weight = nn.Parameter(dequantize(module.weight, module.weight_scale, dtype))
-            outputs, inputs = weight.shape
-            with torch.device("meta"):
-                plain = (
-                    nn.Embedding(outputs, inputs)
-                    if isinstance(module, QuantizedEmbedding)
-                    else nn.Linear(inputs, outputs, bias=False)
-                )
-            plain.weight = weight
-            if isinstance(plain, nn.Linear) and isinstance(module, QuantizedLinear):
-                plain.bias = module.bias
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, plain)
+            setattr(model.get_submodule(parent), child, _widened(module, dtype))
         else:
             scales = [(own, scale) for own, scale in module.named_buffers(recurse=False) if own.endswith(_SCALE)]
             for own, scale in scales:
                 stack = own.removesuffix(_SCALE)
                 setattr(module, stack, nn.Parameter(dequantize(getattr(module, stack), scale, dtype)))
                 setattr(module, own, None)
+
+
+def _widened(module: QuantizedLinear | QuantizedEmbedding, dtype: torch.dtype) -> nn.Module:
+    weight = nn.Parameter(dequantize(module.weight, module.weight_scale, dtype))
+    outputs, inputs = weight.shape
+    with torch.device("meta"):  # filled below
+        embedding, linear = nn.Embedding(outputs, inputs), nn.Linear(inputs, outputs, bias=False)
+    if isinstance(module, QuantizedEmbedding):
+        embedding.weight = weight
+        return embedding
+    linear.weight = weight
+    if module.bias is not None:
+        linear.bias = module.bias
+    return linear
