@@ -64,9 +64,9 @@ class Optimizer:
         self.all_parameters = [p for p in model.parameters() if p.requires_grad]
         self.clip_norm = clip_norm
         matrices, others = split_parameters(model) if muon_lr else ([], self.all_parameters)
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=adamw_lr, betas=betas, weight_decay=weight_decay)
-        ]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if others:  # adapters may be matrices of the layers alone
+            self.optimizers.append(torch.optim.AdamW(others, lr=adamw_lr, betas=betas, weight_decay=weight_decay))
         if matrices:
             self.optimizers.append(StackedMuon(matrices, lr=muon_lr, weight_decay=weight_decay))
         self.peak_lrs = [o.param_groups[0]["lr"] for o in self.optimizers]

@@ -229,8 +229,7 @@ def _weights(recipe: Recipe, config: ModelConfig, dtype: torch.dtype = torch.flo
     if recipe.model.start_from is not None:
         model = load_model(recipe.model.start_from, dtype=dtype)
         model.config = config
-        if recipe.lora is None:
-            widen(model, dtype)
+        widen(model, dtype)
         return model
     return initialize(BlockDiffusionLM(config), generator_for(recipe.seed, _INITIALIZATION))
 

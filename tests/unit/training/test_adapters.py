@@ -34,9 +34,9 @@ def adapted(
     return Predictor(model, dtype, recompute=recompute, adapters=adapters)
 
 
-def train(predict: Predictor, layout: Layout, steps: int = 3) -> Optimizer:
+def train(predict: Predictor, layout: Layout, steps: int = 3, muon_lr: float = 0.0) -> Optimizer:
     optimizer = Optimizer(
-        predict.model, adamw_lr=0.02, muon_lr=0.0, betas=(0.9, 0.999), weight_decay=0.0, clip_norm=1.0
+        predict.model, adamw_lr=0.02, muon_lr=muon_lr, betas=(0.9, 0.999), weight_decay=0.0, clip_norm=1.0
     )  # fmt: skip
     for _ in range(steps):
         F.cross_entropy(predict(layout.noisy_ids, layout), layout.noisy_ids[layout.supervised]).backward()
@@ -55,11 +55,13 @@ def test_new_adapters_change_nothing(model: BlockDiffusionLM, layout: Layout) ->
     torch.testing.assert_close(logits(adapted(model), layout), before)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_every_place_is_trained_and_nothing_else(model: BlockDiffusionLM, layout: Layout, recompute: bool) -> None:
+@pytest.mark.parametrize(("recompute", "muon_lr"), [(False, 0.0), (True, 0.0), (False, 0.02)])
+def test_every_place_is_trained_and_nothing_else(
+    model: BlockDiffusionLM, layout: Layout, recompute: bool, muon_lr: float
+) -> None:
     predict = adapted(model, recompute=recompute)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(predict, layout)
+    train(predict, layout, muon_lr=muon_lr)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
     trained = {name.split(".lora_")[0].replace(".base_layer", "") for name in changed}
