@@ -85,24 +85,42 @@ def test_each_stage_for_smollm2_starts_from_the_one_before() -> None:
         before = f"runs/{values['name']}/model"
 
 
-def test_the_chain_for_smollm2_is_run_in_order(tmp_path: Path) -> None:
+@pytest.fixture
+def said(tmp_path: Path) -> Callable[..., list[str]]:
+    """Runs a script of ``recipes`` and returns how it calls ``dmax``, which adapts by making a folder."""
     dmax = tmp_path / "bin" / "dmax"
     dmax.parent.mkdir()
     dmax.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n[ "$1" = train ] || mkdir "$3"\n', encoding="utf-8")
     dmax.chmod(0o755)
-    script = RECIPES / "smollm2-135m" / "train.sh"
 
-    def said(*arguments: str) -> list[str]:
+    def run(script: Path, *arguments: str) -> list[str]:
         environment = {**os.environ, "PATH": f"{dmax.parent}:{os.environ['PATH']}"}
         subprocess.run(["bash", str(script), *arguments], cwd=tmp_path, env=environment, check=True)
         lines = (tmp_path / "said").read_text(encoding="utf-8").splitlines()
         (tmp_path / "said").unlink()
         return lines
 
+    return run
+
+
+def test_the_chain_for_smollm2_is_run_in_order(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    script = RECIPES / "smollm2-135m" / "train.sh"
     runs = tmp_path / "runs"
     trained = [f"train {script.parent}/{stage}.yaml --output {runs}/smollm2-135m-{stage} --resume" for stage in STAGES]
     adapted = f"{runs}/smollm2-135m-adapted --dtype float32"
-    assert said() == [f"adapt HuggingFaceTB/SmolLM2-135M-Instruct {adapted}", *trained]
-    assert said("model.gguf", "runs", "--data", "a=b") == [f"{line} --data a=b" for line in trained], "adapted already"
+    assert said(script) == [f"adapt HuggingFaceTB/SmolLM2-135M-Instruct {adapted}", *trained]
+    assert said(script, "model.gguf", "runs", "--data", "a=b") == [f"{line} --data a=b" for line in trained], (
+        "adapted already"
+    )
     (runs / "smollm2-135m-adapted").rmdir()
-    assert said("model.gguf", "runs")[0] == f"adapt model.gguf {adapted}"
+    assert said(script, "model.gguf", "runs")[0] == f"adapt model.gguf {adapted}"
+
+
+def test_the_chain_of_nano_goes_on_behind_its_finished_stages(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    script, runs = RECIPES / "nano" / "train.sh", tmp_path / "out" / "runs"
+    trained = [f"train {script.parent}/{stage}.yaml --output {runs}/nano-{stage} --resume" for stage in STAGES]
+    assert said(script, "out/runs", "--data", "a=b") == [f"{line} --data a=b" for line in trained]
+    finished = runs / f"nano-{STAGES[0]}" / "model"
+    finished.mkdir(parents=True)
+    (finished / "provenance.json").touch()
+    assert said(script, "out/runs") == trained[1:]
