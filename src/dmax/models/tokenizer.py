@@ -94,12 +94,7 @@ class Tokenizer:
             raise ValueError("the text holds half of a surrogate pair, which is not valid Unicode.") from error
         if _MARK in text:
             return self._encode_marked(text)
-        if len(text) <= _SHORT:
-            return self.pipeline.encode(text, add_special_tokens=False).ids
-        # As a batch, because that lets other threads run meanwhile; the pipeline's own `encode` does not. But a batch
-        # is handed to another thread, which waits for a core where all are busy.
-        [found] = self.pipeline.encode_batch([text], add_special_tokens=False)
-        return found.ids
+        return _ids(self.pipeline, text)
 
     def fewest_tokens(self, text: str) -> int:
         """Return how many tokens a text has at least, by its length alone; 0 where its length does not tell."""
@@ -182,12 +177,8 @@ class Tokenizer:
         ids: list[int] = []
         for place, part in enumerate(parts):
             if part:
-                ids += self._encode_as_text(part) if place % 2 else self.encode(part)
+                ids += _ids(self._without_special, part) if place % 2 else self.encode(part)
         return ids
-
-    def _encode_as_text(self, text: str) -> list[int]:
-        [found] = self._without_special.encode_batch([text], add_special_tokens=False)
-        return found.ids
 
     @cached_property
     def _longest(self) -> int | None:
@@ -274,6 +265,15 @@ _SHORT = 4096
 """Characters that are encoded within a millisecond or two."""
 _MARK = "\ufdd0"
 """A code point that Unicode keeps free for a program's own use: it is in nobody's text."""
+
+
+def _ids(pipeline: tokenizers.Tokenizer, text: str) -> list[int]:
+    if len(text) <= _SHORT:
+        return pipeline.encode(text, add_special_tokens=False).ids
+    # As a batch, because that lets other threads run meanwhile; the pipeline's own `encode` does not. But a batch is
+    # handed to another thread, which waits for a core where all are busy.
+    [found] = pipeline.encode_batch([text], add_special_tokens=False)
+    return found.ids
 
 
 def text_of(content: Any) -> str:
