@@ -9,7 +9,7 @@ from typing import Any
 
 from dmax.problems.splits import first_number
 from dmax.training.problem_sources.base import Turn
-from dmax.training.problem_sources.everyday import Everyday
+from dmax.training.problem_sources.everyday import Everyday, everyday_turn
 from dmax.training.problem_sources.gsm_symbolic import word_problem
 from dmax.training.problem_sources.other_requests import request_turn
 
@@ -34,4 +34,4 @@ class ProblemConversations(Everyday):
             return request_turn(self.split, number, self.seed)
         if kind < 0.35:
             return word_problem(self.split, number, self.seed, self.worked)
-        return self.problems.turn(self.split, number, self.seed)
+        return everyday_turn(self, self.split, number, self.seed)
