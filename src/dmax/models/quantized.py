@@ -240,11 +240,10 @@ def widen(model: nn.Module, dtype: torch.dtype) -> None:
 def _widened(module: QuantizedLinear | QuantizedEmbedding, dtype: torch.dtype) -> nn.Module:
     weight = nn.Parameter(dequantize(module.weight, module.weight_scale, dtype))
     outputs, inputs = weight.shape
-    with torch.device("meta"):  # filled below
-        embedding, linear = nn.Embedding(outputs, inputs), nn.Linear(inputs, outputs, bias=False)
     if isinstance(module, QuantizedEmbedding):
-        embedding.weight = weight
-        return embedding
+        return nn.Embedding(outputs, inputs, _weight=weight)
+    with torch.device("meta"):  # filled below
+        linear = nn.Linear(inputs, outputs, bias=False)
     linear.weight = weight
     if module.bias is not None:
         linear.bias = module.bias
