@@ -328,10 +328,12 @@ def test_a_server_that_refuses_a_greeting_is_an_error_before_the_run(status: int
 
 def test_a_server_whose_list_of_models_fails_is_asked_all_the_same() -> None:
     def handle(request: Any) -> Any:
-        listed = request.url.path.endswith("/models")
-        return httpx.Response(503) if listed else httpx.Response(200, json=completion("x"))
+        asked.append(request.url.path.rpartition("/v1/")[2])
+        return httpx.Response(503) if asked[-1] == "models" else httpx.Response(200, json=completion("x"))
 
+    asked: list[str] = []
     server(handle).check()
+    assert asked == ["models", "chat/completions"]
 
 
 def test_every_successful_status_is_an_answer() -> None:
